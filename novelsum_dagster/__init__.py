@@ -1,0 +1,1 @@
+"""NovelSum and NovelSelect as an audited Dagster pipeline."""

@@ -1,0 +1,136 @@
+"""Density and novelty of a pool as tables on disk.
+
+Belongs here: the two steps between embeddings and everything that is measured or selected. Does not: the maths
+(`density`, `novelsum`).
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from novelsum_dagster.diversity.density import density, density_factor
+from novelsum_dagster.diversity.novelsum import novelsum_with_density
+from novelsum_dagster.files import KEY_LENGTH, content_key, write_table
+from novelsum_dagster.pool.snapshot import Handle
+from novelsum_dagster.progress import Progress, no_progress
+
+
+class DensityTable(Handle):
+    """One row a sample: id, mean_squared_distance, density_factor (both float64)."""
+
+    file: str
+    vectors: str
+    neighbors: int
+    density_power: float
+    reference_size: int
+
+    def table(self, root: Path) -> pa.Table:
+        """Read the table, in pool order."""
+        return pq.read_table(root / self.file, partitioning=None)
+
+    def factor(self, root: Path, density_power: float) -> NDArray[np.float64]:
+        """Return the density factors at a power, float64, (n,), in pool order."""
+        return density_factor(self.table(root)["mean_squared_distance"].to_numpy(), density_power)
+
+
+class NoveltyTable(Handle):
+    """One row a sample: id, novelty (float64). `novelsum` is their mean: NovelSum of the whole pool."""
+
+    file: str
+    density: str
+    density_power: float
+    proximity_power: float
+    novelsum: float
+
+    def table(self, root: Path) -> pa.Table:
+        """Read the table, in pool order."""
+        return pq.read_table(root / self.file, partitioning=None)
+
+
+def build_density(
+    root: Path,
+    ids: list[str],
+    vectors: NDArray[np.float32],
+    vectors_key: str,
+    *,
+    neighbors: int,
+    density_power: float,
+    progress: Progress = no_progress,
+) -> DensityTable:
+    """Search each sample's neighbours in the pool and write the density table.
+
+    Args:
+        root: the storage folder.
+        ids: sample ids in pool order, (n,).
+        vectors: float32, (n, d), in the same order.
+        vectors_key: key of the vector set.
+        neighbors, density_power: K and beta.
+        progress: called with samples searched and n.
+
+    Raises:
+        ValueError: as `density` does.
+    """
+    found = density(vectors, neighbors=neighbors, progress=progress)
+    columns = {
+        "id": pa.array(ids, pa.string()),
+        "mean_squared_distance": found.mean_squared_distance,
+        "density_factor": found.factor(density_power),
+    }
+    settings = {"vectors": vectors_key, "neighbors": neighbors, "density_power": density_power}
+    key = _write(root, "density", columns, settings)
+    return DensityTable(
+        key=key, file=_file("density", key), reference_size=found.reference_size, **settings  # type: ignore[arg-type]
+    )
+
+
+def build_novelty(
+    root: Path,
+    density_table: DensityTable,
+    vectors: NDArray[np.float32],
+    *,
+    proximity_power: float,
+    progress: Progress = no_progress,
+) -> NoveltyTable:
+    """Compute every sample's novelty within the pool and write the novelty table.
+
+    Args:
+        root: the storage folder.
+        density_table: of the same pool.
+        vectors: float32, (n, d), in pool order.
+        proximity_power: alpha.
+        progress: called with samples done and n.
+
+    Raises:
+        ValueError: as `novelsum_with_density` does.
+    """
+    table = density_table.table(root)
+    factor = table["density_factor"].to_numpy()
+    result = novelsum_with_density(vectors, factor, proximity_power=proximity_power, progress=progress)
+    settings = {"density": density_table.key, "proximity_power": proximity_power}
+    key = _write(root, "novelty", {"id": table["id"], "novelty": result.novelty}, settings)
+    return NoveltyTable(
+        key=key,
+        file=_file("novelty", key),
+        density_power=density_table.density_power,
+        novelsum=result.value,
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+def _file(kind: str, key: str) -> str:
+    return f"{kind}/{kind}={key}/{kind}.parquet"
+
+
+def _write(root: Path, kind: str, columns: dict[str, Any], settings: dict[str, Any]) -> str:
+    digest = hashlib.sha256(content_key(settings).encode())
+    for values in columns.values():
+        if isinstance(values, np.ndarray):
+            digest.update(values.tobytes())
+    key = digest.hexdigest()[:KEY_LENGTH]
+    write_table(pa.table(columns), root / _file(kind, key))
+    return key

@@ -1,0 +1,157 @@
+"""The vector store: what was embedded once is kept, a shard at a time, and never embedded again.
+
+Belongs here: shards of vectors by sample id for one model, filling in what is missing, reading in any order.
+Does not: models (`encoder`).
+
+Layout: `vectors/<model key>/model.json` and `vectors/<model key>/<hash of ids>.parquet` with columns `id` and
+`vector` (fixed-size list of float32). A shard is written whole or not at all, so a killed run loses one at most.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from novelsum_dagster.embedding.encoder import Encoder, Model, SentenceTransformerEncoder, identify
+from novelsum_dagster.errors import InputError
+from novelsum_dagster.files import KEY_LENGTH, read_json, write_json, write_table
+from novelsum_dagster.pool.snapshot import Handle
+from novelsum_dagster.progress import Progress, no_progress
+from novelsum_dagster.settings import Embedding
+
+
+class VectorSet(Handle):
+    """The vectors of a pool, in its order. `embedded` of its `samples` were new to the store."""
+
+    folder: str
+    ids_from: str
+    """Key of the pool snapshot whose order the vectors follow."""
+    model: str
+    revision: str
+    max_tokens: int
+    dtype: str
+    device: str
+    dimension: int
+    samples: int
+    embedded: int
+
+
+class VectorStore:
+    """The vectors of one model under `root/vectors`."""
+
+    def __init__(self, root: Path, model: Model) -> None:
+        self.model = model
+        self.name = f"vectors/{model.key}"
+        self.folder = root / self.name
+
+    def dtype(self) -> str | None:
+        """Return the number type with which the kept vectors were made; None in an empty store."""
+        path = self.folder / "model.json"
+        return str(read_json(path)["weights_dtype"]) if path.exists() else None
+
+    def ids(self) -> set[str]:
+        """Return the ids of all samples that have a vector."""
+        found: set[str] = set()
+        for path in self._shards():
+            found.update(_read(path, ["id"])["id"].to_pylist())
+        return found
+
+    def add(self, ids: Sequence[str], vectors: NDArray[np.float32], dtype: str) -> None:
+        """Commit one shard.
+
+        Args:
+            ids: sample ids, (n,).
+            vectors: float32, (n, d).
+            dtype: number type of the model's weights.
+        """
+        if not (self.folder / "model.json").exists():
+            facts = {**asdict(self.model), "weights_dtype": dtype, "dimension": vectors.shape[1]}
+            write_json(facts, self.folder / "model.json")
+        rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+        name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:KEY_LENGTH]
+        write_table(pa.table({"id": pa.array(ids, pa.string()), "vector": rows}), self.folder / f"{name}.parquet")
+
+    def load(self, ids: Sequence[str]) -> NDArray[np.float32]:
+        """Return the vectors of `ids`, in that order: float32, (len(ids), d). Holds one shard beside the result.
+
+        Raises:
+            InputError: where some have none, or a shard is damaged.
+        """
+        place = {id_: row for row, id_ in enumerate(ids)}
+        result: NDArray[np.float32] | None = None
+        filled = np.zeros(len(ids), dtype=bool)
+        for path in self._shards():
+            shard = _read(path)
+            vectors = shard["vector"].combine_chunks()
+            rows = vectors.flatten().to_numpy().reshape(len(shard), -1)
+            if result is None:
+                result = np.empty((len(ids), rows.shape[1]), dtype=np.float32)
+            wanted = [(at, place[id_]) for at, id_ in enumerate(shard["id"].to_pylist()) if id_ in place]
+            if wanted:
+                source, target = np.array(wanted).T
+                result[target] = rows[source]
+                filled[target] = True
+        if result is None or not filled.all():
+            raise InputError(f"{self.folder}: {np.sum(~filled):,} of {len(ids):,} samples have no vector; embed first")
+        return result
+
+    def _shards(self) -> list[Path]:
+        return sorted(self.folder.glob("*.parquet"))
+
+
+def embed(
+    root: Path,
+    settings: Embedding,
+    ids: Sequence[str],
+    texts: Sequence[str],
+    ids_from: str,
+    progress: Progress = no_progress,
+) -> VectorSet:
+    """Embed the samples that have no vector yet, and return the set of all.
+
+    Args:
+        root: the storage folder.
+        settings: the model and how it is run.
+        ids, texts: the pool in order, (n,).
+        ids_from: key of the pool snapshot.
+        progress: called after every shard with samples done and to do.
+    """
+    store = VectorStore(root, identify(settings))
+    known = store.ids()
+    missing = [row for row, id_ in enumerate(ids) if id_ not in known]
+    dtype = None if settings.dtype == "auto" else settings.dtype
+    encoder: Encoder | None = None
+    for start in range(0, len(missing), settings.shard_size):
+        # The model is loaded only where there is work; vectors of one store are all made with one number type.
+        encoder = encoder or SentenceTransformerEncoder(settings, store.dtype() or dtype)
+        rows = missing[start : start + settings.shard_size]
+        store.add([ids[row] for row in rows], encoder.encode([texts[row] for row in rows]), encoder.dtype)
+        progress(start + len(rows), len(missing))
+    vectors = store.load(ids)
+    digest = hashlib.sha256("\n".join(ids).encode())
+    digest.update(vectors.data)
+    return VectorSet(
+        key=digest.hexdigest()[:KEY_LENGTH],
+        folder=store.name,
+        ids_from=ids_from,
+        model=settings.model,
+        revision=store.model.revision,
+        max_tokens=settings.max_tokens,
+        dtype=store.dtype() or "",
+        device=encoder.device if encoder else "none",
+        dimension=vectors.shape[1],
+        samples=len(ids),
+        embedded=len(missing),
+    )
+
+
+def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: damaged shard ({error}); delete it, and the next run embeds its samples again") from error

@@ -1,0 +1,89 @@
+"""Writing so that a reader never sees half a file, and hashing what was written.
+
+Belongs here: atomic writes of bytes, JSON, Parquet and folders; content hashes. Does not: what the content means.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+KEY_LENGTH = 32
+"""Hexadecimal digits of a content key: 128 bits of SHA-256."""
+
+
+def content_key(value: Any) -> str:
+    """Return the key of a JSON-able value: the same for equal values, whatever the order of their keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` and move it there, whole, when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """Yield a temporary folder inside `parent`; it is gone after the block unless `place_folder` moved it."""
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=parent, prefix=".building-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def place_folder(built: Path, destination: Path) -> None:
+    """Move a finished content-addressed folder into place; where one is already, it is the same and stays."""
+    if not destination.exists():
+        built.chmod(0o755)
+        built.rename(destination)
+
+
+def write_bytes(data: bytes, path: Path) -> None:
+    """Write `data` to `path` atomically."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write a JSON-able value to `path` atomically, indented, with a final newline."""
+    write_bytes((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(), path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_bytes())
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write an Arrow table to `path` as Parquet, atomically."""
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")

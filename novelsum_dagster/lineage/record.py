@@ -1,0 +1,64 @@
+"""What a finished run writes into the lineage.
+
+Belongs here: turning the pipeline's outputs into rows. Does not: the database (`store`).
+"""
+
+from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
+from novelsum_dagster.embedding.store import VectorSet
+from novelsum_dagster.lineage.store import LineageStore, insert
+from novelsum_dagster.pool.snapshot import PoolSnapshot
+from novelsum_dagster.report.novelsum_report import NovelSumReport
+from novelsum_dagster.selection.subset import Subset
+
+
+def record_outputs(
+    store: LineageStore,
+    run_id: str,
+    snapshot: PoolSnapshot,
+    vectors: VectorSet,
+    density: DensityTable,
+    novelty: NoveltyTable,
+    subset: Subset,
+    report: NovelSumReport,
+) -> None:
+    """Write all outputs of a run in one transaction; what an earlier run wrote already is left as it is."""
+    counts = {name: getattr(snapshot, name) for name in ("read", "kept", "duplicates", "rejects", "near_duplicates")}
+    keys = {"vectors": vectors.key, "density": density.key, "novelty": novelty.key}
+    with store.writing() as connection:
+        insert(
+            connection,
+            "snapshots",
+            [
+                {
+                    "snapshot": snapshot.key,
+                    "folder": snapshot.folder,
+                    **counts,
+                    "near_duplicates_dropped": snapshot.near_duplicates_dropped,
+                }
+            ],
+        )
+        insert(
+            connection,
+            "source_files",
+            [{"snapshot": snapshot.key, **file.model_dump(exclude={"arrow_schema"})} for file in snapshot.files],
+        )
+        facts = vectors.model_dump(exclude={"key", "ids_from", "device", "embedded"})
+        insert(connection, "embeddings", [{"vectors": vectors.key, "snapshot": vectors.ids_from, **facts}])
+        insert(connection, "densities", [{"density": density.key, **density.model_dump(exclude={"key"})}])
+        insert(
+            connection,
+            "novelties",
+            [{"novelty": novelty.key, **novelty.model_dump(exclude={"key", "density_power"})}],
+        )
+        insert(
+            connection,
+            "selections",
+            [{"selection": subset.key, "folder": subset.folder, **subset.settings.model_dump(exclude={"key"})}],
+        )
+        insert(
+            connection,
+            "measures",
+            [{"report": report.key, "selection": subset.key, **row.model_dump()} for row in report.sets],
+        )
+        row = {"run_id": run_id, "snapshot": snapshot.key, **keys, "selection": subset.key, "report": report.key}
+        insert(connection, "run_outputs", [row])

@@ -1,0 +1,112 @@
+-- Tables of the lineage database. Rows a sample stay in Parquet; views show them (see store.py).
+
+CREATE TABLE IF NOT EXISTS runs (
+    run_id VARCHAR PRIMARY KEY,
+    started_at TIMESTAMPTZ NOT NULL,
+    settings VARCHAR NOT NULL,
+    package_version VARCHAR NOT NULL,
+    git_revision VARCHAR,
+    python VARCHAR NOT NULL,
+    platform VARCHAR NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS steps (
+    run_id VARCHAR NOT NULL,
+    step VARCHAR NOT NULL,
+    attempt INTEGER NOT NULL,
+    started_at TIMESTAMPTZ NOT NULL,
+    ended_at TIMESTAMPTZ,
+    status VARCHAR NOT NULL,
+    output VARCHAR,
+    error VARCHAR,
+    PRIMARY KEY (run_id, step, attempt)
+);
+
+CREATE TABLE IF NOT EXISTS snapshots (
+    snapshot VARCHAR PRIMARY KEY,
+    folder VARCHAR NOT NULL,
+    read BIGINT NOT NULL,
+    kept BIGINT NOT NULL,
+    duplicates BIGINT NOT NULL,
+    rejects BIGINT NOT NULL,
+    near_duplicates BIGINT NOT NULL,
+    near_duplicates_dropped BOOLEAN NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS source_files (
+    snapshot VARCHAR NOT NULL,
+    source VARCHAR NOT NULL,
+    file VARCHAR NOT NULL,
+    format VARCHAR NOT NULL,
+    form VARCHAR,
+    sha256 VARCHAR,
+    complete BOOLEAN NOT NULL,
+    read BIGINT NOT NULL,
+    kept BIGINT NOT NULL,
+    duplicates BIGINT NOT NULL,
+    rejects BIGINT NOT NULL,
+    PRIMARY KEY (snapshot, file)
+);
+
+CREATE TABLE IF NOT EXISTS embeddings (
+    vectors VARCHAR PRIMARY KEY,
+    snapshot VARCHAR NOT NULL,
+    folder VARCHAR NOT NULL,
+    model VARCHAR NOT NULL,
+    revision VARCHAR NOT NULL,
+    max_tokens INTEGER NOT NULL,
+    dtype VARCHAR NOT NULL,
+    dimension INTEGER NOT NULL,
+    samples BIGINT NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS densities (
+    density VARCHAR PRIMARY KEY,
+    vectors VARCHAR NOT NULL,
+    file VARCHAR NOT NULL,
+    neighbors INTEGER NOT NULL,
+    density_power DOUBLE NOT NULL,
+    reference_size BIGINT NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS novelties (
+    novelty VARCHAR PRIMARY KEY,
+    density VARCHAR NOT NULL,
+    file VARCHAR NOT NULL,
+    proximity_power DOUBLE NOT NULL,
+    novelsum DOUBLE NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS selections (
+    selection VARCHAR PRIMARY KEY,
+    snapshot VARCHAR NOT NULL,
+    vectors VARCHAR NOT NULL,
+    density VARCHAR NOT NULL,
+    folder VARCHAR NOT NULL,
+    strategy VARCHAR NOT NULL,
+    k BIGINT NOT NULL,
+    seed BIGINT NOT NULL,
+    density_power DOUBLE NOT NULL,
+    proximity_power DOUBLE NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS measures (
+    report VARCHAR NOT NULL,
+    selection VARCHAR NOT NULL,
+    set_name VARCHAR NOT NULL,
+    size BIGINT NOT NULL,
+    novelsum DOUBLE NOT NULL,
+    low DOUBLE NOT NULL,
+    high DOUBLE NOT NULL,
+    PRIMARY KEY (report, set_name)
+);
+
+CREATE TABLE IF NOT EXISTS run_outputs (
+    run_id VARCHAR PRIMARY KEY,
+    snapshot VARCHAR NOT NULL,
+    vectors VARCHAR NOT NULL,
+    density VARCHAR NOT NULL,
+    novelty VARCHAR NOT NULL,
+    selection VARCHAR NOT NULL,
+    report VARCHAR NOT NULL
+);

@@ -1,0 +1,1 @@
+"""From files and datasets of instruction data to a snapshot of samples."""

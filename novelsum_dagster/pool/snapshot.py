@@ -1,0 +1,115 @@
+"""A pool as it is on disk: one content-addressed folder of Parquet tables, never changed once written.
+
+Belongs here: the tables' schemas, and reading them. Does not: building a snapshot (`ingest`).
+
+| table | a row is |
+|---|---|
+| samples | a distinct sample: id, where it first stood, turns, sizes, text, original record |
+| origins | a record that was read as a sample: the sample's id and its place |
+| rejects | a record that is no sample: its place, reason, detail and original |
+| near_duplicates | a sample that resembles an earlier one: partner and score |
+"""
+
+import base64
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+_PLACE = [("source", pa.string()), ("file", pa.string()), ("position", pa.int64()), ("line", pa.int64())]
+SAMPLES = pa.schema(
+    [
+        ("id", pa.string()),
+        *_PLACE,
+        ("form", pa.string()),
+        ("turns", pa.int32()),
+        ("characters", pa.int64()),
+        ("tokens", pa.int64()),
+        ("text", pa.string()),
+        ("original", pa.binary()),
+    ]
+)
+ORIGINS = pa.schema([("id", pa.string()), *_PLACE, ("is_first", pa.bool_())])
+REJECTS = pa.schema([*_PLACE, ("reason", pa.string()), ("detail", pa.string()), ("original", pa.binary())])
+NEAR_DUPLICATES = pa.schema([("id", pa.string()), ("partner_id", pa.string()), ("score", pa.float64())])
+
+
+class Handle(BaseModel):
+    """What one step of the pipeline hands to the next: a small record; bulk data stays in files that it names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    """Hash of the content: equal keys mean equal content."""
+
+
+class SourceFile(BaseModel):
+    """One file or dataset that was read, with its counts: read = kept + duplicates + rejects."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    file: str
+    format: str
+    form: str | None
+    sha256: str | None
+    arrow_schema: str | None
+    complete: bool
+    read: int
+    kept: int
+    duplicates: int
+    rejects: int
+
+    @property
+    def schema_of_rows(self) -> pa.Schema | None:
+        """The Arrow schema of the kept originals; None where they are JSON text."""
+        if self.arrow_schema is None:
+            return None
+        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.arrow_schema)))
+
+
+class PoolSnapshot(Handle):
+    """A snapshot of the pool.
+
+    `kept` counts the samples in the pool; `duplicates` counts records that repeat a sample, and near-duplicates where
+    the settings drop them.
+    """
+
+    folder: str
+    files: tuple[SourceFile, ...]
+    near_duplicates: int
+    near_duplicates_dropped: bool
+
+    @property
+    def read(self) -> int:
+        """Records read."""
+        return sum(file.read for file in self.files)
+
+    @property
+    def kept(self) -> int:
+        """Samples in the pool."""
+        return sum(file.kept for file in self.files)
+
+    @property
+    def duplicates(self) -> int:
+        """Records taken out as duplicates."""
+        return sum(file.duplicates for file in self.files)
+
+    @property
+    def rejects(self) -> int:
+        """Records that are no samples."""
+        return sum(file.rejects for file in self.files)
+
+    def table(self, root: Path, name: str, columns: list[str] | None = None) -> pa.Table:
+        """Read one table whole, or some of its columns; `root` is the storage folder."""
+        return pq.read_table(root / self.folder / f"{name}.parquet", columns=columns)
+
+    def samples(self, root: Path, columns: list[str]) -> pa.Table:
+        """Read columns of the samples that are in the pool, in pool order."""
+        table = self.table(root, "samples", list(dict.fromkeys(["id", *columns])))
+        if self.near_duplicates_dropped:
+            dropped = self.table(root, "near_duplicates", ["id"])["id"]
+            table = table.filter(pc.invert(pc.is_in(table["id"], value_set=dropped)))
+        return table.select(columns)

@@ -1,0 +1,83 @@
+"""How long work tells what it has done: one callback, drawn as a bar in a terminal or as lines in a log.
+
+Belongs here: the `Progress` callback, its log and terminal forms. Does not: any knowledge of what the work is.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+Progress = Callable[[int, int], None]
+"""Called as `progress(done, total)`; `total` 0 means that it is not known yet."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Report nothing."""
+
+
+class Reporter(Protocol):
+    """Opens one `Progress` for each named step."""
+
+    def step(self, name: str) -> AbstractContextManager[Progress]: ...
+
+
+def describe(name: str, done: int, total: int, seconds: float) -> str:
+    """Return one line: what is done, of how many, at what rate, and the time left."""
+    rate = done / seconds if seconds > 0 else 0.0
+    if not total:
+        return f"{name}: {done:,} done, {rate:,.0f}/s"
+    line = f"{name}: {done:,} of {total:,} ({done / total:.0%}), {rate:,.0f}/s"
+    if rate and done < total:
+        minutes, left = divmod(round((total - done) / rate), 60)
+        line += f", {minutes} min {left:02d} s left"
+    return line
+
+
+class LogReporter:
+    """Writes a line every `every` seconds, and one at the end, to `log`."""
+
+    def __init__(self, log: Callable[[str], object], every: float = 5.0) -> None:
+        self._log = log
+        self._every = every
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Progress]:
+        started = time.monotonic()
+        last_written = started
+        latest = (0, 0)
+
+        def progress(done: int, total: int) -> None:
+            nonlocal last_written, latest
+            latest = (done, total)
+            now = time.monotonic()
+            if now - last_written >= self._every:
+                last_written = now
+                self._log(describe(name, done, total, now - started))
+
+        yield progress
+        if latest[0]:
+            self._log(describe(name, *latest, time.monotonic() - started))
+
+
+class TerminalReporter:
+    """Draws a bar with rate and time left on standard error; draws nothing where that is no terminal."""
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Progress]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description:<16}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task(name, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total or None)

@@ -1,0 +1,1 @@
+"""What people look at: the table of sets, and plots."""

@@ -1,0 +1,58 @@
+"""What every strategy returns: the picks in order, and the record of why each was made.
+
+Belongs here: `Picks` and the parts of the record that follow from the picks alone. Does not: any strategy.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_TILE = 1024
+
+
+@dataclass(frozen=True)
+class Picks:
+    """k picks out of n samples, in pick order; every array has shape (k,).
+
+    Attributes:
+        indices: int64, rows of the embeddings.
+        score: float64, the value by which the pick won; NaN where the strategy has none (first pick, random).
+        runner_up: int64, row that came second; -1 where there was none.
+        runner_up_score: float64, its value; NaN where there was none.
+        nearest_pick: int64, rank (from 0) of the nearest earlier pick; -1 for the first.
+        nearest_distance: float64, cosine distance to it; NaN for the first.
+        density_factor: float64, the pick's density factor.
+    """
+
+    indices: NDArray[np.int64]
+    score: NDArray[np.float64]
+    runner_up: NDArray[np.int64]
+    runner_up_score: NDArray[np.float64]
+    nearest_pick: NDArray[np.int64]
+    nearest_distance: NDArray[np.float64]
+    density_factor: NDArray[np.float64]
+
+
+def nearest_earlier(unit_rows: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the nearest earlier row of each row, and its cosine distance.
+
+    Args:
+        unit_rows: float32, (k, d), rows of length 1 in pick order.
+
+    Returns:
+        ranks, int64, (k,), -1 for the first; distances, float64, (k,), NaN for the first.
+    """
+    size = len(unit_rows)
+    nearest = np.full(size, -1, dtype=np.int64)
+    distance = np.full(size, np.nan)
+    for start in range(0, size, _TILE):
+        stop = min(start + _TILE, size)
+        cosines = unit_rows[start:stop] @ unit_rows[:stop].T
+        later = np.arange(stop)[None, :] >= np.arange(start, stop)[:, None]
+        cosines[later] = -np.inf
+        best = cosines.argmax(1)
+        nearest[start:stop] = best
+        distance[start:stop] = np.maximum(1 - cosines[np.arange(stop - start), best].astype(np.float64), 0)
+    nearest[0], distance[0] = -1, np.nan
+    return nearest, distance

@@ -1,0 +1,110 @@
+"""The selected subset on disk: the picks with their record, and the samples in their original form.
+
+Belongs here: writing one selection as a content-addressed folder. Does not: how picks are made (`strategies`).
+
+| file | content |
+|---|---|
+| picks.parquet | a row a pick, in order: rank (from 1), id, place, score, runner-up, nearest earlier pick, density |
+| subset.jsonl | the original records in pick order, one JSON object a line |
+| original/ | the same records, one file for each source, in the source's own format |
+| manifest.json | settings, keys of all inputs, counts a source, SHA-256 of every file |
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from novelsum_dagster.files import content_key, file_hash, place_folder, temporary_folder, write_json, write_table
+from novelsum_dagster.pool.export import chosen_records, write_by_source, write_records
+from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
+from novelsum_dagster.selection.picks import Picks
+
+
+class SelectionSettings(Handle):
+    """What a selection depends on; `key` is the hash of everything else."""
+
+    strategy: str
+    k: int
+    seed: int
+    density_power: float
+    proximity_power: float
+    snapshot: str
+    vectors: str
+    density: str
+
+
+class Subset(Handle):
+    """A selected subset."""
+
+    folder: str
+    settings: SelectionSettings
+
+    def picks(self, root: Path, columns: list[str] | None = None) -> pa.Table:
+        """Read the picks, in pick order."""
+        return pq.read_table(root / self.folder / "picks.parquet", columns=columns, partitioning=None)
+
+
+def picks_table(snapshot: PoolSnapshot, root: Path, picks: Picks) -> pa.Table:
+    """Return the picks as a table, one row a pick, in order."""
+    samples = snapshot.samples(root, ["id", "source", "file", "position", "line", "turns", "tokens"])
+    ids = samples["id"].to_pylist()
+    places = samples.take(pa.array(picks.indices))
+    nearest = [None if rank < 0 else ids[picks.indices[rank]] for rank in picks.nearest_pick]
+    runner_up = [None if row < 0 else ids[row] for row in picks.runner_up]
+    columns: dict[str, Any] = {
+        "rank": np.arange(1, len(picks.indices) + 1),
+        **{name: places[name] for name in samples.column_names},
+        "score": _numbers(picks.score),
+        "runner_up_id": pa.array(runner_up, pa.string()),
+        "runner_up_score": _numbers(picks.runner_up_score),
+        "margin": _numbers(picks.score - picks.runner_up_score),
+        "nearest_pick_rank": pa.array([None if rank < 0 else int(rank) + 1 for rank in picks.nearest_pick], pa.int64()),
+        "nearest_pick_id": pa.array(nearest, pa.string()),
+        "nearest_distance": _numbers(picks.nearest_distance),
+        "density_factor": picks.density_factor,
+    }
+    return pa.table(columns)
+
+
+def write_subset(snapshot: PoolSnapshot, root: Path, picks: Picks, settings: dict[str, Any]) -> Subset:
+    """Write a selection under `root/selections`.
+
+    Args:
+        snapshot: the pool.
+        root: the storage folder.
+        picks: rows of the pool, in pick order.
+        settings: strategy, k, seed, powers and the keys of snapshot, vectors and density.
+    """
+    table = picks_table(snapshot, root, picks)
+    ids = table["id"].to_pylist()
+    chosen = SelectionSettings(key=content_key(settings), **settings)
+    key = content_key({"settings": settings, "ids": ids})
+    records = chosen_records(snapshot, root, ids)
+    with temporary_folder(root / "selections") as folder:
+        write_table(table, folder / "picks.parquet")
+        write_records(records, folder / "subset.jsonl")
+        parts = [folder / "picks.parquet", folder / "subset.jsonl", *write_by_source(records, folder / "original")]
+        write_json(
+            {
+                "selection": key,
+                "settings": settings,
+                "counts": _counts(table),
+                "sha256": {str(part.relative_to(folder)): file_hash(part) for part in parts},
+            },
+            folder / "manifest.json",
+        )
+        place_folder(folder, root / "selections" / f"selection={key}")
+    return Subset(key=key, folder=f"selections/selection={key}", settings=chosen)
+
+
+def _counts(table: pa.Table) -> dict[str, int]:
+    counted = table["source"].value_counts().to_pylist()
+    return {entry["values"]: entry["counts"] for entry in sorted(counted, key=lambda entry: str(entry["values"]))}
+
+
+def _numbers(values: np.ndarray) -> pa.Array:
+    """Return floats as an Arrow array in which NaN is null."""
+    return pa.array(values, pa.float64(), from_pandas=True)

@@ -1,0 +1,167 @@
+"""The one settings model, read from a YAML file by the command line and by Dagster alike.
+
+Belongs here: every setting with its default and limits, and errors that name the key and line.
+Does not: anything that acts on a setting.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from novelsum_dagster.errors import InputError
+from novelsum_dagster.pool.forms import Form
+
+SETTINGS_VARIABLE = "NOVELSUM_SETTINGS"
+"""Environment variable that names the settings file; without it, `curation.yaml` in the working folder."""
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(_Section):
+    """One part of the pool: files, or a Hugging Face dataset."""
+
+    path: str | None = Field(None, description="File or glob; relative paths start at the settings file's folder.")
+    dataset: str | None = Field(None, description="Hugging Face dataset: a hub name or a local folder.")
+    split: str = Field("train", description="Split of the dataset.")
+    revision: str | None = Field(None, description="Commit or tag of the dataset on the hub.")
+    name: str | None = Field(None, min_length=1, description="Name in reports; default: the file's or dataset's.")
+    form: Literal["auto", Form] = Field("auto", description="Form of the records; auto takes the first record's.")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "Source":
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("give either path or dataset")
+        return self
+
+
+class NearDuplicates(_Section):
+    """How near-duplicates are found and what becomes of them."""
+
+    method: Literal["minhash", "off"] = Field("minhash", description="MinHash over character 5-grams, or off.")
+    threshold: Annotated[float, Field(gt=0, le=1)] = Field(0.8, description="Least Jaccard similarity of a pair.")
+    drop: bool = Field(False, description="Take near-duplicates out of the pool instead of only flagging them.")
+
+
+class Pool(_Section):
+    """What is read and what is let in."""
+
+    sources: tuple[Source, ...] = Field((), description="Where the samples come from, in order.")
+    max_reject_fraction: Fraction = Field(0.01, description="Fail when more than this part of the records is bad.")
+    max_characters: PositiveInt = Field(200_000, description="Longer samples are rejected as over-long.")
+    near_duplicates: NearDuplicates = NearDuplicates()
+
+
+class Embedding(_Section):
+    """The model that turns a sample's text into a vector."""
+
+    model: str = Field("all-MiniLM-L6-v2", description="The packaged model, a local folder, or a hub name.")
+    revision: str | None = Field(None, description="Commit of a hub model; required for one.")
+    max_tokens: PositiveInt = Field(256, description="Texts are cut after this many tokens.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: CUDA, then MPS, then CPU.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 weights where they are faster and equal to 0.999, else float32."
+    )
+    batch_size: PositiveInt = Field(32, description="Samples a forward pass.")
+    shard_size: PositiveInt = Field(512, description="Samples committed to disk at a time.")
+
+
+class NovelSum(_Section):
+    """The parameters of the measure (paper, section 4; names as in the published code)."""
+
+    neighbors: PositiveInt = Field(10, description="K, neighbours in the density factor.")
+    density_power: NonNegative = Field(0.5, description="beta, weight of the density factor.")
+    proximity_power: NonNegative = Field(1.0, description="alpha, weight of near samples.")
+
+
+class Selection(_Section):
+    """Which subset is chosen."""
+
+    strategy: Literal["novelselect", "random"] = Field("novelselect", description="How samples are chosen.")
+    k: PositiveInt = Field(1000, description="Size of the subset.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="Seed of the first pick and of random draws.")
+
+
+class Checks(_Section):
+    """Limits of the data-quality checks."""
+
+    max_near_duplicate_fraction: Fraction = Field(0.5, description="Warn over this part of near-duplicates.")
+    max_source_growth: Annotated[float, Field(ge=1)] = Field(
+        4.0, description="Warn when a source's share of the subset exceeds its share of the pool this many times."
+    )
+    max_source_share: Fraction = Field(0.9, description="Warn when one of several sources has more of the subset.")
+
+
+class Settings(_Section):
+    """All settings of one curation. `base` is the folder that relative paths start from."""
+
+    storage: str = Field("curated", description="Folder for everything that is written.")
+    pool: Pool = Pool()
+    embedding: Embedding = Embedding()
+    novelsum: NovelSum = NovelSum()
+    selection: Selection = Selection()
+    checks: Checks = Checks()
+    base: Path = Field(default_factory=Path.cwd, exclude=True)
+
+    @property
+    def storage_path(self) -> Path:
+        """The storage folder as an absolute path."""
+        return (self.base / Path(self.storage).expanduser()).resolve()
+
+
+def settings_path() -> Path:
+    """Return the settings file in force: `NOVELSUM_SETTINGS`, else `curation.yaml` in the working folder."""
+    return Path(os.environ.get(SETTINGS_VARIABLE, "curation.yaml")).expanduser().resolve()
+
+
+def load_settings(path: Path) -> Settings:
+    """Read and check a settings file.
+
+    Raises:
+        InputError: naming the line and the key of every mistake.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must be a mapping of settings, as in docs/settings.md")
+    if "base" in values:
+        raise InputError(f"{path}: base: no such setting; paths start at the settings file's folder")
+    try:
+        return Settings(**values, base=path.parent.resolve())
+    except ValidationError as error:
+        lines = [f"{path}:{_line(tree, e['loc'])}: {_key(e['loc'])}: {e['msg']}" for e in error.errors()]
+        raise InputError("\n".join(lines)) from None
+
+
+def _key(location: Sequence[str | int]) -> str:
+    return ".".join(str(part) for part in location) or "settings"
+
+
+def _line(node: yaml.Node | None, location: Sequence[str | int]) -> int:
+    """Return the line of the innermost node on the way to `location` that is in the file."""
+    line = node.start_mark.line + 1 if node else 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            pair = next((pair for pair in node.value if pair[0].value == part), None)
+            if pair is None:
+                return line
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return line
