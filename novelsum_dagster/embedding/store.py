@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from novelsum_dagster.embedding.encoder import Encoder, Model, SentenceTransformerEncoder, identify
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import KEY_LENGTH, read_json, write_json, write_table
-from novelsum_dagster.pool.snapshot import Handle
+from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
 from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.settings import Embedding
 
@@ -76,30 +76,6 @@ class VectorStore:
         name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:KEY_LENGTH]
         write_table(pa.table({"id": pa.array(ids, pa.string()), "vector": rows}), self.folder / f"{name}.parquet")
 
-    def load(self, ids: Sequence[str]) -> NDArray[np.float32]:
-        """Return the vectors of `ids`, in that order: float32, (len(ids), d). Holds one shard beside the result.
-
-        Raises:
-            InputError: where some have none, or a shard is damaged.
-        """
-        place = {id_: row for row, id_ in enumerate(ids)}
-        result: NDArray[np.float32] | None = None
-        filled = np.zeros(len(ids), dtype=bool)
-        for path in self._shards():
-            shard = _read(path)
-            vectors = shard["vector"].combine_chunks()
-            rows = vectors.flatten().to_numpy().reshape(len(shard), -1)
-            if result is None:
-                result = np.empty((len(ids), rows.shape[1]), dtype=np.float32)
-            wanted = [(at, place[id_]) for at, id_ in enumerate(shard["id"].to_pylist()) if id_ in place]
-            if wanted:
-                source, target = np.array(wanted).T
-                result[target] = rows[source]
-                filled[target] = True
-        if result is None or not filled.all():
-            raise InputError(f"{self.folder}: {np.sum(~filled):,} of {len(ids):,} samples have no vector; embed first")
-        return result
-
     def _shards(self) -> list[Path]:
         return sorted(self.folder.glob("*.parquet"))
 
@@ -132,7 +108,7 @@ def embed(
         rows = missing[start : start + settings.shard_size]
         store.add([ids[row] for row in rows], encoder.encode([texts[row] for row in rows]), encoder.dtype)
         progress(start + len(rows), len(missing))
-    vectors = store.load(ids)
+    vectors = load_vectors(store.folder, ids)
     digest = hashlib.sha256("\n".join(ids).encode())
     digest.update(vectors.data)
     return VectorSet(
@@ -148,6 +124,47 @@ def embed(
         samples=len(ids),
         embedded=len(missing),
     )
+
+
+def pool_vectors(root: Path, snapshot: PoolSnapshot, vectors: VectorSet) -> tuple[list[str], NDArray[np.float32]]:
+    """Return the pool's ids and vectors, in pool order: (n,) and float32 (n, d).
+
+    Raises:
+        InputError: where the vectors belong to another snapshot.
+    """
+    if vectors.ids_from != snapshot.key:
+        raise InputError(
+            f"embeddings belong to pool snapshot {vectors.ids_from}, the pool is {snapshot.key}; materialise"
+            " embeddings again"
+        )
+    ids = snapshot.samples(root, ["id"])["id"].to_pylist()
+    return ids, load_vectors(root / vectors.folder, ids)
+
+
+def load_vectors(folder: Path, ids: Sequence[str]) -> NDArray[np.float32]:
+    """Return the vectors of `ids` from a model's folder, in that order: float32, (len(ids), d).
+
+    Holds one shard beside the result.
+
+    Raises:
+        InputError: where some have none, or a shard is damaged.
+    """
+    place = {id_: row for row, id_ in enumerate(ids)}
+    result: NDArray[np.float32] | None = None
+    filled = np.zeros(len(ids), dtype=bool)
+    for path in sorted(folder.glob("*.parquet")):
+        shard = _read(path)
+        rows = shard["vector"].combine_chunks().flatten().to_numpy().reshape(len(shard), -1)
+        if result is None:
+            result = np.empty((len(ids), rows.shape[1]), dtype=np.float32)
+        wanted = [(at, place[id_]) for at, id_ in enumerate(shard["id"].to_pylist()) if id_ in place]
+        if wanted:
+            source, target = np.array(wanted).T
+            result[target] = rows[source]
+            filled[target] = True
+    if result is None or not filled.all():
+        raise InputError(f"{folder}: {np.sum(~filled):,} of {len(ids):,} samples have no vector; embed first")
+    return result
 
 
 def _read(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -1,0 +1,49 @@
+"""The one entry that Dagster loads: `defs`, made by `build_defs`.
+
+Belongs here: putting assets, checks and resources together. Does not: any of them.
+"""
+
+import dagster as dg
+
+from novelsum_dagster.defs.checks import asset_checks
+from novelsum_dagster.defs.embeddings import embeddings
+from novelsum_dagster.defs.handles import HandleIOManager
+from novelsum_dagster.defs.lineage import lineage
+from novelsum_dagster.defs.novelty import density, sample_novelty
+from novelsum_dagster.defs.pool import raw_pool
+from novelsum_dagster.defs.reports import novelsum_report
+from novelsum_dagster.defs.selection import selection_asset
+from novelsum_dagster.progress import Reporter
+from novelsum_dagster.settings import Settings, load_settings, settings_path
+from novelsum_dagster.workspace import Workspace
+
+CURATE_JOB = "curate"
+"""Materialises every asset and runs every check."""
+
+
+def build_defs(settings: Settings, reporter: Reporter | None = None) -> dg.Definitions:
+    """Return all definitions for one curation.
+
+    Args:
+        settings: all settings.
+        reporter: draws progress in place of log lines.
+    """
+    workspace = Workspace(settings, reporter)
+    return dg.Definitions(
+        assets=[raw_pool, embeddings, density, sample_novelty, selection_asset(settings), novelsum_report, lineage],
+        asset_checks=asset_checks(),
+        jobs=[
+            dg.define_asset_job(CURATE_JOB, dg.AssetSelection.all(), description="From sources to an audited subset.")
+        ],
+        # One process for a run: steps share the imported libraries, which cost seconds each.
+        executor=dg.in_process_executor,
+        resources={"workspace": workspace, "io_manager": HandleIOManager(workspace.root)},
+    )
+
+
+def _settings_in_force() -> Settings:
+    path = settings_path()
+    return load_settings(path) if path.exists() else Settings()
+
+
+defs = build_defs(_settings_in_force())

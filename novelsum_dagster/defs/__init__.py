@@ -1,0 +1,1 @@
+"""The Dagster layer: assets, checks and resources, thin over the pure packages."""

@@ -1,0 +1,64 @@
+"""Asset checks: every suite of `quality` as one check, all suites of an asset in one step."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from novelsum_dagster.defs.handles import read_handle
+from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
+from novelsum_dagster.embedding.store import VectorSet, pool_vectors
+from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
+from novelsum_dagster.quality.suites import Subject, suites_of
+from novelsum_dagster.quality.validate import Verdict, check, describe
+from novelsum_dagster.report.novelsum_report import NovelSumReport
+from novelsum_dagster.selection.subset import Subset
+from novelsum_dagster.workspace import Workspace
+
+_OUTPUTS: dict[str, type[Handle]] = {
+    "raw_pool": PoolSnapshot,
+    "embeddings": VectorSet,
+    "density": DensityTable,
+    "sample_novelty": NoveltyTable,
+    "selected_subset": Subset,
+    "novelsum_report": NovelSumReport,
+}
+
+
+def asset_checks() -> list[dg.AssetChecksDefinition]:
+    """Return one multi-check for each asset that has suites."""
+    return [_checks_of(step) for step in _OUTPUTS]
+
+
+def _checks_of(step: str) -> dg.AssetChecksDefinition:
+    specs = [
+        dg.AssetCheckSpec(suite.name, asset=step, description=suite.description, blocking=suite.blocking)
+        for suite in suites_of(step)
+    ]
+
+    @dg.multi_asset_check(name=f"{step}_checks", specs=specs)
+    def run(workspace: dg.ResourceParam[Workspace]) -> Iterator[dg.AssetCheckResult]:
+        root = workspace.root
+        snapshot = read_handle(root, "raw_pool", PoolSnapshot)
+        output = read_handle(root, step, _OUTPUTS[step])
+        vectors = pool_vectors(root, snapshot, output)[1] if isinstance(output, VectorSet) else None
+        for verdict in check(step, Subject(output, root, workspace.settings, snapshot, vectors)):
+            yield _result(verdict)
+
+    return run
+
+
+def _result(verdict: Verdict) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        check_name=verdict.name,
+        asset_key=verdict.step,
+        passed=verdict.passed,
+        severity=dg.AssetCheckSeverity.ERROR if verdict.blocking else dg.AssetCheckSeverity.WARN,
+        description=describe(verdict.failures) or None,
+        metadata={
+            "expectations": verdict.expectations,
+            "output": verdict.key,
+            "failures": dg.MetadataValue.table([dg.TableRecord(one.model_dump()) for one in verdict.failures])
+            if verdict.failures
+            else "none",
+        },
+    )

@@ -1,0 +1,48 @@
+"""The asset `embeddings`: the one that wants a GPU."""
+
+import dagster as dg
+import pyarrow as pa
+
+from novelsum_dagster.defs.steps import OWNERS, RETRY, column_schema, recorded
+from novelsum_dagster.embedding.store import VectorSet, embed
+from novelsum_dagster.pool.snapshot import PoolSnapshot
+from novelsum_dagster.workspace import Workspace
+
+GPU_POOL = "gpu"
+"""Dagster pool of the steps that use a GPU; dagster.yaml lets one run at a time."""
+GPU_TAGS = {"dagster-k8s/config": {"container_config": {"resources": {"limits": {"nvidia.com/gpu": "1"}}}}}
+
+
+@dg.asset(
+    group_name="embedding",
+    kinds={"torch", "parquet"},
+    owners=OWNERS,
+    code_version="1",
+    pool=GPU_POOL,
+    op_tags=GPU_TAGS,
+    retry_policy=RETRY,
+)
+def embeddings(
+    context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace], raw_pool: PoolSnapshot
+) -> dg.MaterializeResult[VectorSet]:
+    """A vector for each sample. Only samples without one are embedded; each shard is committed as it is done."""
+    with recorded(context, workspace) as step:
+        samples = raw_pool.samples(workspace.root, ["id", "text"])
+        ids, texts = samples["id"].to_pylist(), samples["text"].to_pylist()
+        with step.reporter.step("embedding") as progress:
+            vectors = embed(workspace.root, workspace.settings.embedding, ids, texts, raw_pool.key, progress)
+        schema = pa.schema([("id", pa.string()), ("vector", pa.list_(pa.float32(), vectors.dimension))])
+        return step.result(
+            vectors,
+            **{
+                "dagster/row_count": vectors.samples,
+                "dagster/column_schema": column_schema(schema),
+                "embedded_now": vectors.embedded,
+                "dimension": vectors.dimension,
+                "model": vectors.model,
+                "revision": vectors.revision,
+                "device": vectors.device,
+                "dtype": vectors.dtype,
+                "path": dg.MetadataValue.path(str(workspace.root / vectors.folder)),
+            },
+        )

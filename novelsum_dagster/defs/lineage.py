@@ -1,0 +1,48 @@
+"""The asset `lineage`: the end of the pipeline, and its memory."""
+
+import dagster as dg
+
+from novelsum_dagster.defs.steps import OWNERS, recorded
+from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
+from novelsum_dagster.embedding.store import VectorSet
+from novelsum_dagster.files import content_key
+from novelsum_dagster.lineage.record import record_outputs
+from novelsum_dagster.lineage.store import FILE_NAME
+from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
+from novelsum_dagster.report.novelsum_report import NovelSumReport
+from novelsum_dagster.selection.subset import Subset
+from novelsum_dagster.workspace import Workspace
+
+
+class LineageRecord(Handle):
+    """That a set of outputs is in the lineage database."""
+
+    file: str
+
+
+@dg.asset(group_name="lineage", kinds={"duckdb"}, owners=OWNERS, code_version="1")
+def lineage(
+    context: dg.AssetExecutionContext,
+    workspace: dg.ResourceParam[Workspace],
+    raw_pool: PoolSnapshot,
+    embeddings: VectorSet,
+    density: DensityTable,
+    sample_novelty: NoveltyTable,
+    selected_subset: Subset,
+    novelsum_report: NovelSumReport,
+) -> dg.MaterializeResult[LineageRecord]:
+    """Which samples came from where, how they were measured, which were chosen: tables and views in DuckDB."""
+    outputs = (raw_pool, embeddings, density, sample_novelty, selected_subset, novelsum_report)
+    with recorded(context, workspace) as step:
+        store = workspace.lineage
+        record_outputs(store, context.run_id, *outputs)
+        with store.reading() as connection:
+            names = "SELECT table_name FROM duckdb_tables() UNION ALL SELECT view_name FROM duckdb_views() WHERE NOT internal"
+            found = [row[0] for row in connection.execute(names).fetchall()]
+            counts = {name: connection.execute(f"SELECT count(*) FROM {name}").fetchone() for name in sorted(found)}
+        rows = [dg.TableRecord({"table": name, "rows": count[0] if count else 0}) for name, count in counts.items()]
+        return step.result(
+            LineageRecord(key=content_key([output.key for output in outputs]), file=FILE_NAME),
+            tables=dg.MetadataValue.table(rows),
+            path=dg.MetadataValue.path(str(store.path)),
+        )

@@ -1,0 +1,80 @@
+"""The assets `density` and `sample_novelty`."""
+
+import dagster as dg
+import numpy as np
+
+from novelsum_dagster.defs.steps import OWNERS, column_schema, picture, recorded
+from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable, build_density, build_novelty
+from novelsum_dagster.embedding.store import VectorSet, pool_vectors
+from novelsum_dagster.pool.snapshot import PoolSnapshot
+from novelsum_dagster.report.plots import novelty_histogram
+from novelsum_dagster.workspace import Workspace
+
+
+@dg.asset(group_name="diversity", kinds={"faiss", "parquet"}, owners=OWNERS, code_version="1")
+def density(
+    context: dg.AssetExecutionContext,
+    workspace: dg.ResourceParam[Workspace],
+    raw_pool: PoolSnapshot,
+    embeddings: VectorSet,
+) -> dg.MaterializeResult[DensityTable]:
+    """How sparse the sample space is around each sample: mean squared distance to its K nearest neighbours."""
+    measure = workspace.settings.novelsum
+    with recorded(context, workspace) as step:
+        ids, vectors = pool_vectors(workspace.root, raw_pool, embeddings)
+        with step.reporter.step("density") as progress:
+            table = build_density(
+                workspace.root,
+                ids,
+                vectors,
+                embeddings.key,
+                neighbors=measure.neighbors,
+                density_power=measure.density_power,
+                progress=progress,
+            )
+        rows = table.table(workspace.root)
+        return step.result(
+            table,
+            **{
+                "dagster/row_count": len(rows),
+                "dagster/column_schema": column_schema(rows.schema),
+                "neighbors": table.neighbors,
+                "reference_size": table.reference_size,
+                "mean_density_factor": float(np.mean(rows["density_factor"].to_numpy())),
+                "path": dg.MetadataValue.path(str(workspace.root / table.file)),
+            },
+        )
+
+
+@dg.asset(group_name="diversity", kinds={"numpy", "parquet"}, owners=OWNERS, code_version="1")
+def sample_novelty(
+    context: dg.AssetExecutionContext,
+    workspace: dg.ResourceParam[Workspace],
+    raw_pool: PoolSnapshot,
+    embeddings: VectorSet,
+    density: DensityTable,
+) -> dg.MaterializeResult[NoveltyTable]:
+    """Each sample's novelty within the pool; their mean is the pool's NovelSum."""
+    with recorded(context, workspace) as step:
+        _, vectors = pool_vectors(workspace.root, raw_pool, embeddings)
+        with step.reporter.step("novelty") as progress:
+            table = build_novelty(
+                workspace.root,
+                density,
+                vectors,
+                proximity_power=workspace.settings.novelsum.proximity_power,
+                progress=progress,
+            )
+        rows = table.table(workspace.root)
+        novelty = rows["novelty"].to_numpy()
+        return step.result(
+            table,
+            **{
+                "dagster/row_count": len(rows),
+                "dagster/column_schema": column_schema(rows.schema),
+                "pool_novelsum": table.novelsum,
+                "median_novelty": float(np.median(novelty)),
+                "histogram": picture(novelty_histogram(novelty, novelty[:0]), "Histogram of novelty in the pool"),
+                "path": dg.MetadataValue.path(str(workspace.root / table.file)),
+            },
+        )

@@ -1,0 +1,69 @@
+"""The asset `selected_subset`."""
+
+import dagster as dg
+
+from novelsum_dagster.defs.steps import OWNERS, column_schema, picture, recorded
+from novelsum_dagster.diversity.tables import DensityTable
+from novelsum_dagster.embedding.store import VectorSet, pool_vectors
+from novelsum_dagster.pool.snapshot import PoolSnapshot
+from novelsum_dagster.quality.suites import Subject
+from novelsum_dagster.quality.validate import require_passed
+from novelsum_dagster.report.plots import pool_map
+from novelsum_dagster.selection.strategies import select
+from novelsum_dagster.selection.subset import Subset, write_subset
+from novelsum_dagster.settings import Settings
+from novelsum_dagster.workspace import Workspace
+
+
+def selection_asset(settings: Settings) -> dg.AssetsDefinition:
+    """Return the asset; the launchpad shows the settings' values as defaults."""
+
+    class SelectionConfig(dg.Config):
+        strategy: str = settings.selection.strategy
+        k: int = settings.selection.k
+        seed: int = settings.selection.seed
+        density_power: float = settings.novelsum.density_power
+        proximity_power: float = settings.novelsum.proximity_power
+
+    @dg.asset(group_name="selection", kinds={"numba", "parquet"}, owners=OWNERS, code_version="1")
+    def selected_subset(
+        context: dg.AssetExecutionContext,
+        config: SelectionConfig,
+        workspace: dg.ResourceParam[Workspace],
+        raw_pool: PoolSnapshot,
+        embeddings: VectorSet,
+        density: DensityTable,
+    ) -> dg.MaterializeResult[Subset]:
+        """The chosen samples in pick order, with the record of each pick, in their original form."""
+        root = workspace.root
+        with recorded(context, workspace) as step:
+            _, vectors = pool_vectors(root, raw_pool, embeddings)
+            for name, output in (("raw_pool", raw_pool), ("embeddings", embeddings), ("density", density)):
+                require_passed(name, Subject(output, root, workspace.settings, raw_pool, vectors))
+            with step.reporter.step("selecting") as progress:
+                picks = select(
+                    config.strategy,
+                    vectors,
+                    config.k,
+                    density_factor=density.factor(root, config.density_power),
+                    proximity_power=config.proximity_power,
+                    seed=config.seed,
+                    progress=progress,
+                )
+            inputs = {"snapshot": raw_pool.key, "vectors": embeddings.key, "density": density.key}
+            subset = write_subset(raw_pool, root, picks, {**config.model_dump(), **inputs})
+            table = subset.picks(root)
+            return step.result(
+                subset,
+                **{
+                    "dagster/row_count": len(table),
+                    "dagster/column_schema": column_schema(table.schema),
+                    "strategy": config.strategy,
+                    "seed": config.seed,
+                    "map": picture(pool_map(vectors, picks.indices), "Map of the pool and the chosen samples"),
+                    "first_picks": dg.MetadataValue.md(table.slice(0, 10).to_pandas().to_markdown(index=False)),
+                    "path": dg.MetadataValue.path(str(root / subset.folder)),
+                },
+            )
+
+    return selected_subset

@@ -1,0 +1,61 @@
+"""What every asset does around its work: it is recorded in the lineage, reports progress, and fails in plain words.
+
+Belongs here: `Step`, metadata that several assets share. Does not: any one asset.
+"""
+
+import base64
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from novelsum_dagster.pool.snapshot import Handle
+from novelsum_dagster.progress import Reporter
+from novelsum_dagster.workspace import Workspace
+
+OWNERS = ["team:data"]
+RETRY = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL)
+
+
+class Step:
+    """One asset's work within a run: `reporter` shows progress, `output` is set to the handle that it made."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter = reporter
+        self.output: Handle | None = None
+
+    def result(self, output: Handle, **metadata: Any) -> dg.MaterializeResult:
+        """Return what Dagster keeps: the handle, its key as the data version, and metadata."""
+        self.output = output
+        return dg.MaterializeResult(value=output, data_version=dg.DataVersion(output.key), metadata=metadata)
+
+
+@contextmanager
+def recorded(context: dg.AssetExecutionContext, workspace: Workspace) -> Iterator[Step]:
+    """Record the step in the lineage; turn a user's mistake into a failure that is not retried."""
+    lineage, name = workspace.lineage, context.asset_key.to_user_string()
+    lineage.start_run(context.run_id, workspace.settings.model_dump_json())
+    attempt = lineage.start_step(context.run_id, name)
+    step = Step(workspace.reporter_for(context.log.info))
+    try:
+        yield step
+    except BaseException as error:
+        lineage.end_step(context.run_id, name, attempt, None, str(error) or type(error).__name__)
+        if isinstance(error, ValueError):
+            raise dg.Failure(str(error), allow_retries=False) from error
+        raise
+    lineage.end_step(context.run_id, name, attempt, step.output.key if step.output else None, None)
+
+
+def column_schema(schema: pa.Schema, **descriptions: str) -> dg.TableSchema:
+    """Return an Arrow schema as Dagster shows it."""
+    return dg.TableSchema(
+        columns=[dg.TableColumn(field.name, str(field.type), descriptions.get(field.name)) for field in schema]
+    )
+
+
+def picture(png: bytes, alternative: str) -> dg.MarkdownMetadataValue:
+    """Return a plot as metadata that the UI draws."""
+    return dg.MetadataValue.md(f"![{alternative}](data:image/png;base64,{base64.b64encode(png).decode()})")

@@ -1,0 +1,362 @@
+"""Expectation suites: what must hold of each step's output.
+
+Belongs here: which columns are looked at, which expectations they must meet, which failures stop the pipeline.
+Does not: running Great Expectations (`validate`), Dagster.
+
+Each suite sees a small frame of aggregates or columns, never a copy of texts or vectors.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
+from novelsum_dagster.embedding.store import VectorSet
+from novelsum_dagster.pool.snapshot import SAMPLES, PoolSnapshot
+from novelsum_dagster.report.novelsum_report import NovelSumReport
+from novelsum_dagster.selection.subset import Subset
+from novelsum_dagster.settings import Settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from great_expectations.expectations import Expectation
+
+_ID = "^[0-9a-f]{32}$"
+_MOSTLY = 0.99
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a suite may look at: the output of one step, the settings, and the rows that the step read.
+
+    Attributes:
+        output: the step's handle.
+        root: the storage folder.
+        settings: all settings.
+        vectors: float32, (n, d); for the embeddings' suites only.
+        snapshot: the pool; for the suites of later steps only.
+    """
+
+    output: Any
+    root: Path
+    settings: Settings
+    snapshot: PoolSnapshot | None = None
+    vectors: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One check of one step.
+
+    Attributes:
+        step: the asset's name.
+        name: the check's name.
+        blocking: True where data is wrong if it fails; False where it is odd, which warns.
+        description: what it means to a reader.
+        frame: returns the rows to check.
+        expectations: returns the Great Expectations expectations over those rows.
+    """
+
+    step: str
+    name: str
+    blocking: bool
+    description: str
+    frame: "Callable[[Subject], pd.DataFrame]"
+    expectations: "Callable[[Subject], list[Expectation]]"
+
+
+def _pool(subject: Subject) -> PoolSnapshot:
+    pool = subject.output if isinstance(subject.output, PoolSnapshot) else subject.snapshot
+    assert pool is not None
+    return pool
+
+
+def _samples(columns: list[str]) -> "Callable[[Subject], pd.DataFrame]":
+    return lambda subject: _pool(subject).samples(subject.root, columns).to_pandas()
+
+
+def _frame(**columns: Any) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame(columns)
+
+
+def _first_rows(subject: Subject) -> "pd.DataFrame":
+    return _pool(subject).table(subject.root, "samples").slice(0, 100).to_pandas()
+
+
+def _expect_schema(subject: Subject) -> "list[Expectation]":
+    import great_expectations.expectations as gxe
+
+    return [gxe.ExpectTableColumnsToMatchSet(column_set=SAMPLES.names)]
+
+
+def _expect_ids(subject: Subject) -> "list[Expectation]":
+    import great_expectations.expectations as gxe
+
+    return [
+        gxe.ExpectColumnValuesToNotBeNull(column="id"),
+        gxe.ExpectColumnValuesToBeUnique(column="id"),
+        gxe.ExpectColumnValuesToMatchRegex(column="id", regex=_ID),
+        gxe.ExpectTableRowCountToEqual(value=_pool(subject).kept),
+    ]
+
+
+def _expect_fields(subject: Subject) -> "list[Expectation]":
+    import great_expectations.expectations as gxe
+
+    limits = {"turns": (2, None), "characters": (1, None), "tokens": (0, None), "position": (1, None)}
+    return [
+        *(gxe.ExpectColumnValuesToNotBeNull(column=name) for name in ("source", "file", "form", *limits)),
+        *(
+            gxe.ExpectColumnValuesToBeBetween(column=name, min_value=low, max_value=high)
+            for name, (low, high) in limits.items()
+        ),
+    ]
+
+
+def _file_counts(subject: Subject) -> "pd.DataFrame":
+    files = _pool(subject).files
+    return _frame(
+        file=[file.file for file in files],
+        read=[file.read for file in files],
+        accounted_for=[file.kept + file.duplicates + file.rejects for file in files],
+        complete=[file.complete for file in files],
+    )
+
+
+def _expect_counts(subject: Subject) -> "list[Expectation]":
+    import great_expectations.expectations as gxe
+
+    return [
+        gxe.ExpectColumnPairValuesToBeEqual(column_A="read", column_B="accounted_for"),
+        gxe.ExpectColumnValuesToBeBetween(column="read", min_value=1),
+    ]
+
+
+def _expect_complete(subject: Subject) -> "list[Expectation]":
+    import great_expectations.expectations as gxe
+
+    return [gxe.ExpectColumnValuesToBeInSet(column="complete", value_set=[True])]
+
+
+def _text_shares(subject: Subject) -> "pd.DataFrame":
+    """Shares that need no language: of replacement and control characters, and of the commonest character."""
+    shares = [_shares(text) for text in _pool(subject).samples(subject.root, ["text"])["text"].to_pylist()]
+    return _frame(
+        replacement=[share[0] for share in shares],
+        control=[share[1] for share in shares],
+        commonest=[share[2] for share in shares],
+    )
+
+
+def _shares(text: str) -> tuple[float, float, float]:
+    from collections import Counter
+
+    counts = Counter(text)
+    control = sum(count for character, count in counts.items() if character < " " and character not in "\t\n\r")
+    commonest = max(count for character, count in counts.items())
+    return counts["\ufffd"] / len(text), control / len(text), commonest / len(text)
+
+
+def _expect_sane_text(subject: Subject) -> "list[Expectation]":
+    import great_expectations.expectations as gxe
+
+    limits = {"replacement": 0.01, "control": 0.01, "commonest": 0.6}
+    return [
+        gxe.ExpectColumnValuesToBeBetween(column=name, max_value=limit, mostly=_MOSTLY)
+        for name, limit in limits.items()
+    ]
+
+
+def _near_duplicate_share(subject: Subject) -> "pd.DataFrame":
+    pool = _pool(subject)
+    kept = pool.kept + (pool.near_duplicates if pool.near_duplicates_dropped else 0)
+    return _frame(share=[pool.near_duplicates / max(kept, 1)])
+
+
+def _expect_few_near_duplicates(subject: Subject) -> "list[Expectation]":
+    import great_expectations.expectations as gxe
+
+    limit = subject.settings.checks.max_near_duplicate_fraction
+    return [gxe.ExpectColumnValuesToBeBetween(column="share", max_value=limit)]
+
+
+def _vector_facts(subject: Subject) -> "pd.DataFrame":
+    vectors, output = subject.vectors, subject.output
+    assert vectors is not None and isinstance(output, VectorSet)
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    finite = np.isfinite(vectors).all(axis=1)
+    return _frame(norm=norms, finite=finite, dimension=np.full(len(vectors), vectors.shape[1]))
+
+
+def _expect_vectors(subject: Subject) -> "list[Expectation]":
+    import great_expectations.expectations as gxe
+
+    return [
+        gxe.ExpectTableRowCountToEqual(value=_pool(subject).kept),
+        gxe.ExpectColumnValuesToBeInSet(column="dimension", value_set=[subject.output.dimension]),
+        gxe.ExpectColumnValuesToBeInSet(column="finite", value_set=[True]),
+        gxe.ExpectColumnValuesToBeBetween(column="norm", min_value=0, strict_min=True),
+    ]
+
+
+def _distinct_vectors(subject: Subject) -> "pd.DataFrame":
+    vectors = subject.vectors
+    assert vectors is not None
+    return _frame(distinct_share=[len(np.unique(vectors, axis=0)) / len(vectors)])
+
+
+def _expect_distinct(subject: Subject) -> "list[Expectation]":
+    import great_expectations.expectations as gxe
+
+    return [gxe.ExpectColumnValuesToBeBetween(column="distinct_share", min_value=0.9)]
+
+
+def _own_table(subject: Subject) -> "pd.DataFrame":
+    assert isinstance(subject.output, DensityTable | NoveltyTable)
+    return subject.output.table(subject.root).to_pandas()
+
+
+def _expect_density(subject: Subject) -> "list[Expectation]":
+    import great_expectations.expectations as gxe
+
+    largest = float(np.finfo(np.float64).max)
+    return [
+        gxe.ExpectTableRowCountToEqual(value=_pool(subject).kept),
+        gxe.ExpectColumnValuesToNotBeNull(column="mean_squared_distance"),
+        gxe.ExpectColumnValuesToBeBetween(column="mean_squared_distance", min_value=0, max_value=largest),
+        gxe.ExpectColumnValuesToBeBetween(column="density_factor", min_value=0, strict_min=True, max_value=largest),
+    ]
+
+
+def _expect_novelty(subject: Subject) -> "list[Expectation]":
+    import great_expectations.expectations as gxe
+
+    # A cosine distance is at most 2, the largest factor is epsilon ** -beta; rounding can reach just below zero.
+    largest = 2 * 1e9**subject.output.density_power
+    return [
+        gxe.ExpectTableRowCountToEqual(value=_pool(subject).kept),
+        gxe.ExpectColumnValuesToNotBeNull(column="novelty"),
+        gxe.ExpectColumnValuesToBeBetween(column="novelty", min_value=-1e-3, max_value=largest),
+    ]
+
+
+def _picks(subject: Subject) -> "pd.DataFrame":
+    assert isinstance(subject.output, Subset)
+    picks = subject.output.picks(subject.root, ["rank", "id"]).to_pandas()
+    pool = set(_pool(subject).samples(subject.root, ["id"])["id"].to_pylist())
+    picks["in_pool"] = picks["id"].isin(pool)
+    return picks
+
+
+def _expect_picks(subject: Subject) -> "list[Expectation]":
+    import great_expectations.expectations as gxe
+
+    return [
+        gxe.ExpectTableRowCountToEqual(value=subject.output.settings.k),
+        gxe.ExpectColumnValuesToBeUnique(column="id"),
+        gxe.ExpectColumnValuesToBeInSet(column="in_pool", value_set=[True]),
+        gxe.ExpectColumnValuesToBeUnique(column="rank"),
+        gxe.ExpectColumnValuesToBeBetween(column="rank", min_value=1, max_value=subject.output.settings.k),
+    ]
+
+
+def _source_shares(subject: Subject) -> "pd.DataFrame":
+    pool = _pool(subject).samples(subject.root, ["source"])["source"].to_pandas().value_counts(normalize=True)
+    subset = subject.output.picks(subject.root, ["source"])["source"].to_pandas().value_counts(normalize=True)
+    subset = subset.reindex(pool.index).fillna(0.0)
+    return _frame(source=pool.index, pool=pool.to_numpy(), subset=subset.to_numpy(), growth=(subset / pool).to_numpy())
+
+
+def _expect_balanced(subject: Subject) -> "list[Expectation]":
+    import great_expectations.expectations as gxe
+
+    checks = subject.settings.checks
+    several = len({file.source for file in _pool(subject).files}) > 1
+    expectations: list[Expectation] = [
+        gxe.ExpectColumnValuesToBeBetween(column="growth", max_value=checks.max_source_growth)
+    ]
+    if several:
+        expectations.append(gxe.ExpectColumnValuesToBeBetween(column="subset", max_value=checks.max_source_share))
+    return expectations
+
+
+def _report_values(subject: Subject) -> "pd.DataFrame":
+    report = subject.output
+    assert isinstance(report, NovelSumReport)
+    return _frame(selected=[report.of("selected").novelsum], random=[report.of("random").novelsum])
+
+
+def _expect_gain(subject: Subject) -> "list[Expectation]":
+    import great_expectations.expectations as gxe
+
+    return [gxe.ExpectColumnPairValuesAToBeGreaterThanB(column_A="selected", column_B="random", or_equal=True)]
+
+
+SUITES: tuple[Suite, ...] = (
+    Suite("raw_pool", "schema", True, "The samples table has the columns it should.", _first_rows, _expect_schema),
+    Suite("raw_pool", "unique_ids", True, "Ids are content hashes, none twice.", _samples(["id"]), _expect_ids),
+    Suite(
+        "raw_pool",
+        "fields_present",
+        True,
+        "Source, place, form and sizes are there and in range.",
+        _samples(["source", "file", "form", "turns", "characters", "tokens", "position"]),
+        _expect_fields,
+    ),
+    Suite(
+        "raw_pool",
+        "counts_add_up",
+        True,
+        "For every file: read = kept + duplicates + rejects.",
+        _file_counts,
+        _expect_counts,
+    ),
+    Suite("raw_pool", "files_complete", True, "Every file was read to its end.", _file_counts, _expect_complete),
+    Suite("raw_pool", "text_sanity", False, "Texts are text, in any language.", _text_shares, _expect_sane_text),
+    Suite(
+        "raw_pool",
+        "few_near_duplicates",
+        False,
+        "Near-duplicates are at most the share that the settings allow.",
+        _near_duplicate_share,
+        _expect_few_near_duplicates,
+    ),
+    Suite(
+        "embeddings",
+        "vectors_sound",
+        True,
+        "One finite, non-zero vector of the model's dimension for each sample.",
+        _vector_facts,
+        _expect_vectors,
+    ),
+    Suite("embeddings", "vectors_differ", False, "Nine of ten vectors differ.", _distinct_vectors, _expect_distinct),
+    Suite("density", "density_sound", True, "Densities are finite, factors positive.", _own_table, _expect_density),
+    Suite("sample_novelty", "novelty_in_range", True, "Novelty is finite and possible.", _own_table, _expect_novelty),
+    Suite("selected_subset", "picks_sound", True, "k distinct samples of the pool, ranked.", _picks, _expect_picks),
+    Suite(
+        "selected_subset",
+        "sources_balanced",
+        False,
+        "No source swallows the others.",
+        _source_shares,
+        _expect_balanced,
+    ),
+    Suite(
+        "novelsum_report",
+        "selected_beats_random",
+        False,
+        "NovelSum of the subset is at least that of a random one.",
+        _report_values,
+        _expect_gain,
+    ),
+)
+
+
+def suites_of(step: str) -> list[Suite]:
+    """Return the suites of one step."""
+    return [suite for suite in SUITES if suite.step == step]

@@ -1,0 +1,125 @@
+"""Running suites with Great Expectations, and the verdicts that are kept.
+
+Belongs here: validation, verdict files, the gate. Does not: what is expected (`suites`), Dagster.
+"""
+
+import os
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from novelsum_dagster.errors import InputError
+from novelsum_dagster.files import write_bytes
+from novelsum_dagster.quality.suites import Subject, Suite, suites_of
+
+
+class Failure(BaseModel):
+    """An expectation that was not met."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    expectation: str
+    observed: str
+
+
+class Verdict(BaseModel):
+    """The outcome of one suite on one output."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: str
+    name: str
+    key: str
+    blocking: bool
+    passed: bool
+    expectations: int
+    failures: tuple[Failure, ...]
+
+
+def validate(suite: Suite, subject: Subject) -> Verdict:
+    """Run one suite."""
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    import great_expectations as gx
+    from great_expectations.core.expectation_suite import ExpectationSuite
+
+    expectations = suite.expectations(subject)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        context = gx.get_context(mode="ephemeral")
+        context.variables.progress_bars = {"globally": False, "metric_calculations": False, "profilers": False}
+        asset = context.data_sources.add_pandas("frame").add_dataframe_asset("rows")
+        definition = asset.add_batch_definition_whole_dataframe("all")
+        batch = definition.get_batch(batch_parameters={"dataframe": suite.frame(subject)})
+        result = batch.validate(ExpectationSuite(name=suite.name, expectations=expectations))
+    failures = tuple(_failure(one) for one in result.results if not one.success)
+    return Verdict(
+        step=suite.step,
+        name=suite.name,
+        key=subject.output.key,
+        blocking=suite.blocking,
+        passed=not failures,
+        expectations=len(expectations),
+        failures=failures,
+    )
+
+
+def check(step: str, subject: Subject) -> list[Verdict]:
+    """Run all suites of a step on its output and keep the verdicts under `root/checks`."""
+    verdicts = [validate(suite, subject) for suite in suites_of(step)]
+    text = "\n".join(verdict.model_dump_json() for verdict in verdicts) + "\n"
+    write_bytes(text.encode(), _file(subject.root, step, subject.output.key))
+    return verdicts
+
+
+def require_passed(step: str, subject: Subject) -> None:
+    """Refuse to go on unless every blocking suite passed on exactly this output; suites that never ran are run.
+
+    Raises:
+        InputError: with every failure.
+    """
+    failed = [verdict for verdict in _kept_verdicts(step, subject) if verdict.blocking and not verdict.passed]
+    if failed:
+        raise InputError(
+            f"{step} {subject.output.key} failed its checks, so nothing is built on it: "
+            + "; ".join(f"{verdict.name}: {describe(verdict.failures)}" for verdict in failed)
+        )
+
+
+def describe(failures: Iterable[Failure]) -> str:
+    """Return failures in one line."""
+    return ", ".join(f"{failure.expectation} ({failure.observed})" for failure in failures)
+
+
+def _kept_verdicts(step: str, subject: Subject) -> list[Verdict]:
+    path = _file(subject.root, step, subject.output.key)
+    if not path.exists():
+        return check(step, subject)
+    return [Verdict.model_validate_json(line) for line in path.read_text().splitlines()]
+
+
+def _file(root: Path, step: str, key: str) -> Path:
+    return root / "checks" / step / f"{key}.jsonl"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " and ".join(_plain(part) for part in value)
+    return str(value)
+
+
+def _failure(result: Any) -> Failure:
+    config = result.expectation_config
+    arguments = {name: value for name, value in config.kwargs.items() if name not in ("batch_id", "column_set")}
+    if result.exception_info and result.exception_info.get("raised_exception"):
+        observed = str(result.exception_info.get("exception_message"))
+    elif "unexpected_count" in result.result:
+        count, total = result.result["unexpected_count"], result.result.get("element_count")
+        examples = result.result.get("partial_unexpected_list", [])[:3]
+        observed = f"{count} of {total} rows, such as {', '.join(_plain(example) for example in examples)}"
+    else:
+        observed = f"found {result.result.get('observed_value')}"
+    shown = ", ".join(f"{name}={value}" for name, value in arguments.items())
+    return Failure(expectation=f"{config.type}({shown})", observed=observed)

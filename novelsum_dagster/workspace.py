@@ -1,0 +1,39 @@
+"""The place where one curation lives: its settings, its storage folder and how its progress is shown.
+
+Belongs here: what the command line and Dagster both need to start work. Does not: the work, Dagster.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from novelsum_dagster.lineage.store import LineageStore
+from novelsum_dagster.progress import LogReporter, Reporter
+from novelsum_dagster.settings import Settings
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Settings, storage and progress of one curation.
+
+    Attributes:
+        settings: all settings.
+        reporter: draws progress; None writes it to the log of whoever runs a step.
+    """
+
+    settings: Settings
+    reporter: Reporter | None = None
+
+    @property
+    def root(self) -> Path:
+        """The storage folder."""
+        return self.settings.storage_path
+
+    @property
+    def lineage(self) -> LineageStore:
+        """The lineage database."""
+        return LineageStore(self.root)
+
+    def reporter_for(self, log: Callable[[str], object]) -> Reporter:
+        """Return the reporter in force."""
+        return self.reporter or LogReporter(log)
