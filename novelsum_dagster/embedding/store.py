@@ -171,4 +171,6 @@ def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
     try:
         return pq.read_table(path, columns=columns)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: damaged shard ({error}); delete it, and the next run embeds its samples again") from error
+        raise InputError(
+            f"{path}: damaged shard ({error}); delete it, and the next run embeds its samples again"
+        ) from error

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -75,7 +75,9 @@ class LineageStore:
         try:
             lock.acquire()
         except Timeout:
-            raise InputError(f"{self.path}: another process has been writing for {_LOCK_SECONDS} s; try again") from None
+            raise InputError(
+                f"{self.path}: another process has been writing for {_LOCK_SECONDS} s; try again"
+            ) from None
         try:
             with replacing(self.path) as copy:
                 copy.unlink()
@@ -162,7 +164,7 @@ def _connect(path: Path, read_only: bool) -> "duckdb.DuckDBPyConnection":
 
 
 def _now() -> datetime:
-    return datetime.now(timezone.utc)
+    return datetime.now(UTC)
 
 
 def _git_revision() -> str | None:

@@ -88,16 +88,17 @@ def _safe(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in name).lstrip(".") or "source"
 
 
-def _line(record: ChosenRecord) -> str:
+def record_line(record: ChosenRecord) -> str:
+    """Return a record as one line of JSON, without the line break."""
     return json_record(record.original, record.file.schema_of_rows)
 
 
 def _write_json_lines(records: Sequence[ChosenRecord], path: Path) -> None:
-    write_bytes("".join(_line(record) + "\n" for record in records).encode(), path)
+    write_bytes("".join(record_line(record) + "\n" for record in records).encode(), path)
 
 
 def _write_json_list(records: Sequence[ChosenRecord], path: Path) -> None:
-    body = ",\n".join(_line(record) for record in records)
+    body = ",\n".join(record_line(record) for record in records)
     write_bytes(f"[\n{body}\n]\n".encode(), path)
 
 
@@ -105,7 +106,7 @@ def _write_parquet(records: Sequence[ChosenRecord], path: Path) -> None:
     schemas = [record.file.schema_of_rows for record in records]
     schema = schemas[0] if schemas else None
     if schema is None or any(other is None or not schema.equals(other) for other in schemas):
-        table = pa.Table.from_pylist([json.loads(_line(record)) for record in records])
+        table = pa.Table.from_pylist([json.loads(record_line(record)) for record in records])
     else:
         table = pa.Table.from_batches([arrow_row(record.original, schema) for record in records], schema)
     with replacing(path) as temporary:

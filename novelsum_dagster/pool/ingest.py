@@ -57,7 +57,9 @@ class _Input:
 class _Table:
     """Writes rows to a Parquet file, a batch at a time."""
 
-    def __init__(self, path: Path, schema: pa.Schema, finish: Callable[[list[dict[str, Any]]], None] | None = None):
+    def __init__(
+        self, path: Path, schema: pa.Schema, finish: Callable[[list[dict[str, Any]]], None] | None = None
+    ) -> None:
         self._schema = schema
         self._writer = pq.ParquetWriter(path, schema, compression="zstd")
         self._rows: list[dict[str, Any]] = []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.embedding.store import VectorSet
@@ -75,7 +76,12 @@ def _pool(subject: Subject) -> PoolSnapshot:
 
 
 def _samples(columns: list[str]) -> "Callable[[Subject], pd.DataFrame]":
-    return lambda subject: _pool(subject).samples(subject.root, columns).to_pandas()
+    return lambda subject: _pandas(_pool(subject).samples(subject.root, columns))
+
+
+def _pandas(table: pa.Table) -> "pd.DataFrame":
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
 
 
 def _frame(**columns: Any) -> "pd.DataFrame":
@@ -85,7 +91,7 @@ def _frame(**columns: Any) -> "pd.DataFrame":
 
 
 def _first_rows(subject: Subject) -> "pd.DataFrame":
-    return _pool(subject).table(subject.root, "samples").slice(0, 100).to_pandas()
+    return _pandas(_pool(subject).table(subject.root, "samples").slice(0, 100))
 
 
 def _expect_schema(subject: Subject) -> "list[Expectation]":
@@ -218,7 +224,7 @@ def _expect_distinct(subject: Subject) -> "list[Expectation]":
 
 def _own_table(subject: Subject) -> "pd.DataFrame":
     assert isinstance(subject.output, DensityTable | NoveltyTable)
-    return subject.output.table(subject.root).to_pandas()
+    return _pandas(subject.output.table(subject.root))
 
 
 def _expect_density(subject: Subject) -> "list[Expectation]":
@@ -247,7 +253,7 @@ def _expect_novelty(subject: Subject) -> "list[Expectation]":
 
 def _picks(subject: Subject) -> "pd.DataFrame":
     assert isinstance(subject.output, Subset)
-    picks = subject.output.picks(subject.root, ["rank", "id"]).to_pandas()
+    picks = _pandas(subject.output.picks(subject.root, ["rank", "id"]))
     pool = set(_pool(subject).samples(subject.root, ["id"])["id"].to_pylist())
     picks["in_pool"] = picks["id"].isin(pool)
     return picks

@@ -80,7 +80,9 @@ def build_report(
     sets = [
         SetMeasure(set_name="pool sample", size=size, novelsum=pool.mean(), low=pool.min(), high=pool.max()),
         *(
-            SetMeasure(set_name=name, size=size, novelsum=result.value, low=result.interval()[0], high=result.interval()[1])
+            SetMeasure(
+                set_name=name, size=size, novelsum=result.value, low=result.interval()[0], high=result.interval()[1]
+            )
             for name, result in (("random", results[1]), ("selected", results[0]))
         ),
     ]

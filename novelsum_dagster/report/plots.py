@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _POOL = "#9aa5b1"
@@ -26,11 +27,13 @@ def novelty_histogram(pool: NDArray[np.float64], selected: NDArray[np.float64]) 
     """
     figure, axes = _figure()
     low, high = np.quantile(pool, [0.0, 0.999])
-    bins = np.linspace(low, high, 50)
+    bins = np.linspace(low, high, 50).tolist()
     axes.hist(np.minimum(pool, high), bins, density=True, color=_POOL, label=f"pool ({len(pool):,})")
     if len(selected):
         label = f"selected ({len(selected):,})"
-        axes.hist(np.minimum(selected, high), bins, density=True, histtype="step", linewidth=2, color=_CHOSEN, label=label)
+        axes.hist(
+            np.minimum(selected, high), bins, density=True, histtype="step", linewidth=2, color=_CHOSEN, label=label
+        )
     axes.set(xlabel="novelty of a sample within the pool", ylabel="share of samples", yticks=[])
     axes.legend(frameon=False)
     return _png(figure)
@@ -46,9 +49,9 @@ def pool_map(vectors: NDArray[np.float32], selected: NDArray[np.int64]) -> bytes
     points, explained = plane(vectors)
     shown = np.random.default_rng(0).permutation(len(points))[:_MAX_POINTS]
     figure, axes = _figure()
-    axes.scatter(*points[shown].T, s=3, color=_POOL, linewidths=0, label=f"pool ({len(points):,})")
+    axes.scatter(points[shown, 0], points[shown, 1], s=3, color=_POOL, linewidths=0, label=f"pool ({len(points):,})")
     label = f"selected ({len(selected):,})"
-    axes.scatter(*points[selected].T, s=14, marker="x", linewidths=0.8, color=_CHOSEN, label=label)
+    axes.scatter(points[selected, 0], points[selected, 1], s=14, marker="x", linewidths=0.8, color=_CHOSEN, label=label)
     axes.set(
         xlabel=f"first component ({explained[0]:.0%} of variance)",
         ylabel=f"second component ({explained[1]:.0%})",
@@ -72,7 +75,7 @@ def plane(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np
     return points, explained
 
 
-def _figure():  # type: ignore[no-untyped-def]
+def _figure() -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.6), dpi=110, layout="constrained")

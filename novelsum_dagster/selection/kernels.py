@@ -92,7 +92,7 @@ def _distances_to(row: Any, factor: float, picked_rows: Any, picked_factor: Any,
 
 
 @njit(cache=True, fastmath=_ORDER)
-def _weighted_sum(values: Any, weights: Any, size: int) -> float:
+def _weighted_sum(values: Any, weights: Any, size: int) -> Any:
     total = 0.0
     for r in range(size):
         total += weights[r] * values[r]
@@ -113,7 +113,9 @@ def _merge(row: Any, seen: int, new: Any) -> None:
 
 
 @njit(cache=True, fastmath=_ORDER)
-def _tightened(rows: Any, i: int, factor: Any, at: int, now: int, sw: Any, sg: Any, sa: Any, sb: Any, slack: float) -> float:
+def _tightened(
+    rows: Any, i: int, factor: Any, at: int, now: int, sw: Any, sg: Any, sa: Any, sb: Any, slack: float
+) -> Any:
     """Return by how much the bound of candidate i rises from pick number `at` to `now`."""
     dot_a, dot_b = np.float32(0), np.float32(0)
     for q in range(rows.shape[1]):
@@ -126,57 +128,72 @@ def _tightened(rows: Any, i: int, factor: Any, at: int, now: int, sw: Any, sg: A
 
 
 @njit(cache=True)
+def _crude_bounds(
+    factor: Any, now: int, is_picked: Any, bound: Any, bound_at: Any, sw: Any, sg: Any, slack: float
+) -> Any:
+    """Return an upper bound of every candidate's score that needs no dot product; minus infinity where picked."""
+    crude = np.empty(len(factor))
+    for i in range(len(factor)):
+        at = bound_at[i]
+        crude[i] = bound[i] + (2.0 + slack) * (factor[i] * (sw[now] - sw[at]) + (sg[now] - sg[at]))
+        if is_picked[i]:
+            crude[i] = -np.inf
+    return crude
+
+
+@njit(cache=True)
+def _two_highest(values: Any) -> Any:
+    """Return where the two highest values stand, the lower index first among equals; -1 for minus infinity."""
+    first, second = -1, -1
+    for i in range(len(values)):
+        if values[i] == -np.inf:
+            continue
+        if first < 0 or values[i] > values[first]:
+            first, second = i, first
+        elif second < 0 or values[i] > values[second]:
+            second = i
+    return first, second
+
+
+@njit(cache=True)
 def _next_pick(
     rows: Any, factor: Any, weights: Any, picked_rows: Any, picked_factor: Any, now: int, is_picked: Any,
     distances: Any, scored_at: Any, bound: Any, bound_at: Any, sw: Any, sg: Any, sa: Any, sb: Any, slack: float,
 ) -> Any:  # fmt: skip
-    n = rows.shape[0]
-    crude = np.empty(n)
-    first, second = -1, -1
-    for i in range(n):
-        if is_picked[i]:
-            crude[i] = -np.inf
-            continue
-        at = bound_at[i]
-        crude[i] = bound[i] + (2.0 + slack) * (factor[i] * (sw[now] - sw[at]) + (sg[now] - sg[at]))
-        if first < 0 or crude[i] > crude[first]:
-            first, second = i, first
-        elif second < 0 or crude[i] > crude[second]:
-            second = i
-
+    crude = _crude_bounds(factor, now, is_picked, bound, bound_at, sw, sg, slack)
+    first, second = _two_highest(crude)
     best, best_score, runner, runner_score = -1, -np.inf, -1, -np.inf
     buffer = np.empty(now, np.float32)
-    candidates = np.empty(n, np.int64)
-    limits = np.empty(n)
+    # The two highest crude bounds set the level to beat.
+    for i in (first, second):
+        if i >= 0:
+            score = _score(
+                rows, i, factor, weights, picked_rows, picked_factor, now, distances, scored_at, bound, bound_at,
+                buffer, slack,
+            )  # fmt: skip
+            best, best_score, runner, runner_score = _ranked(i, score, best, best_score, runner, runner_score)
+    # The rest are tightened, and scored from the highest bound down, so that few need an exact score. Candidates that
+    # may equal the runner-up are scored too: ties go to the lowest index.
+    candidates = np.empty(len(crude), np.int64)
+    limits = np.empty(len(crude))
     count = 0
-    # The two highest crude bounds set the level to beat; then the rest, tightened, from the highest down, so that
-    # few need an exact score. Candidates that equal the runner-up are scored too: ties go to the lowest index.
-    for step in range(-2, n):
-        i = first if step == -2 else second if step == -1 else step
-        if i < 0 or (step >= 0 and (i == first or i == second)) or crude[i] < runner_score:
+    for i in range(len(crude)):
+        if is_picked[i] or i == first or i == second or crude[i] < runner_score:  # noqa: SIM109
             continue
         if bound_at[i] < now:
             bound[i] += _tightened(rows, i, factor, bound_at[i], now, sw, sg, sa, sb, slack)
             bound_at[i] = now
-        if bound[i] < runner_score or is_picked[i]:
-            continue
-        if step >= 0:
-            candidates[count] = i
-            limits[count] = -bound[i]
+        if bound[i] >= runner_score:
+            candidates[count], limits[count] = i, -bound[i]
             count += 1
-            continue
-        score = _score(
-            rows, i, factor, weights, picked_rows, picked_factor, now, distances, scored_at, bound, buffer, slack
-        )
-        best, best_score, runner, runner_score = _ranked(i, score, best, best_score, runner, runner_score)
-    order = np.argsort(limits[:count])
-    for position in order:
+    for position in np.argsort(limits[:count]):
         if -limits[position] < runner_score:
             break
         i = candidates[position]
         score = _score(
-            rows, i, factor, weights, picked_rows, picked_factor, now, distances, scored_at, bound, buffer, slack
-        )
+            rows, i, factor, weights, picked_rows, picked_factor, now, distances, scored_at, bound, bound_at,
+            buffer, slack,
+        )  # fmt: skip
         best, best_score, runner, runner_score = _ranked(i, score, best, best_score, runner, runner_score)
     return best, best_score, runner, runner_score
 
@@ -184,8 +201,8 @@ def _next_pick(
 @njit(cache=True)
 def _score(
     rows: Any, i: int, factor: Any, weights: Any, picked_rows: Any, picked_factor: Any, now: int, distances: Any,
-    scored_at: Any, bound: Any, buffer: Any, slack: float,
-) -> float:  # fmt: skip
+    scored_at: Any, bound: Any, bound_at: Any, buffer: Any, slack: float,
+) -> Any:  # fmt: skip
     """Bring the sorted distances of candidate i up to date; return its exact score."""
     seen = scored_at[i]
     new = buffer[: now - seen]
@@ -195,6 +212,7 @@ def _score(
     scored_at[i] = now
     score = _weighted_sum(distances[i], weights, now)
     bound[i] = score * (1 + slack)
+    bound_at[i] = now
     return score
 
 

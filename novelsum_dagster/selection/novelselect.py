@@ -68,9 +68,7 @@ def novelselect(
             progress(rank, k)
     progress(k, k)
     nearest_pick, nearest_distance = nearest_earlier(units[state.picks])
-    return Picks(
-        state.picks, score, runner_up, runner_up_score, nearest_pick, nearest_distance, factor[state.picks]
-    )
+    return Picks(state.picks, score, runner_up, runner_up_score, nearest_pick, nearest_distance, factor[state.picks])
 
 
 def check_k(k: int, n: int) -> None:

@@ -1,0 +1,410 @@
+"""The command `novelsum`: everything that a terminal needs.
+
+Belongs here: arguments, tables, JSON, exit codes. Does not: the work (`oneshot`, `definitions`).
+
+Results go to standard output, everything else to standard error. Exit codes: 0 done; 1 the pipeline failed; 2 bad
+input, settings or arguments; 130 interrupted.
+"""
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from novelsum_dagster.errors import InputError
+from novelsum_dagster.progress import LogReporter, Reporter, TerminalReporter
+from novelsum_dagster.settings import (
+    PACKAGED_MODEL,
+    SETTINGS_VARIABLE,
+    Embedding,
+    NovelSum,
+    Selection,
+    Settings,
+    Source,
+    load_settings,
+    settings_path,
+)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="How diverse is an instruction-tuning dataset, and which subset is most diverse?\n\n"
+    "[bold]measure[/] and [bold]select[/] work on files at once. [bold]run[/] curates a pool by a settings file, with"
+    " checks, lineage and reports; [bold]ui[/] shows it in the Dagster UI.",
+)
+
+_SettingsFile = Annotated[
+    Path | None,
+    typer.Option("--settings", "-s", help=f"Settings file. Default: ${SETTINGS_VARIABLE}, else ./curation.yaml."),
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+_Neighbors = Annotated[int, typer.Option(min=1, help="K: neighbours in the density factor.")]
+_DensityPower = Annotated[float, typer.Option(min=0, help="beta: weight of the density factor; 0 leaves it out.")]
+_ProximityPower = Annotated[float, typer.Option(min=0, help="alpha: weight of near samples.")]
+_Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of random draws and of the first pick.")]
+_Form = Annotated[str, typer.Option(help="Form of the records: auto, alpaca, sharegpt, messages or prompt_completion.")]
+_Model = Annotated[str, typer.Option(help="Embedding model: the packaged one, a folder, or NAME@COMMIT on the hub.")]
+_Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+_MaxRejects = Annotated[float, typer.Option(min=0, max=1, help="Fail when more than this part of the records is bad.")]
+
+
+@app.command()
+def run(settings: _SettingsFile = None, as_json: _Json = False) -> None:
+    """Curate a pool: read, embed, measure, select, check and record it, as the settings file says.
+
+    A run that was interrupted goes on at the last shard of vectors; a second run embeds only new samples.
+
+    Example: [bold]novelsum run --settings curation.yaml[/]
+    """
+    chosen = _settings(settings)
+    home = _prepare_home(chosen)
+    import dagster as dg
+
+    from novelsum_dagster.definitions import CURATE_JOB, build_defs
+
+    job = build_defs(chosen, _reporter()).resolve_job_def(CURATE_JOB)
+    with dg.DagsterInstance.get() as instance:
+        result = job.execute_in_process(
+            instance=instance,
+            raise_on_error=False,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
+    _say_checks(result)
+    if not result.success:
+        _say_failures(result)
+        raise typer.Exit(1)
+    summary = _summary(chosen)
+    if as_json:
+        print(json.dumps(summary, indent=2))
+        return
+    _print_counts(summary)
+    _print_sets("NovelSum at equal size", summary["novelsum"])
+    _print_pairs(
+        [
+            ("subset", summary["subset"]),
+            ("report", summary["report"]),
+            ("lineage", summary["lineage"]),
+            ("Dagster", home),
+        ]
+    )
+    print("\nOpen the Dagster UI: novelsum ui" + (f" --settings {settings}" if settings else ""))
+
+
+@app.command()
+def measure(
+    sets: Annotated[list[Path], typer.Argument(help="Files (.json, .jsonl, .parquet; .gz, .zst), one set each.")],
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option("--reference", "-r", help="The pool that defines density; repeat for several files."),
+    ] = None,
+    neighbors: _Neighbors = 10,
+    density_power: _DensityPower = 0.5,
+    proximity_power: _ProximityPower = 1.0,
+    seed: _Seed = 42,
+    form: _Form = "auto",
+    model: _Model = PACKAGED_MODEL,
+    device: _Device = "auto",
+    max_reject_fraction: _MaxRejects = 0.01,
+    as_json: _Json = False,
+) -> None:
+    """Measure NovelSum of one or more sets, at equal size.
+
+    NovelSum depends on the number of samples, so larger sets are sampled down to the smallest. Without --reference,
+    density comes from all sets together.
+
+    Example: [bold]novelsum measure subset.jsonl random.jsonl --reference pool.parquet[/]
+    """
+    from novelsum_dagster.oneshot import measure_sets
+
+    powers = _validated(NovelSum, neighbors=neighbors, density_power=density_power, proximity_power=proximity_power)
+    embedding = _embedding(model, device)
+    reporter = _reporter()
+    vectors = {}
+    for path in sets:
+        name = str(path)
+        if name in vectors:
+            raise InputError(f"{path}: given twice; name each set once")
+        vectors[name] = _vectors([path], form, embedding, max_reject_fraction, reporter)
+    pool = _vectors(reference, form, embedding, max_reject_fraction, reporter) if reference else None
+    measured = measure_sets(vectors, pool, powers, seed, reporter)
+    rows = []
+    for one in measured:
+        low, high = one.result.interval()
+        rows.append(
+            {"set": one.name, "samples": one.samples, "measured": one.measured, "novelsum": one.result.value,
+             "low": low, "high": high}
+        )  # fmt: skip
+    if as_json:
+        where = [str(path) for path in reference] if reference else "all sets together"
+        settings = {**powers.model_dump(), "seed": seed, "reference": where, "model": model}
+        print(json.dumps({"sets": rows, "settings": settings}, indent=2))
+        return
+    _print_sets("NovelSum", rows)
+    if any(row["samples"] != row["measured"] for row in rows):
+        _say(f"Sets of unequal size: each was measured on {rows[0]['measured']:,} samples, drawn with seed {seed}.")
+
+
+@app.command()
+def select(
+    pool: Annotated[list[Path], typer.Argument(help="Files (.json, .jsonl, .parquet; .gz, .zst) to choose from.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="How many samples to choose.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where to write them: .jsonl, .json or .parquet; - for stdout.")
+    ],
+    strategy: Annotated[str, typer.Option(help="novelselect or random.")] = "novelselect",
+    picks: Annotated[
+        Path | None, typer.Option(help="Also write why each was picked, in pick order, to this .parquet file.")
+    ] = None,
+    neighbors: _Neighbors = 10,
+    density_power: _DensityPower = 0.5,
+    proximity_power: _ProximityPower = 1.0,
+    seed: _Seed = 42,
+    form: _Form = "auto",
+    model: _Model = PACKAGED_MODEL,
+    device: _Device = "auto",
+    max_reject_fraction: _MaxRejects = 0.01,
+    as_json: _Json = False,
+) -> None:
+    """Choose the k samples that make a subset most diverse, and write them as they were, in pick order.
+
+    Example: [bold]novelsum select pool.jsonl more.parquet -k 1000 -o subset.jsonl[/]
+    """
+    from novelsum_dagster.diversity.density import density
+    from novelsum_dagster.files import write_table
+    from novelsum_dagster.oneshot import embedded_files
+    from novelsum_dagster.pool.export import chosen_records, output_writer, record_line, write_records
+    from novelsum_dagster.selection import select as pick
+    from novelsum_dagster.selection.novelselect import check_k
+    from novelsum_dagster.selection.subset import picks_table
+
+    chosen = _validated(Selection, strategy=strategy, k=k, seed=seed)
+    powers = _validated(NovelSum, neighbors=neighbors, density_power=density_power, proximity_power=proximity_power)
+    to_stdout = str(output) == "-"
+    if to_stdout and as_json:
+        raise InputError("--json prints to standard output; give --output a file")
+    if not to_stdout:
+        output_writer(output)
+        _refuse_input_as_output(output, pool)
+    reporter = _reporter()
+    with embedded_files(_sources(pool, form), _embedding(model, device), max_reject_fraction, reporter) as files:
+        _say_rejects(files.snapshot)
+        check_k(k, files.snapshot.kept)
+        with reporter.step("density") as progress:
+            found = density(files.vectors, neighbors=powers.neighbors, progress=progress)
+        with reporter.step("selecting") as progress:
+            made = pick(
+                chosen.strategy,
+                files.vectors,
+                k,
+                density_factor=found.factor(powers.density_power),
+                proximity_power=powers.proximity_power,
+                seed=seed,
+                progress=progress,
+            )
+        table = picks_table(files.snapshot, files.root, made)
+        records = chosen_records(files.snapshot, files.root, table["id"].to_pylist())
+        if to_stdout:
+            for record in records:
+                print(record_line(record))
+        else:
+            write_records(records, output)
+        if picks is not None:
+            write_table(table, picks)
+    counts = {"read": files.snapshot.read, "pool": files.snapshot.kept, "selected": k}
+    if as_json:
+        print(json.dumps({**counts, "output": str(output), **chosen.model_dump(), **powers.model_dump()}, indent=2))
+    else:
+        _say(f"{k:,} of {files.snapshot.kept:,} samples written" + ("" if to_stdout else f" to {output}"))
+
+
+@app.command()
+def ui(
+    settings: _SettingsFile = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 3000,
+) -> None:
+    """Open the Dagster UI over the pool of a settings file, on http://127.0.0.1:3000."""
+    _prepare_home(_settings(settings))
+    _say(f"The Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
+    command = ["dagster", "dev", "-m", "novelsum_dagster.definitions", "-h", "127.0.0.1", "-p", str(port)]
+    os.execv(sys.executable, [sys.executable, "-W", "ignore", "-m", *command])
+
+
+@app.command("demo-pool")
+def demo_pool(
+    folder: Annotated[Path, typer.Argument(help="Folder to write the files to; it is made where there is none.")],
+) -> None:
+    """Write a pool of real text to try things on: questions about installed packages, answered by their docs."""
+    from novelsum_dagster.pool.demo import write_demo_pool
+
+    counts = write_demo_pool(folder)
+    _say(f"{sum(counts.values()):,} samples in {len(counts)} files in {folder}")
+
+
+def main() -> None:
+    """Run the command line; mistakes of the user end in one line, not a traceback."""
+    warnings.simplefilter("ignore")
+    try:
+        app()
+    except ValueError as error:
+        _say(f"novelsum: error: {error}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _say("novelsum: interrupted; what was embedded is kept")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _reporter() -> Reporter:
+    return TerminalReporter() if sys.stderr.isatty() else LogReporter(_say)
+
+
+def _settings(path: Path | None) -> Settings:
+    """Read the settings file in force, and pass its name on to Dagster's processes."""
+    chosen = path.expanduser().resolve() if path else settings_path()
+    if not chosen.exists():
+        raise InputError(
+            f"{chosen}: no such settings file. The least one is:\n\n"
+            "pool:\n  sources:\n    - path: my-data/*.jsonl\nselection:\n  k: 1000\n"
+        )
+    settings = load_settings(chosen)
+    os.environ[SETTINGS_VARIABLE] = str(chosen)
+    return settings
+
+
+def _prepare_home(settings: Settings) -> str:
+    """Make sure that Dagster has a home with our instance settings; return it."""
+    from importlib.resources import files
+
+    from novelsum_dagster.files import write_bytes
+
+    home = Path(os.environ.setdefault("DAGSTER_HOME", str(settings.storage_path / "dagster")))
+    if not (home / "dagster.yaml").exists():
+        write_bytes(files(__package__).joinpath("dagster.yaml").read_bytes(), home / "dagster.yaml")
+    return str(home)
+
+
+def _validated(section: type[Any], /, **values: Any) -> Any:
+    from pydantic import ValidationError
+
+    try:
+        return section(**values)
+    except ValidationError as error:
+        found = error.errors()[0]
+        raise InputError(f"--{str(found['loc'][0]).replace('_', '-')}: {found['msg']}") from None
+
+
+def _embedding(model: str, device: str) -> Embedding:
+    name, _, revision = model.partition("@")
+    embedding: Embedding = _validated(Embedding, model=name, revision=revision or None, device=device)
+    return embedding
+
+
+def _sources(paths: list[Path], form: str) -> list[Source]:
+    return [_validated(Source, path=str(path), form=form) for path in paths]
+
+
+def _vectors(paths: list[Path], form: str, embedding: Embedding, max_rejects: float, reporter: Reporter) -> Any:
+    from novelsum_dagster.oneshot import embedded_files
+
+    with embedded_files(_sources(paths, form), embedding, max_rejects, reporter) as files:
+        _say_rejects(files.snapshot)
+        return files.vectors
+
+
+def _refuse_input_as_output(output: Path, pool: list[Path]) -> None:
+    if any(path.exists() and output.exists() and path.samefile(output) for path in pool):
+        raise InputError(f"{output}: is one of the inputs; write to another file")
+
+
+def _say_rejects(snapshot: Any) -> None:
+    for file in snapshot.files:
+        if file.rejects or file.duplicates:
+            _say(f"{file.file}: {file.rejects:,} bad records and {file.duplicates:,} duplicates left out")
+        if not file.complete:
+            _say(f"{file.file}: warning: damaged; its end was not read")
+
+
+def _say_checks(result: Any) -> None:
+    for found in result.get_asset_check_evaluations():
+        if not found.passed:
+            name = f"{found.asset_key.to_user_string()}: {found.check_name}"
+            _say(f"check {'failed' if found.blocking else 'warns'}: {name}: {found.description}")
+
+
+def _say_failures(result: Any) -> None:
+    for event in result.all_events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            text = data.user_failure_data.description if data.user_failure_data else data.error.to_string()
+            _say(f"novelsum: {event.step_key} failed: {text}")
+    _say("Nothing that was done is lost: run again once it is mended.")
+
+
+def _summary(settings: Settings) -> dict[str, Any]:
+    from novelsum_dagster.defs.handles import read_handle
+    from novelsum_dagster.pool.snapshot import PoolSnapshot
+    from novelsum_dagster.report.novelsum_report import NovelSumReport
+    from novelsum_dagster.selection.subset import Subset
+    from novelsum_dagster.workspace import Workspace
+
+    root = settings.storage_path
+    snapshot = read_handle(root, "raw_pool", PoolSnapshot)
+    report = read_handle(root, "novelsum_report", NovelSumReport)
+    subset = read_handle(root, "selected_subset", Subset)
+    return {
+        "pool": {
+            "read": snapshot.read,
+            "samples": snapshot.kept,
+            "duplicates": snapshot.duplicates,
+            "rejects": snapshot.rejects,
+            "near_duplicates": snapshot.near_duplicates,
+        },
+        "novelsum": [
+            {"set": row.set_name, "samples": row.size, "novelsum": row.novelsum, "low": row.low, "high": row.high}
+            for row in report.sets
+        ],
+        "subset": str(root / subset.folder / "subset.jsonl"),
+        "report": str(root / report.folder),
+        "lineage": str(Workspace(settings).lineage.path),
+    }
+
+
+def _print_counts(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Pool", title_justify="left")
+    for name in summary["pool"]:
+        table.add_column(name.replace("_", "-"), justify="right")
+    table.add_row(*(f"{value:,}" for value in summary["pool"].values()))
+    Console().print(table)
+
+
+def _print_sets(title: str, rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for name in ("set", "samples", "NovelSum", "95 % interval"):
+        table.add_column(name, justify="left" if name == "set" else "right")
+    for row in rows:
+        interval = f"{row['low']:.4f} to {row['high']:.4f}"
+        table.add_row(row["set"], f"{row.get('measured', row['samples']):,}", f"{row['novelsum']:.4f}", interval)
+    Console().print(table)
+
+
+def _print_pairs(pairs: list[tuple[str, str]]) -> None:
+    for name, value in pairs:
+        print(f"{name + ':':<9} {value}")

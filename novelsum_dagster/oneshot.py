@@ -1,0 +1,104 @@
+"""Measuring and selecting files at once, without Dagster, settings file or storage folder.
+
+Belongs here: what `novelsum measure` and `novelsum select` do. Does not: printing (`cli`), the maths.
+
+Vectors are kept in the user's cache folder, so that a text is embedded once; everything else is temporary.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from novelsum_dagster.diversity.novelsum import NovelSumResult, novelsum
+from novelsum_dagster.embedding.encoder import token_counter
+from novelsum_dagster.embedding.store import embed, load_vectors
+from novelsum_dagster.pool.ingest import build_snapshot
+from novelsum_dagster.pool.snapshot import PoolSnapshot
+from novelsum_dagster.progress import Reporter
+from novelsum_dagster.settings import Embedding, NearDuplicates, NovelSum, Pool, Source
+
+
+@dataclass(frozen=True)
+class EmbeddedFiles:
+    """Files read and embedded: the snapshot lies under `root`, `vectors` is float32, (n, d), in its order."""
+
+    snapshot: PoolSnapshot
+    root: Path
+    vectors: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class MeasuredSet:
+    """One set: `samples` it has, `measured` of them, the result."""
+
+    name: str
+    samples: int
+    measured: int
+    result: NovelSumResult
+
+
+def cache_folder() -> Path:
+    """Return the folder in which vectors are kept between commands."""
+    import platformdirs
+
+    return platformdirs.user_cache_path("novelsum", appauthor=False)
+
+
+@contextmanager
+def embedded_files(
+    sources: Sequence[Source], embedding: Embedding, max_reject_fraction: float, reporter: Reporter
+) -> Iterator[EmbeddedFiles]:
+    """Read and embed files; what was read is gone after the block.
+
+    Raises:
+        InputError: for missing files, bad records over the limit, an empty pool, a model that cannot be loaded.
+    """
+    with tempfile.TemporaryDirectory(prefix="novelsum-") as folder:
+        root = Path(folder)
+        pool = Pool(
+            sources=tuple(sources),
+            max_reject_fraction=max_reject_fraction,
+            near_duplicates=NearDuplicates(method="off"),
+        )
+        with reporter.step("reading") as progress:
+            snapshot = build_snapshot(pool, Path.cwd(), root, token_counter(embedding), progress)
+        samples = snapshot.samples(root, ["id", "text"])
+        ids = samples["id"].to_pylist()
+        with reporter.step("embedding") as progress:
+            found = embed(cache_folder(), embedding, ids, samples["text"].to_pylist(), snapshot.key, progress)
+        yield EmbeddedFiles(snapshot, root, load_vectors(cache_folder() / found.folder, ids))
+
+
+def measure_sets(
+    sets: dict[str, NDArray[np.float32]],
+    reference: NDArray[np.float32] | None,
+    settings: NovelSum,
+    seed: int,
+    reporter: Reporter,
+) -> list[MeasuredSet]:
+    """Measure sets at equal size: larger ones are sampled, seeded, down to the smallest.
+
+    Args:
+        sets: float32, (n, d), by name.
+        reference: float32, (r, d), for the density; None takes all sets together.
+        settings: K, beta, alpha.
+        seed: of the sampling.
+        reporter: shows progress.
+
+    Raises:
+        ValueError: as `novelsum` does.
+    """
+    size = min(len(vectors) for vectors in sets.values())
+    together = np.concatenate(list(sets.values())) if reference is None else reference
+    measured = []
+    for name, vectors in sets.items():
+        rows = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:size])
+        with reporter.step(name) as progress:
+            result = novelsum(vectors[rows], together, **settings.model_dump(), progress=progress)
+        measured.append(MeasuredSet(name, len(vectors), size, result))
+    return measured
