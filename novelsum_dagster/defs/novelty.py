@@ -18,7 +18,7 @@ def density(
     raw_pool: PoolSnapshot,
     embeddings: VectorSet,
 ) -> dg.MaterializeResult[DensityTable]:
-    """How sparse the sample space is around each sample: mean squared distance to its K nearest neighbours."""
+    """How densely the sample space is filled around each sample: mean squared distance to its K nearest neighbours."""
     measure = workspace.settings.novelsum
     with recorded(context, workspace) as step:
         ids, vectors = pool_vectors(workspace.root, raw_pool, embeddings)

@@ -10,7 +10,7 @@ from novelsum_dagster.selection.novelselect import check_k
 from novelsum_dagster.workspace import Workspace
 
 
-@dg.asset(group_name="pool", kinds={"parquet"}, owners=OWNERS, code_version="1")
+@dg.asset(group_name="data", kinds={"parquet"}, owners=OWNERS, code_version="1")
 def raw_pool(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult[PoolSnapshot]:

@@ -14,7 +14,7 @@ from novelsum_dagster.selection.subset import Subset
 from novelsum_dagster.workspace import Workspace
 
 
-@dg.asset(group_name="reports", kinds={"matplotlib", "parquet"}, owners=OWNERS, code_version="1")
+@dg.asset(group_name="diversity", kinds={"matplotlib", "parquet"}, owners=OWNERS, code_version="1")
 def novelsum_report(
     context: dg.AssetExecutionContext,
     workspace: dg.ResourceParam[Workspace],

@@ -11,7 +11,7 @@ from novelsum_dagster.quality.suites import Subject
 from novelsum_dagster.quality.validate import require_passed
 from novelsum_dagster.report.plots import pool_map
 from novelsum_dagster.selection.strategies import select
-from novelsum_dagster.selection.subset import Subset, write_subset
+from novelsum_dagster.selection.subset import PICK_COLUMNS, Subset, write_subset
 from novelsum_dagster.settings import Settings
 from novelsum_dagster.workspace import Workspace
 
@@ -38,9 +38,11 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
         """The chosen samples in pick order, with the record of each pick, in their original form."""
         root = workspace.root
         with recorded(context, workspace) as step:
+            # Dagster stops what follows a failed check only within one run; this gate holds for every run.
+            require_passed("raw_pool", Subject(raw_pool, root, workspace.settings))
             _, vectors = pool_vectors(root, raw_pool, embeddings)
-            for name, output in (("raw_pool", raw_pool), ("embeddings", embeddings), ("density", density)):
-                require_passed(name, Subject(output, root, workspace.settings, raw_pool, vectors))
+            require_passed("embeddings", Subject(embeddings, root, workspace.settings, raw_pool, vectors))
+            require_passed("density", Subject(density, root, workspace.settings, raw_pool))
             with step.reporter.step("selecting") as progress:
                 picks = select(
                     config.strategy,
@@ -58,7 +60,7 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
                 subset,
                 **{
                     "dagster/row_count": len(table),
-                    "dagster/column_schema": column_schema(table.schema),
+                    "dagster/column_schema": column_schema(table.schema, **PICK_COLUMNS),
                     "strategy": config.strategy,
                     "seed": config.seed,
                     "map": picture(pool_map(vectors, picks.indices), "Map of the pool and the chosen samples"),

@@ -11,6 +11,8 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from novelsum_dagster.lineage.store import LineageStore
+from novelsum_dagster.liveness import ended_runs, hold
 from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.progress import Reporter
 from novelsum_dagster.workspace import Workspace
@@ -36,17 +38,36 @@ class Step:
 def recorded(context: dg.AssetExecutionContext, workspace: Workspace) -> Iterator[Step]:
     """Record the step in the lineage; turn a user's mistake into a failure that is not retried."""
     lineage, name = workspace.lineage, context.asset_key.to_user_string()
-    lineage.start_run(context.run_id, workspace.settings.model_dump_json())
-    attempt = lineage.start_step(context.run_id, name)
+    hold(workspace.root, context.run.run_id)
+    lineage.start_run(context.run.run_id, workspace.settings.model_dump_json())
+    attempt = lineage.start_step(context.run.run_id, name)
     step = Step(workspace.reporter_for(context.log.info))
     try:
         yield step
     except BaseException as error:
-        lineage.end_step(context.run_id, name, attempt, None, str(error) or type(error).__name__)
+        lineage.end_step(context.run.run_id, name, attempt, None, str(error) or type(error).__name__)
         if isinstance(error, ValueError):
             raise dg.Failure(str(error), allow_retries=False) from error
         raise
-    lineage.end_step(context.run_id, name, attempt, step.output.key if step.output else None, None)
+    lineage.end_step(context.run.run_id, name, attempt, step.output.key if step.output else None, None)
+
+
+def close_dead_runs(instance: dg.DagsterInstance, workspace: Workspace) -> None:
+    """Mark runs whose process died as failed and give back their pool slots, which a new run would wait for forever.
+
+    The Dagster daemon does the same for runs that it launched; a command line run has no daemon.
+    """
+    for run_id in ended_runs(workspace.root):
+        run = instance.get_run_by_id(run_id)
+        if run is not None and not run.is_finished:
+            instance.report_run_failed(run, "The process of this run ended before the run did.")
+            instance.event_log_storage.free_concurrency_slots_for_run(run_id)
+        _close_steps(workspace.lineage, run_id)
+
+
+def _close_steps(lineage: LineageStore, run_id: str) -> None:
+    for step, attempt in lineage.open_steps(run_id):
+        lineage.end_step(run_id, step, attempt, None, "the process ended")
 
 
 def column_schema(schema: pa.Schema, **descriptions: str) -> dg.TableSchema:

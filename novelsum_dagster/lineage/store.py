@@ -129,6 +129,12 @@ class LineageStore:
                 [_now(), "failed" if error else "done", output, error, run_id, step, attempt],
             )
 
+    def open_steps(self, run_id: str) -> list[tuple[str, int]]:
+        """Return the steps of a run that began and did not end, with their attempts."""
+        query = "SELECT step, attempt FROM steps WHERE run_id = ? AND status = 'running'"
+        with self.reading() as connection:
+            return connection.execute(query, [run_id]).fetchall()
+
     def _refresh_views(self, connection: "duckdb.DuckDBPyConnection") -> None:
         for name, pattern in _VIEWS.items():
             if next(self._root.glob(pattern), None) is not None:

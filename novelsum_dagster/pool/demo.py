@@ -49,14 +49,14 @@ def write_demo_pool(folder: Path) -> dict[str, int]:
     }
     counts = {}
     for source, modules in _SOURCES.items():
-        pairs = _spread(list(_documented(source, modules)))
+        pairs = _spread(list(documented(source, modules)))
         name, writer = writers[source]
         writer(pairs, folder / name)
         counts[name] = len(pairs)
     return counts
 
 
-def _documented(source: str, modules: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+def documented(source: str, modules: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """Yield (question, answer) for every public object of the modules and every public method of their classes."""
     seen: set[str] = set()
     for name in modules:

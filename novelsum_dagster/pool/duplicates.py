@@ -35,8 +35,8 @@ def near_duplicates(samples: Iterable[tuple[str, str]], threshold: float) -> Ite
     """
     from datasketch import MinHash, MinHashLSH
 
-    # LSH cannot be tuned for a threshold of exactly 1.
-    index = MinHashLSH(threshold=min(threshold, 0.99), num_perm=PERMUTATIONS, weights=(0.3, 0.7))
+    # datasketch has no bands for thresholds over 0.987. A lower one only finds more candidates; the score decides.
+    index = MinHashLSH(threshold=min(threshold, 0.95), num_perm=PERMUTATIONS, weights=(0.3, 0.7))
     indexed: dict[str, MinHash] = {}
     seed = MinHash(num_perm=PERMUTATIONS, hashfunc=zlib.crc32)
     for id_, text in samples:

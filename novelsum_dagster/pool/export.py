@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import replacing, write_bytes
-from novelsum_dagster.pool.readers import arrow_row, json_record
+from novelsum_dagster.pool.readers import arrow_table, json_record
 from novelsum_dagster.pool.snapshot import PoolSnapshot, SourceFile
 
 
@@ -46,7 +46,7 @@ def write_records(records: Sequence[ChosenRecord], path: Path) -> None:
     """Write records to one file: JSON Lines, a JSON list, or Parquet, by the file's name.
 
     Raises:
-        InputError: for another name, or for Parquet where the records are not rows of one schema.
+        InputError: for another name, or for Parquet where the records' fields do not fit into one schema.
     """
     writer = output_writer(path)
     writer(records, path)
@@ -106,8 +106,19 @@ def _write_parquet(records: Sequence[ChosenRecord], path: Path) -> None:
     schemas = [record.file.schema_of_rows for record in records]
     schema = schemas[0] if schemas else None
     if schema is None or any(other is None or not schema.equals(other) for other in schemas):
-        table = pa.Table.from_pylist([json.loads(record_line(record)) for record in records])
+        table = _table_of_json([record_line(record) for record in records], path)
     else:
-        table = pa.Table.from_batches([arrow_row(record.original, schema) for record in records], schema)
+        table = arrow_table([record.original for record in records], schema)
     with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
+
+
+def _table_of_json(lines: Sequence[str], path: Path) -> pa.Table:
+    """Return records of unlike schemas as one table that has the columns of them all."""
+    try:
+        rows = [json.loads(line) for line in lines]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        columns = [pa.array([row.get(name) for row in rows]) for name in names]
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        raise InputError(f"{path}: the records do not fit into one Parquet schema: {error}; write .jsonl") from None
+    return pa.Table.from_arrays(columns, names)

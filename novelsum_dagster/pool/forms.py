@@ -99,6 +99,8 @@ def _listed_turns(record: Mapping[str, Any], form: Form) -> list[Turn]:
         if not isinstance(item, Mapping):
             raise Reject("wrong_type", f"turn {number} is {_kind(item)}, not an object")
         role = item.get(role_field)
+        if role is None:
+            raise Reject("missing_fields", f"turn {number}: no {role_field}")
         if not isinstance(role, str):
             raise Reject("wrong_type", f"turn {number}: {role_field} is {_kind(role)}, not a string")
         if role.lower() not in _ROLES:

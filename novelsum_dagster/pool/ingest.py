@@ -117,14 +117,15 @@ def build_snapshot(
 
 def _inputs(sources: Iterable[Source], base: Path) -> list[_Input]:
     found: dict[str, _Input] = {}
-    for source in sources:
+    # All files are looked for before the first is read.
+    places = [(source, find_files(source.path, base) if source.path is not None else []) for source in sources]
+    for source, paths in places:
         form = None if source.form == "auto" else source.form
         if source.dataset is not None:
             item = _dataset_input(source, base, form)
             found.setdefault(item.file, item)
             continue
-        assert source.path is not None
-        for path in find_files(source.path, base):
+        for path in paths:
             name = source.name or path.name.split(".")[0]
             found.setdefault(str(path), _file_input(path, base, name, form))
     if not found:
@@ -149,7 +150,8 @@ def _dataset_input(source: Source, base: Path, form: Form | None) -> _Input:
     local = base / Path(source.dataset).expanduser()
     location = str(local) if local.exists() else source.dataset
     name = source.name or source.dataset.rstrip("/").split("/")[-1]
-    item = _Input(name, f"{source.dataset}[{source.split}]", "dataset", lambda: iter(()), form)
+    revision = f"@{source.revision}" if source.revision else ""
+    item = _Input(name, f"{source.dataset}{revision}[{source.split}]", "dataset", lambda: iter(()), form)
 
     def batches() -> Iterator[pa.RecordBatch]:
         for batch in dataset_batches(location, source.split, source.revision):
@@ -245,12 +247,15 @@ def _refuse_bad_pool(inputs: list[_Input], limit: float, folder: Path, root: Pat
     rows = pq.read_table(kept_rejects, columns=["file", "position", "line", "reason", "detail"]).to_pylist()
     reasons = Counter(row["reason"] for row in rows).most_common(5)
     first = rows[0]
+    over = rejects > limit * total["read"]
     raise InputError(
-        f"{rejects:,} of {total['read']:,} records are bad, over max_reject_fraction {limit}: "
+        f"{rejects:,} of {total['read']:,} records are bad, "
+        + (f"over max_reject_fraction {limit}: " if over else "none is a sample: ")
         + ", ".join(f"{reason} {count:,}" for reason, count in reasons)
         + f". The first is {first['file']}, record {first['position']}"
         + (f", line {first['line']}" if first["line"] else "")
-        + f": {first['reason']}: {first['detail']}. All are in {kept_rejects}; mend them or raise the limit"
+        + f": {first['reason']}: {first['detail']}. All are in {kept_rejects}; mend them"
+        + (" or raise the limit" if over and total["kept"] else "")
     )
 
 

@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from novelsum_dagster.pool.samples import Reject
 MAX_RECORD_BYTES = 64 * 2**20
 """A longer record is rejected instead of being held in memory."""
 _CHUNK_BYTES = 2**16
+_LONGEST_TOKEN = 16
+"""More characters than a literal or an escape has: an error farther from the end is no matter of reading more."""
 _ROWS_PER_BATCH = 1000
-_COMPRESSIONS = {".gz", ".zst"}
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _JSON_LINES = {".jsonl", ".ndjson"}
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Numbers are never used here; as floats they cannot overflow Python's limit on the digits of an integer.
@@ -55,12 +58,15 @@ def find_files(pattern: str, base: Path) -> list[Path]:
     Raises:
         InputError: where nothing matches, a match is a folder, or its format is not known.
     """
-    path = base / Path(pattern).expanduser()
+    wanted = Path(pattern).expanduser()
+    path = base / wanted
     is_glob = any(mark in pattern for mark in "*?[") and not path.exists()
-    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True)) if is_glob else [path]
-    files = [file for file in found if not (is_glob and file.is_dir())]
-    if not files or not files[0].exists():
-        raise InputError(f"{pattern}: no such file (looked for {path}); correct the path or glob")
+    # Only the pattern is a glob: the base folder's own name may have brackets.
+    names = sorted(glob.glob(str(wanted), root_dir=base, recursive=True)) if is_glob else [wanted]
+    files = [base / name for name in names if not (is_glob and (base / name).is_dir())]
+    missing = [path] if not files else [file for file in files if not file.exists()]
+    if missing:
+        raise InputError(f"{pattern}: no such file (looked for {missing[0]}); correct the path or glob")
     for file in files:
         if file.is_dir():
             raise InputError(f"{pattern}: is a folder; name files or a glob such as {pattern.rstrip('/')}/*.jsonl")
@@ -77,14 +83,18 @@ def file_format(path: Path) -> str:
     suffix = next((s for s in reversed(path.suffixes) if s.lower() not in _COMPRESSIONS), "").lower()
     if suffix in _JSON_LINES:
         return "jsonl"
-    if suffix in {".json", ".parquet"}:
-        return suffix[1:]
-    raise InputError(f"{path}: unknown format; the name must end in .json, .jsonl or .parquet (.gz or .zst may follow)")
+    if suffix == ".json":
+        return "json"
+    if path.suffix.lower() == ".parquet":
+        return "parquet"
+    if suffix == ".parquet":
+        raise InputError(f"{path}: Parquet is compressed inside and cannot be read from {path.suffix}; decompress it")
+    raise InputError(f"{path}: unknown format; the name must end in .parquet, .json or .jsonl (.gz or .zst may follow)")
 
 
 def arrow_schema(path: Path) -> pa.Schema:
-    """Return the schema of a Parquet file's rows as `read_file` keeps them."""
-    return _plain_schema(pq.read_schema(path))
+    """Return the schema of a Parquet file's rows."""
+    return pq.read_schema(path)
 
 
 def read_file(path: Path) -> Iterator[Record]:
@@ -93,8 +103,13 @@ def read_file(path: Path) -> Iterator[Record]:
     if kind == "parquet":
         yield from _read_parquet(path)
         return
-    with pa.input_stream(str(path), compression="detect") as raw, io.BufferedReader(raw) as stream:
-        start = stream.peek(2)[:2]
+    compression = _COMPRESSIONS.get(path.suffix.lower())
+    with pa.input_stream(str(path), compression=compression) as raw, io.BufferedReader(raw) as stream:
+        try:
+            start = stream.peek(2)[:2]
+        except OSError as error:
+            yield _end(1, 1, "unreadable_file", f"decompression failed: {error}")
+            return
         if start in _UTF16_MARKS:
             yield _end(1, 1, "wrong_encoding", "the file is UTF-16; convert it to UTF-8")
         elif kind == "jsonl" or _first_character(stream) == "{":
@@ -108,10 +123,26 @@ def read_rows(batches: Iterable[pa.RecordBatch]) -> Iterator[Record]:
     position = 0
     for read in batches:
         batch = _plain(read)
-        for number, value in enumerate(batch.to_pylist()):
+        for number, value in enumerate(_values(batch)):
             position += 1
             original = batch.slice(number, 1).serialize().to_pybytes()
             yield Record(position, None, original, value)
+
+
+def _values(batch: pa.RecordBatch) -> list[Mapping[str, Any] | Reject]:
+    try:
+        return list(batch.to_pylist())
+    except (ValueError, OverflowError):
+        return [_row_value(batch.slice(number, 1)) for number in range(batch.num_rows)]
+
+
+def _row_value(row: pa.RecordBatch) -> Mapping[str, Any] | Reject:
+    try:
+        return dict(row.to_pylist()[0])
+    except UnicodeDecodeError as error:
+        return Reject("invalid_utf8", f"byte {error.start + 1} of a string")
+    except (ValueError, OverflowError) as error:
+        return Reject("wrong_type", f"a value is out of range: {error}")
 
 
 def dataset_batches(name: str, split: str, revision: str | None) -> Iterator[pa.RecordBatch]:
@@ -125,12 +156,16 @@ def dataset_batches(name: str, split: str, revision: str | None) -> Iterator[pa.
     try:
         if (Path(name) / "state.json").exists() or (Path(name) / "dataset_dict.json").exists():
             loaded = datasets.load_from_disk(name)
+            if isinstance(loaded, datasets.DatasetDict) and split not in loaded:
+                raise InputError(f"dataset {name}: no split {split}; it has {', '.join(loaded)}")
             data = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
         else:
             data = datasets.load_dataset(name, split=split, revision=revision, streaming=True)
         for table in data.with_format("arrow").iter(batch_size=_ROWS_PER_BATCH):
             yield from table.to_batches()
-    except (OSError, ValueError, KeyError) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:  # TypeError: files of unlike columns.
         raise InputError(f"dataset {name}, split {split}: cannot be loaded: {error}") from error
 
 
@@ -143,12 +178,22 @@ def json_record(original: bytes, schema: pa.Schema | None) -> str:
 
 
 def arrow_row(original: bytes, schema: pa.Schema) -> pa.RecordBatch:
-    """Return a kept Arrow row as a record batch of one row."""
-    return pa.ipc.read_record_batch(pa.py_buffer(original), schema)
+    """Return a kept Arrow row as a record batch of one row; columns that hold dictionaries hold their values."""
+    return pa.ipc.read_record_batch(pa.py_buffer(original), _plain_schema(schema))
+
+
+def arrow_table(originals: Iterable[bytes], schema: pa.Schema) -> pa.Table:
+    """Return kept Arrow rows as a table of the schema that they had."""
+    rows = [arrow_row(original, schema) for original in originals]
+    return pa.Table.from_batches(rows, _plain_schema(schema)).cast(schema)
 
 
 def _end(position: int, line: int | None, reason: str, detail: str, original: bytes = b"") -> Record:
     return Record(position, line, original, Reject(reason, f"{detail}; nothing after this was read"), ends_file=True)
+
+
+def _too_long() -> Reject:
+    return Reject("over_long", f"longer than {MAX_RECORD_BYTES:,} bytes")
 
 
 def _first_character(stream: io.BufferedReader) -> str:
@@ -158,8 +203,11 @@ def _first_character(stream: io.BufferedReader) -> str:
 def _read_parquet(path: Path) -> Iterator[Record]:
     position = 0
     try:
-        with pq.ParquetFile(path) as file:
-            for record in read_rows(file.iter_batches(_ROWS_PER_BATCH)):
+        # So, pages are read as they are needed, not a row group's whole column.
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=_CHUNK_BYTES) as file:
+            # One by one: Arrow cannot join nested dictionaries of two row groups in a batch.
+            groups = (file.iter_batches(_ROWS_PER_BATCH, [group]) for group in range(file.num_row_groups))
+            for record in read_rows(chain.from_iterable(groups)):
                 position = record.position
                 yield record
     except (pa.ArrowException, OSError) as error:
@@ -186,7 +234,7 @@ def _read_lines(stream: io.BufferedReader) -> Iterator[Record]:
             kept = line[:1000]
             while line and not line.endswith(b"\n"):
                 line = stream.readline(MAX_RECORD_BYTES)
-            yield Record(position, number, kept, Reject("over_long", f"longer than {MAX_RECORD_BYTES:,} bytes"))
+            yield Record(position, number, kept, _too_long())
         else:
             yield Record(position, number, line.strip(), _parse_line(line))
 
@@ -220,9 +268,9 @@ class _Window:
         self.ended = False
 
     def read_more(self) -> None:
-        """Read as much again as is waiting, so that a long record is parsed a few times only."""
+        """Read as much again as is waiting, so that a long record is parsed a few times only; stop at the limit."""
         waiting = self.text[self.at :]
-        data = self._stream.read(max(_CHUNK_BYTES, len(waiting)))
+        data = self._stream.read(max(_CHUNK_BYTES, min(len(waiting), MAX_RECORD_BYTES - len(waiting))))
         self.ended = not data
         self.text, self.at = waiting + self._decode(data, final=not data), 0
 
@@ -239,18 +287,26 @@ class _Window:
                 return ""
             self.read_more()
 
+    def beginning(self) -> bytes:
+        """Return the first bytes that are still to be cut."""
+        return self.text[self.at : self.at + 1000].encode("utf-8", "surrogateescape")
+
     def next_value(self) -> tuple[Any, str]:
         """Cut out one JSON value; return it with its text.
 
         Raises:
             json.JSONDecodeError, RecursionError: where there is none.
+            Reject: where it is too long.
         """
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.text, self.at)
-            except json.JSONDecodeError:
-                if self.ended or len(self.text) - self.at > MAX_RECORD_BYTES:
+            except json.JSONDecodeError as error:
+                is_open = error.msg.startswith("Unterminated") or error.pos + _LONGEST_TOKEN > len(self.text)
+                if self.ended or not is_open:
                     raise
+                if len(self.text) - self.at > MAX_RECORD_BYTES:
+                    raise _too_long() from None
             else:
                 if end < len(self.text) or self.ended:
                     text = self.text[self.at : end]
@@ -271,6 +327,8 @@ def _read_array(stream: io.BufferedReader) -> Iterator[Record]:
             return
         window.at += 1
         if window.next_character() == "]":
+            window.at += 1
+            yield from _after_array(window, 1)
             return
         while True:
             position += 1
@@ -280,21 +338,33 @@ def _read_array(stream: io.BufferedReader) -> Iterator[Record]:
             yield _array_record(position, line, value, text)
             separator = window.next_character()
             if separator == "]":
+                window.at += 1
+                yield from _after_array(window, position + 1)
                 return
             if separator != ",":
                 raise json.JSONDecodeError("expected , or ] after a record", window.text, window.at)
             window.at += 1
     except json.JSONDecodeError as error:
-        rest = window.text[window.at : window.at + 1000].encode("utf-8", "surrogateescape")
-        yield _end(max(position, 1), window.line, "broken_json", error.msg, rest)
+        yield _end(max(position, 1), window.line, "broken_json", error.msg, window.beginning())
+    except Reject as reject:
+        yield _end(position, window.line, reject.reason, reject.detail, window.beginning())
     except RecursionError:
         yield _end(position, window.line, "broken_json", "nested too deeply")
     except OSError as error:
         yield _end(max(position, 1), window.line, "unreadable_file", f"decompression failed: {error}")
 
 
+def _after_array(window: _Window, position: int) -> Iterator[Record]:
+    """Yield a reject where the file goes on after the list, as a file of two lists does."""
+    if window.next_character():
+        detail = "the file goes on after the list of records"
+        yield _end(position, window.line, "broken_json", detail, window.beginning())
+
+
 def _array_record(position: int, line: int, value: Any, text: str) -> Record:
     original = text.encode("utf-8", "surrogateescape")
+    if len(original) > MAX_RECORD_BYTES:
+        return Record(position, line, original[:1000], _too_long())
     try:
         original.decode()
     except UnicodeDecodeError as error:
@@ -303,9 +373,36 @@ def _array_record(position: int, line: int, value: Any, text: str) -> Record:
 
 
 def _plain_schema(schema: pa.Schema) -> pa.Schema:
-    """Return the schema with dictionary columns as their values: a row's IPC message carries no dictionary."""
-    fields = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in schema]
-    return pa.schema(fields, schema.metadata)
+    """Return the schema with dictionaries and views as plain values, at every depth.
+
+    A row's IPC message carries no dictionary, and would carry all of a view's batch.
+    """
+    return pa.schema([_plain_field(field) for field in schema], schema.metadata)
+
+
+def _plain_field(field: pa.Field) -> pa.Field:
+    return field.with_type(_plain_type(field.type))
+
+
+def _plain_type(type_: pa.DataType) -> pa.DataType:
+    types = pa.types
+    if types.is_dictionary(type_):
+        return _plain_type(type_.value_type)
+    if types.is_string_view(type_):
+        return pa.large_string()
+    if types.is_binary_view(type_):
+        return pa.large_binary()
+    if types.is_struct(type_):
+        return pa.struct([_plain_field(field) for field in type_])
+    if types.is_map(type_):
+        return pa.map_(_plain_field(type_.key_field), _plain_field(type_.item_field), type_.keys_sorted)
+    if types.is_fixed_size_list(type_):
+        return pa.list_(_plain_field(type_.value_field), type_.list_size)
+    if types.is_list(type_):
+        return pa.list_(_plain_field(type_.value_field))
+    if types.is_large_list(type_):
+        return pa.large_list(_plain_field(type_.value_field))
+    return type_
 
 
 def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -35,7 +35,7 @@ def novelty_histogram(pool: NDArray[np.float64], selected: NDArray[np.float64]) 
             np.minimum(selected, high), bins, density=True, histtype="step", linewidth=2, color=_CHOSEN, label=label
         )
     axes.set(xlabel="novelty of a sample within the pool", ylabel="share of samples", yticks=[])
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside upper right", ncols=2)
     return _png(figure)
 
 
@@ -58,7 +58,7 @@ def pool_map(vectors: NDArray[np.float32], selected: NDArray[np.int64]) -> bytes
         xticks=[],
         yticks=[],
     )
-    axes.legend(frameon=False, loc="upper right")
+    figure.legend(frameon=False, loc="outside upper right", ncols=2)
     return _png(figure)
 
 

@@ -22,6 +22,20 @@ from novelsum_dagster.pool.export import chosen_records, write_by_source, write_
 from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
 from novelsum_dagster.selection.picks import Picks
 
+PICK_COLUMNS = {
+    "rank": "1 for the first pick",
+    "id": "the sample's content hash",
+    "score": "the value by which it won: F of NovelSelect",
+    "runner_up_id": "the sample that came second",
+    "runner_up_score": "the second's value",
+    "margin": "score less runner_up_score",
+    "nearest_pick_rank": "rank of the nearest sample picked before",
+    "nearest_pick_id": "that sample",
+    "nearest_distance": "cosine distance to it",
+    "density_factor": "larger where the pool is denser",
+}
+"""What the columns of picks.parquet mean, beside the sample's place and sizes."""
+
 
 class SelectionSettings(Handle):
     """What a selection depends on; `key` is the hash of everything else."""

@@ -1,0 +1,93 @@
+"""The Dagster UI over a small pool, and a browser to look at it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from tests.pools import alpaca, write_jsonl, write_settings
+
+CHROMIUM = "/usr/bin/chromium"
+_FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--no-first-run",
+]  # fmt: skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", default=None, help="folder that the browser tests write screenshots to")
+
+
+@pytest.fixture(scope="session")
+def shots(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    chosen = request.config.getoption("--screenshots")
+    folder = Path(chosen) if chosen else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dagster_ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of `novelsum ui` over a pool of 240 samples, nothing materialised yet."""
+    folder = tmp_path_factory.mktemp("ui")
+    write_jsonl(folder / "pool" / "reference.jsonl", alpaca(160))
+    write_jsonl(folder / "pool" / "more.jsonl", alpaca(80, start=160))
+    settings = write_settings(folder)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "novelsum_dagster", "ui", "--settings", str(settings), "--port", str(port)]
+    environment = {name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"}
+    with (folder / "ui.log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(address, server, folder / "ui.log")
+        yield address
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(30)
+        finally:
+            _kill_group(server.pid)
+
+
+def _kill_group(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(240):
+        if server.poll() is not None:
+            pytest.fail(f"the UI ended: {log.read_text()[-2000:]}")
+        try:
+            with urllib.request.urlopen(f"{address}/server_info"):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    pytest.fail(f"the UI did not answer in two minutes: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="module")
+def page(dagster_ui: str) -> Iterator[Page]:
+    """A page of one browser that all tests of a module share."""
+    if not Path(CHROMIUM).exists():
+        pytest.skip("needs Debian's Chromium; `make test-ui` installs it")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_FLAGS)
+        page = browser.new_page(viewport={"width": 1500, "height": 850}, base_url=dagster_ui)
+        page.set_default_timeout(60_000)
+        yield page
+        browser.close()

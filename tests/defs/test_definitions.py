@@ -1,0 +1,105 @@
+"""The definitions as Dagster loads them, and the files that configure an instance."""
+
+import os
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import dagster as dg
+
+from novelsum_dagster.definitions import build_defs
+from novelsum_dagster.quality.suites import SUITES
+from novelsum_dagster.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = [
+    "datasets",
+    "duckdb",
+    "faiss",
+    "great_expectations",
+    "matplotlib",
+    "numba",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "torch",
+]
+
+
+def test_loading_definitions_imports_nothing_heavy() -> None:
+    program = f"import sys, novelsum_dagster.definitions; print([m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_asset_is_described() -> None:
+    specs = list(build_defs(Settings()).resolve_all_asset_specs())
+    assert len(specs) == 7
+    for spec in specs:
+        assert spec.description and spec.group_name and spec.owners and spec.kinds and spec.code_version
+
+
+def test_the_graph_is_the_pipeline() -> None:
+    graph = build_defs(Settings()).resolve_asset_graph()
+
+    def parents(asset: str) -> set[str]:
+        return {key.to_user_string() for key in graph.get(dg.AssetKey(asset)).parent_keys}
+
+    assert parents("raw_pool") == set()
+    assert parents("embeddings") == {"raw_pool"}
+    assert parents("density") == {"raw_pool", "embeddings"}
+    assert parents("sample_novelty") == {"raw_pool", "embeddings", "density"}
+    assert parents("selected_subset") == {"raw_pool", "embeddings", "density"}
+    assert parents("lineage") == {
+        "raw_pool",
+        "embeddings",
+        "density",
+        "sample_novelty",
+        "selected_subset",
+        "novelsum_report",
+    }
+
+
+def test_every_suite_is_a_check_and_wrong_data_blocks() -> None:
+    graph = build_defs(Settings()).resolve_asset_graph()
+    found = {(key.asset_key.to_user_string(), key.name): graph.get_check_spec(key) for key in graph.asset_check_keys}
+    assert set(found) == {(suite.step, suite.name) for suite in SUITES}
+    for suite in SUITES:
+        assert found[suite.step, suite.name].blocking == suite.blocking
+    assert any(suite.blocking for suite in SUITES) and not all(suite.blocking for suite in SUITES)
+
+
+def test_embeddings_ask_for_the_gpu() -> None:
+    embeddings = build_defs(Settings()).resolve_assets_def("embeddings")
+    assert embeddings.op.pool == "gpu"
+    assert "nvidia.com/gpu" in str(embeddings.op.tags)
+    assert embeddings.op.retry_policy is not None
+
+
+def test_the_instance_settings_are_in_force(tmp_path: Path) -> None:
+    (tmp_path / "dagster.yaml").write_bytes(files("novelsum_dagster").joinpath("dagster.yaml").read_bytes())
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        assert not instance.telemetry_enabled
+        assert not instance.nux_enabled
+        assert instance.run_monitoring_enabled
+        pools = instance.get_concurrency_config().pool_config
+        assert pools.default_pool_limit == 1
+        assert "OP" in str(pools.pool_granularity)
+
+
+def test_the_workspace_file_loads(tmp_path: Path) -> None:
+    environment = {**os.environ, "DAGSTER_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "dagster", "definitions", "validate", "-w", str(ROOT / "workspace.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+
+
+def test_dg_finds_the_definitions(tmp_path: Path) -> None:
+    environment = {**os.environ, "DAGSTER_HOME": str(tmp_path), "DAGSTER_DG_DISABLE_TELEMETRY": "1"}
+    dg_command = Path(sys.executable).parent / "dg"
+    done = subprocess.run(
+        [dg_command, "list", "defs", "--json"], capture_output=True, text=True, env=environment, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "selected_subset" in done.stdout

@@ -1,0 +1,165 @@
+"""The command line as a person and a script use it: results on stdout, words on stderr, exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.pools import alpaca, write_jsonl, write_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a pool of 60 samples, and a cache of vectors of its own."""
+    path = tmp_path_factory.mktemp("cli")
+    write_jsonl(path / "pool" / "one.jsonl", alpaca(40))
+    (path / "pool" / "two.json").write_text(json.dumps(alpaca(20, start=40), indent=2))
+    write_settings(path)
+    return path
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("DAGSTER_HOME", "NOVELSUM_SETTINGS")}
+    return {**kept, "XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+
+
+def _novelsum(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "novelsum_dagster", *arguments],
+        cwd=folder, env=_environment(folder), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def _json(done: subprocess.CompletedProcess[str]) -> Any:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("command", ["run", "measure", "select", "ui", "demo-pool"])
+def test_help_teaches(folder: Path, command: str) -> None:
+    done = _novelsum(folder, command, "--help")
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+    assert len(done.stdout) > 500
+
+
+def test_run_prints_a_summary_and_repeats(folder: Path) -> None:
+    first = _json(_novelsum(folder, "run", "--json"))
+    pool = first["pool"]
+    assert (pool["read"], pool["samples"], pool["duplicates"], pool["rejects"]) == (60, 60, 0, 0)
+    values = {row["set"]: row["novelsum"] for row in first["novelsum"]}
+    assert values["selected"] > values["random"]
+    assert len(Path(first["subset"]).read_text().splitlines()) == 20
+    assert (folder / "curated" / "dagster" / "dagster.yaml").exists()
+    again = _novelsum(folder, "run")
+    assert again.returncode == 0
+    assert "selected" in again.stdout and "novelsum ui" in again.stdout
+    assert "embedding:" not in again.stderr  # Nothing was new.
+    assert _json(_novelsum(folder, "run", "--json")) == first
+
+
+def test_select_writes_original_records_in_pick_order(folder: Path) -> None:
+    done = _novelsum(
+        folder, "select", "pool/one.jsonl", "pool/two.json", "-k", "15", "-o", "subset.jsonl",
+        "--picks", "why.parquet", "--json",
+    )  # fmt: skip
+    assert _json(done)["selected"] == 15
+    records = [json.loads(line) for line in (folder / "subset.jsonl").read_text().splitlines()]
+    pool = alpaca(60)
+    assert len(records) == 15
+    assert all(record in pool for record in records)
+    picks = pq.read_table(folder / "why.parquet")
+    assert picks["rank"].to_pylist() == list(range(1, 16))
+    assert picks["position"].to_pylist()[0] >= 1
+
+
+def test_select_to_stdout_is_only_records(folder: Path) -> None:
+    done = _novelsum(folder, "select", "pool/one.jsonl", "-k", "5", "-o", "-")
+    assert done.returncode == 0
+    assert [json.loads(line) in alpaca(40) for line in done.stdout.splitlines()] == [True] * 5
+    assert "5 of 40" in done.stderr
+
+
+def test_measure_ranks_the_selected_over_the_first(folder: Path) -> None:
+    _novelsum(folder, "select", "pool/one.jsonl", "pool/two.json", "-k", "15", "-o", "best.jsonl")
+    write_jsonl(folder / "first.jsonl", alpaca(20))
+    sets = ["measure", "best.jsonl", "first.jsonl", "-r", "pool/one.jsonl", "-r", "pool/two.json"]
+    found = _json(_novelsum(folder, *sets, "--json"))
+    best, first = found["sets"]
+    assert (best["samples"], best["measured"], first["samples"], first["measured"]) == (15, 15, 20, 15)
+    assert best["novelsum"] > first["novelsum"]
+    assert best["low"] < best["novelsum"] < best["high"]
+    shown = _novelsum(folder, *sets)
+    assert f"{best['novelsum']:.4f}" in shown.stdout
+    assert "unequal size" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "-s", "missing.yaml"], "no such settings file"),
+        (["select", "nothing.jsonl", "-k", "3", "-o", "out.jsonl"], "nothing.jsonl: no such file"),
+        (["select", "pool/one.jsonl", "-k", "41", "-o", "out.jsonl"], "k must be from 1 to 40"),
+        (["select", "pool/one.jsonl", "-k", "3", "-o", "out.csv"], "must end in one of"),
+        (["select", "pool/one.jsonl", "-k", "3", "-o", "pool/one.jsonl"], "is one of the inputs"),
+        (["select", "pool/one.jsonl", "-k", "3", "-o", "out.jsonl", "--strategy", "best"], "--strategy"),
+        (["select", "pool/one.jsonl", "-k", "3", "-o", "out.jsonl", "--form", "csv"], "--form"),
+        (["select", "pool/one.jsonl", "-k", "0", "-o", "out.jsonl"], "-k"),
+        (["measure", "pool/one.jsonl", "pool/one.jsonl"], "given twice"),
+        (["measure", "pool/one.jsonl", "--neighbors", "40"], "at least 41"),
+        (["measure", "pool/one.jsonl", "--device", "gpu"], "--device"),
+        (["measure", "pool/one.jsonl", "--model", "some/model"], "revision"),
+    ],
+)  # fmt: skip
+def test_mistakes_end_in_plain_words(folder: Path, arguments: list[str], message: str) -> None:
+    done = _novelsum(folder, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not (folder / "out.jsonl").exists()
+
+
+def test_a_failed_pipeline_is_exit_code_1_and_says_where(folder: Path) -> None:
+    write_jsonl(folder / "bad" / "one.jsonl", [*alpaca(5), {"instruction": "no answer"}])
+    settings = write_settings(folder / "bad", pool={"sources": [{"path": "*.jsonl"}]}, selection={"k": 3})
+    done = _novelsum(folder, "run", "-s", str(settings))
+    assert done.returncode == 1
+    assert "1 of 6 records are bad" in done.stderr
+    assert "one.jsonl, record 6, line 6: missing_fields" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_killed_run_ends_with_the_same_subset(folder: Path) -> None:
+    """Kill `novelsum run` while it embeds; the next run embeds only the rest and picks the same samples."""
+    calm = folder / "calm"
+    write_jsonl(calm / "pool" / "one.jsonl", alpaca(200))
+    sections = {"embedding": {"shard_size": 8, "dtype": "float32"}}
+    settings = write_settings(calm, **sections)
+    killed = write_settings(folder / "killed", pool={"sources": [{"path": "../calm/pool/*"}]}, **sections)
+    expected = _json(_novelsum(folder, "run", "-s", str(settings), "--json"))
+
+    command = [sys.executable, "-m", "novelsum_dagster", "run", "-s", str(killed)]
+    process = subprocess.Popen(command, cwd=folder, env=_environment(folder), stderr=subprocess.DEVNULL)
+    vectors = folder / "killed" / "curated" / "vectors"
+    deadline = time.monotonic() + 120
+    while len(list(vectors.glob("*/*.parquet"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = len(list(vectors.glob("*/*.parquet")))
+    assert 3 <= kept < 25
+
+    done = _json(_novelsum(folder, "run", "-s", str(killed), "--json"))
+    assert done["pool"] == expected["pool"]
+    assert Path(done["subset"]).read_bytes() == Path(expected["subset"]).read_bytes()
+    assert not list((folder / "killed" / "curated").rglob("*.tmp"))
