@@ -97,6 +97,9 @@ class Checks(_Section):
     """Limits of the data-quality checks."""
 
     max_near_duplicate_fraction: Fraction = Field(0.5, description="Warn over this part of near-duplicates.")
+    max_near_duplicate_growth: Annotated[float, Field(ge=1)] = Field(
+        2.0, description="Warn when near-duplicates' share of the subset exceeds their share of the pool so many times."
+    )
     max_source_growth: Annotated[float, Field(ge=1)] = Field(
         4.0, description="Warn when a source's share of the subset exceeds its share of the pool this many times."
     )

@@ -291,6 +291,26 @@ def _expect_balanced(subject: Subject) -> "list[Expectation]":
     return expectations
 
 
+def _near_duplicate_growth(subject: Subject) -> "pd.DataFrame":
+    pool = _pool(subject)
+    flagged = set(pool.table(subject.root, "near_duplicates", ["id"])["id"].to_pylist())
+    picked = subject.output.picks(subject.root, ["id"])["id"].to_pylist()
+    in_pool = 0 if pool.near_duplicates_dropped else len(flagged)
+    in_subset = sum(id_ in flagged for id_ in picked)
+    return _frame(
+        pool_share=[in_pool / pool.kept],
+        subset_share=[in_subset / len(picked)],
+        growth=[in_subset / len(picked) * pool.kept / in_pool if in_pool else 0.0],
+    )
+
+
+def _expect_few_near_duplicates_picked(subject: Subject) -> "list[Expectation]":
+    import great_expectations.expectations as gxe
+
+    limit = subject.settings.checks.max_near_duplicate_growth
+    return [gxe.ExpectColumnValuesToBeBetween(column="growth", max_value=limit)]
+
+
 def _report_values(subject: Subject) -> "pd.DataFrame":
     report = subject.output
     assert isinstance(report, NovelSumReport)
@@ -351,6 +371,15 @@ SUITES: tuple[Suite, ...] = (
         "No source swallows the others.",
         _source_shares,
         _expect_balanced,
+    ),
+    Suite(
+        "selected_subset",
+        "near_duplicates_not_favoured",
+        False,
+        "Near-duplicates are not picked far more often than others. They stand in dense regions, whose samples the"
+        " density factor raises; set pool.near_duplicates.drop where this warns.",
+        _near_duplicate_growth,
+        _expect_few_near_duplicates_picked,
     ),
     Suite(
         "novelsum_report",

@@ -46,7 +46,7 @@ def test_every_asset_and_check_runs(result: dg.ExecuteInProcessResult) -> None:
     made = {event.asset_key.to_user_string() for event in result.get_asset_materialization_events() if event.asset_key}
     assert made == set(ASSETS)
     checks = result.get_asset_check_evaluations()
-    assert len(checks) == 14
+    assert len(checks) == 15
     assert [check.check_name for check in checks if not check.passed and check.blocking] == []
 
 

@@ -197,6 +197,21 @@ def test_a_source_that_swallows_the_others_warns(curated: Curated) -> None:
     assert _failed("selected_subset", subject) == {"sources_balanced"}
 
 
+def test_favoured_near_duplicates_warn(curated: Curated) -> None:
+    """Two samples of the pool are near-duplicates, and both were picked."""
+    picked = curated.subset.picks(curated.root, ["id"])["id"].to_pylist()[:2]
+    path = curated.root / curated.pool.folder / "near_duplicates.parquet"
+    flagged = pa.table({"id": picked, "partner_id": ["0" * 32] * 2, "score": [0.9, 0.9]})
+    folder = _rewritten(curated, path, lambda _: flagged)
+    pool = curated.pool.model_copy(update={"folder": str(folder), "near_duplicates": 2})
+    suite = next(suite for suite in suites_of("selected_subset") if suite.name == "near_duplicates_not_favoured")
+    assert not validate(suite, Subject(curated.subset, curated.root, SETTINGS, pool)).passed
+    calm = Settings(checks=Checks(max_near_duplicate_growth=4.0))
+    assert validate(suite, Subject(curated.subset, curated.root, calm, pool)).passed
+    dropped = pool.model_copy(update={"near_duplicates_dropped": True})
+    assert validate(suite, Subject(curated.subset, curated.root, SETTINGS, dropped)).passed
+
+
 def test_a_subset_that_gains_nothing_warns(curated: Curated) -> None:
     sets = tuple(
         row.model_copy(update={"novelsum": 0.1} if row.set_name == "selected" else {}) for row in curated.report.sets
