@@ -164,6 +164,10 @@ def select(
     picks: Annotated[
         Path | None, typer.Option(help="Also write why each was picked, in pick order, to this .parquet file.")
     ] = None,
+    drop_near_duplicates: Annotated[
+        bool,
+        typer.Option("--drop-near-duplicates", help="First leave out samples that resemble an earlier one (MinHash)."),
+    ] = False,
     neighbors: _Neighbors = 10,
     density_power: _DensityPower = 0.5,
     proximity_power: _ProximityPower = 1.0,
@@ -176,15 +180,13 @@ def select(
 ) -> None:
     """Choose the k samples that make a subset most diverse, and write them as they were, in pick order.
 
+    NovelSelect favours dense regions, so near-duplicates crowd the subset: leave them out where the pool has many.
+
     Example: [bold]novelsum select pool.jsonl more.parquet -k 1000 -o subset.jsonl[/]
     """
-    from novelsum_dagster.diversity.density import density
     from novelsum_dagster.files import write_table
-    from novelsum_dagster.oneshot import embedded_files
-    from novelsum_dagster.pool.export import chosen_records, output_writer, record_line, write_records
-    from novelsum_dagster.selection import select as pick
-    from novelsum_dagster.selection.novelselect import check_k
-    from novelsum_dagster.selection.subset import picks_table
+    from novelsum_dagster.oneshot import choose, embedded_files
+    from novelsum_dagster.pool.export import output_writer, record_line, write_records
 
     chosen = _validated(Selection, strategy=strategy, k=k, seed=seed)
     powers = _validated(NovelSum, neighbors=neighbors, density_power=density_power, proximity_power=proximity_power)
@@ -195,23 +197,10 @@ def select(
         output_writer(output)
         _refuse_input_as_output(output, pool)
     reporter = _reporter()
-    with embedded_files(_sources(pool, form), _embedding(model, device), max_reject_fraction, reporter) as files:
+    sources, embedding = _sources(pool, form), _embedding(model, device)
+    with embedded_files(sources, embedding, max_reject_fraction, reporter, drop_near_duplicates) as files:
         _say_rejects(files.snapshot)
-        check_k(k, files.snapshot.kept)
-        with reporter.step("density") as progress:
-            found = density(files.vectors, neighbors=powers.neighbors, progress=progress)
-        with reporter.step("selecting") as progress:
-            made = pick(
-                chosen.strategy,
-                files.vectors,
-                k,
-                density_factor=found.factor(powers.density_power),
-                proximity_power=powers.proximity_power,
-                seed=seed,
-                progress=progress,
-            )
-        table = picks_table(files.snapshot, files.root, made)
-        records = chosen_records(files.snapshot, files.root, table["id"].to_pylist())
+        table, records = choose(files, chosen, powers, reporter)
         if to_stdout:
             for record in records:
                 print(record_line(record))

@@ -12,15 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from novelsum_dagster.diversity.density import density
 from novelsum_dagster.diversity.novelsum import NovelSumResult, novelsum
 from novelsum_dagster.embedding.encoder import token_counter
 from novelsum_dagster.embedding.store import embed, load_vectors
+from novelsum_dagster.pool.export import ChosenRecord, chosen_records
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.progress import Reporter
-from novelsum_dagster.settings import Embedding, NearDuplicates, NovelSum, Pool, Source
+from novelsum_dagster.selection.novelselect import check_k
+from novelsum_dagster.selection.strategies import select
+from novelsum_dagster.selection.subset import picks_table
+from novelsum_dagster.settings import Embedding, NearDuplicates, NovelSum, Pool, Selection, Source
 
 
 @dataclass(frozen=True)
@@ -51,9 +57,20 @@ def cache_folder() -> Path:
 
 @contextmanager
 def embedded_files(
-    sources: Sequence[Source], embedding: Embedding, max_reject_fraction: float, reporter: Reporter
+    sources: Sequence[Source],
+    embedding: Embedding,
+    max_reject_fraction: float,
+    reporter: Reporter,
+    drop_near_duplicates: bool = False,
 ) -> Iterator[EmbeddedFiles]:
     """Read and embed files; what was read is gone after the block.
+
+    Args:
+        sources: the files.
+        embedding: the model.
+        max_reject_fraction: largest part of bad records.
+        reporter: shows progress.
+        drop_near_duplicates: leave out samples that resemble an earlier one, by MinHash with its default threshold.
 
     Raises:
         InputError: for missing files, bad records over the limit, an empty pool, a model that cannot be loaded.
@@ -63,7 +80,9 @@ def embedded_files(
         pool = Pool(
             sources=tuple(sources),
             max_reject_fraction=max_reject_fraction,
-            near_duplicates=NearDuplicates(method="off"),
+            near_duplicates=NearDuplicates(
+                method="minhash" if drop_near_duplicates else "off", drop=drop_near_duplicates
+            ),
         )
         with reporter.step("reading") as progress:
             snapshot = build_snapshot(pool, Path.cwd(), root, token_counter(embedding), progress)
@@ -72,6 +91,37 @@ def embedded_files(
         with reporter.step("embedding") as progress:
             found = embed(cache_folder(), embedding, ids, samples["text"].to_pylist(), snapshot.key, progress)
         yield EmbeddedFiles(snapshot, root, load_vectors(cache_folder() / found.folder, ids))
+
+
+def choose(
+    files: EmbeddedFiles, selection: Selection, settings: NovelSum, reporter: Reporter
+) -> tuple[pa.Table, list[ChosenRecord]]:
+    """Return the picks as a table, and their original records, both in pick order.
+
+    Args:
+        files: the pool, its own reference for density.
+        selection: strategy, k, seed.
+        settings: K, beta, alpha.
+        reporter: shows progress.
+
+    Raises:
+        ValueError: for k out of range, or a pool too small for K.
+    """
+    check_k(selection.k, files.snapshot.kept)
+    with reporter.step("density") as progress:
+        found = density(files.vectors, neighbors=settings.neighbors, progress=progress)
+    with reporter.step("selecting") as progress:
+        picks = select(
+            selection.strategy,
+            files.vectors,
+            selection.k,
+            density_factor=found.factor(settings.density_power),
+            proximity_power=settings.proximity_power,
+            seed=selection.seed,
+            progress=progress,
+        )
+    table = picks_table(files.snapshot, files.root, picks)
+    return table, chosen_records(files.snapshot, files.root, table["id"].to_pylist())
 
 
 def measure_sets(

@@ -45,18 +45,18 @@ class LogReporter:
     def step(self, name: str) -> Iterator[Progress]:
         started = time.monotonic()
         last_written = started
-        latest = (0, 0)
+        latest = written = (0, 0)
 
         def progress(done: int, total: int) -> None:
-            nonlocal last_written, latest
+            nonlocal last_written, latest, written
             latest = (done, total)
             now = time.monotonic()
             if now - last_written >= self._every:
-                last_written = now
+                last_written, written = now, latest
                 self._log(describe(name, done, total, now - started))
 
         yield progress
-        if latest[0]:
+        if latest != written:
             self._log(describe(name, *latest, time.monotonic() - started))
 
 

@@ -89,6 +89,20 @@ def test_select_to_stdout_is_only_records(folder: Path) -> None:
     assert "5 of 40" in done.stderr
 
 
+def test_select_can_leave_near_duplicates_out(folder: Path) -> None:
+    text = " ".join(f"word{number}" for number in range(200))
+    near = [{"prompt": f"Repeat after me, {name}.", "completion": text} for name in ("Ann", "Bob", "Cid")]
+    write_jsonl(
+        folder / "near.jsonl", [*near, *({"prompt": q["instruction"], "completion": q["output"]} for q in alpaca(30))]
+    )
+    done = _json(
+        _novelsum(folder, "select", "near.jsonl", "-k", "20", "-o", "apart.jsonl", "--drop-near-duplicates", "--json")
+    )
+    assert done["pool"] <= 31
+    records = [json.loads(line) for line in (folder / "apart.jsonl").read_text().splitlines()]
+    assert sum(record["completion"] == text for record in records) <= 1
+
+
 def test_measure_ranks_the_selected_over_the_first(folder: Path) -> None:
     _novelsum(folder, "select", "pool/one.jsonl", "pool/two.json", "-k", "15", "-o", "best.jsonl")
     write_jsonl(folder / "first.jsonl", alpaca(20))
