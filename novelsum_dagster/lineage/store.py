@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 FILE_NAME = "lineage.duckdb"
 _LOCK_SECONDS = 60
 _VIEWS = {
-    "samples": "pool/*/samples.parquet",
-    "origins": "pool/*/origins.parquet",
-    "rejects": "pool/*/rejects.parquet",
-    "near_duplicates": "pool/*/near_duplicates.parquet",
-    "density": "density/*/density.parquet",
-    "novelty": "novelty/*/novelty.parquet",
-    "picks": "selections/*/picks.parquet",
+    "samples": "pool/snapshot=*/samples.parquet",
+    "origins": "pool/snapshot=*/origins.parquet",
+    "rejects": "pool/snapshot=*/rejects.parquet",
+    "near_duplicates": "pool/snapshot=*/near_duplicates.parquet",
+    "density": "density/density=*/density.parquet",
+    "novelty": "novelty/novelty=*/novelty.parquet",
+    "picks": "selections/selection=*/picks.parquet",
 }
 """Views over Parquet; the folder names (`snapshot=...`, `selection=...`) become columns."""
 

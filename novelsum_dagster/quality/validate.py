@@ -7,13 +7,16 @@ import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import write_bytes
 from novelsum_dagster.quality.suites import Subject, Suite, suites_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Failure(BaseModel):
@@ -53,9 +56,11 @@ def validate(suite: Suite, subject: Subject) -> Verdict:
         context.variables.progress_bars = ProgressBarsConfig(globally=False)
         asset = context.data_sources.add_pandas("frame").add_dataframe_asset("rows")
         definition = asset.add_batch_definition_whole_dataframe("all")
-        batch = definition.get_batch(batch_parameters={"dataframe": suite.frame(subject)})
-        result = batch.validate(ExpectationSuite(name=suite.name, expectations=expectations))
-    failures = tuple(_failure(one) for one in result.results if not one.success)
+        frame = suite.frame(subject)
+        batch = definition.get_batch(batch_parameters={"dataframe": frame})
+        named = ExpectationSuite(name=suite.name, expectations=expectations)
+        result = batch.validate(named, result_format="COMPLETE")
+    failures = tuple(_failure(one, frame) for one in result.results if not one.success)
     return Verdict(
         step=suite.step,
         name=suite.name,
@@ -105,21 +110,23 @@ def _file(root: Path, step: str, key: str) -> Path:
     return root / "checks" / step / f"{key}.jsonl"
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, tuple):
-        return " and ".join(_plain(part) for part in value)
-    return str(value)
+def _row(frame: "pd.DataFrame", at: int) -> str:
+    """Return a row in words, so that a failure says which sample, file or source it is."""
+    values = frame.iloc[at].to_dict().items()
+    return " ".join(
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value!s:.60}" for name, value in values
+    )
 
 
-def _failure(result: Any) -> Failure:
+def _failure(result: Any, frame: "pd.DataFrame") -> Failure:
     config = result.expectation_config
     arguments = {name: value for name, value in config.kwargs.items() if name not in ("batch_id", "column_set")}
     if result.exception_info and result.exception_info.get("raised_exception"):
         observed = str(result.exception_info.get("exception_message"))
     elif "unexpected_count" in result.result:
         count, total = result.result["unexpected_count"], result.result.get("element_count")
-        examples = result.result.get("partial_unexpected_list", [])[:3]
-        observed = f"{count} of {total} rows, such as {', '.join(_plain(example) for example in examples)}"
+        examples = [_row(frame, at) for at in (result.result.get("unexpected_index_list") or [])[:3]]
+        observed = f"{count} of {total} rows" + (f", such as {'; '.join(examples)}" if examples else "")
     else:
         observed = f"found {result.result.get('observed_value')}"
     shown = ", ".join(f"{name}={value}" for name, value in arguments.items())

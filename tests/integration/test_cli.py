@@ -176,4 +176,3 @@ def test_a_killed_run_ends_with_the_same_subset(folder: Path) -> None:
     done = _json(_novelsum(folder, "run", "-s", str(killed), "--json"))
     assert done["pool"] == expected["pool"]
     assert Path(done["subset"]).read_bytes() == Path(expected["subset"]).read_bytes()
-    assert not list((folder / "killed" / "curated").rglob("*.tmp"))

@@ -54,7 +54,7 @@ def test_records_are_written_back_as_they_were(
 
 
 def test_a_subset_of_real_samples_is_more_diverse(snapshot: tuple[PoolSnapshot, Path], tmp_path: Path) -> None:
-    """Embed 150 samples of each source and choose 75: by NovelSum they must be far over random samples."""
+    """Embed 150 samples of each source and choose 75: NovelSum must be over that of each of 20 random subsets."""
     pool, root = snapshot
     counts: Counter[str] = Counter()
     ids, texts = [], []
@@ -67,5 +67,6 @@ def test_a_subset_of_real_samples_is_more_diverse(snapshot: tuple[PoolSnapshot, 
     assert found.embedded == 750 == len(ids)
     vectors = load_vectors(tmp_path / found.folder, ids)
     picks = novelselect(vectors, 75)
-    random = np.random.default_rng(0).permutation(750)[:75]
-    assert novelsum(vectors[picks.indices], vectors).value > 1.3 * novelsum(vectors[random], vectors).value
+    generator = np.random.default_rng(0)
+    random = [novelsum(vectors[generator.permutation(750)[:75]], vectors).value for _ in range(20)]
+    assert novelsum(vectors[picks.indices], vectors).value > max(random)

@@ -106,11 +106,14 @@ def test_a_damaged_database_is_named_and_kept(tmp_path: Path, content: bytes) ->
     assert store.path.read_bytes() == content
 
 
-def test_a_folder_with_a_quote_in_its_name_works(tmp_path: Path) -> None:
+def test_views_show_finished_folders_also_under_a_name_with_a_quote(tmp_path: Path) -> None:
     root = tmp_path / "it's; here"
     store = LineageStore(root)
     table = root / "density" / "density=abc" / "density.parquet"
     table.parent.mkdir(parents=True)
+    half_built = root / "density" / ".building-1" / "density.parquet"
+    half_built.parent.mkdir()
+    half_built.write_bytes(b"half a file")
     duckdb.execute("COPY (SELECT 'x' AS id, 0.5 AS density_factor) TO ? (FORMAT parquet)", [str(table)])
     store.start_run("r1", "{}")
     with store.reading() as connection:
