@@ -259,7 +259,9 @@ def _say(text: str) -> None:
 
 
 def _reporter() -> Reporter:
-    return TerminalReporter() if sys.stderr.isatty() else LogReporter(_say)
+    if not sys.stderr.isatty():
+        return LogReporter(_say)
+    return TerminalReporter(os.fdopen(os.dup(sys.stderr.fileno()), "w"))
 
 
 def _settings(path: Path | None) -> Settings:

@@ -6,7 +6,7 @@ Belongs here: the `Progress` callback, its log and terminal forms. Does not: any
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Protocol, TextIO
 
 Progress = Callable[[int, int], None]
 """Called as `progress(done, total)`; `total` 0 means that it is not known yet."""
@@ -61,7 +61,15 @@ class LogReporter:
 
 
 class TerminalReporter:
-    """Draws a bar with rate and time left on standard error; draws nothing where that is no terminal."""
+    """Draws a bar with time left on a stream; draws nothing where that is no terminal.
+
+    Args:
+        stream: where to draw. Dagster captures the process's standard error while a step runs, so a bar that shall
+            be seen needs a duplicate of it.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
 
     @contextmanager
     def step(self, name: str) -> Iterator[Progress]:
@@ -69,7 +77,7 @@ class TerminalReporter:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
-        console = Console(stderr=True)
+        console = Console(file=self._stream)
         columns = (
             TextColumn("{task.description:<16}"),
             BarColumn(),

@@ -102,6 +102,7 @@ def embed(
     missing = [row for row, id_ in enumerate(ids) if id_ not in known]
     dtype = None if settings.dtype == "auto" else settings.dtype
     encoder: Encoder | None = None
+    progress(0, len(missing))
     for start in range(0, len(missing), settings.shard_size):
         # The model is loaded only where there is work; vectors of one store are all made with one number type.
         encoder = encoder or SentenceTransformerEncoder(settings, store.dtype() or dtype)

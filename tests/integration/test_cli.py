@@ -1,7 +1,10 @@
 """The command line as a person and a script use it: results on stdout, words on stderr, exit codes."""
 
+import contextlib
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -65,6 +68,24 @@ def test_run_prints_a_summary_and_repeats(folder: Path) -> None:
     assert "selected" in again.stdout and "novelsum ui" in again.stdout
     assert "embedding:" not in again.stderr  # Nothing was new.
     assert _json(_novelsum(folder, "run", "--json")) == first
+
+
+def test_run_draws_bars_on_a_terminal(folder: Path) -> None:
+    """Run on a pseudo-terminal: Dagster captures standard error, and the bars must be seen all the same."""
+    write_jsonl(folder / "tty" / "pool" / "one.jsonl", alpaca(40))
+    settings = write_settings(folder / "tty")
+    process, terminal = pty.fork()
+    if process == 0:
+        command = [sys.executable, "-m", "novelsum_dagster", "run", "-s", str(settings)]
+        os.execve(sys.executable, command, {**_environment(folder), "TERM": "xterm-256color"})
+    shown = b""
+    with contextlib.suppress(OSError):  # Reading fails when the other side is closed.
+        while chunk := os.read(terminal, 65536):
+            shown += chunk
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    plain = re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", shown).decode()
+    assert "selecting" in plain and "20/20" in plain and "left" in plain
+    assert "NovelSum at equal size" in plain
 
 
 def test_select_writes_original_records_in_pick_order(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Progress lines and bars."""
 
-import pytest
+import io
 
 from novelsum_dagster.progress import LogReporter, TerminalReporter, describe
 
@@ -27,7 +27,8 @@ def test_a_step_without_work_writes_nothing() -> None:
     assert lines == []
 
 
-def test_the_bar_draws_nothing_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with TerminalReporter().step("embedding") as progress:
+def test_the_bar_draws_nothing_where_there_is_no_terminal() -> None:
+    stream = io.StringIO()
+    with TerminalReporter(stream).step("embedding") as progress:
         progress(1, 2)
-    assert capsys.readouterr() == ("", "")
+    assert stream.getvalue() == ""
