@@ -221,7 +221,15 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 3000,
 ) -> None:
     """Open the Dagster UI over the pool of a settings file, on http://127.0.0.1:3000."""
-    _prepare_home(_settings(settings))
+    chosen = _settings(settings)
+    _prepare_home(chosen)
+    import dagster as dg
+
+    from novelsum_dagster.defs.steps import close_dead_runs
+    from novelsum_dagster.workspace import Workspace
+
+    with dg.DagsterInstance.get() as instance:
+        close_dead_runs(instance, Workspace(chosen))
     _say(f"The Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
     command = ["dagster", "dev", "-m", "novelsum_dagster.definitions", "-h", "127.0.0.1", "-p", str(port)]
     os.execv(sys.executable, [sys.executable, "-W", "ignore", "-m", *command])

@@ -131,6 +131,8 @@ class LineageStore:
 
     def open_steps(self, run_id: str) -> list[tuple[str, int]]:
         """Return the steps of a run that began and did not end, with their attempts."""
+        if not self.path.exists():
+            return []  # The process died before it wrote its first row.
         query = "SELECT step, attempt FROM steps WHERE run_id = ? AND status = 'running'"
         with self.reading() as connection:
             return connection.execute(query, [run_id]).fetchall()
