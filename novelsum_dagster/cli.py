@@ -79,6 +79,9 @@ def run(settings: _SettingsFile = None, as_json: _Json = False) -> None:
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         )
     _say_checks(result)
+    if _was_interrupted(result):
+        _say("novelsum: interrupted; what was embedded is kept")
+        raise typer.Exit(130)
     if not result.success:
         _say_failures(result)
         raise typer.Exit(1)
@@ -254,9 +257,6 @@ def main() -> None:
     except ValueError as error:
         _say(f"novelsum: error: {error}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        _say("novelsum: interrupted; what was embedded is kept")
-        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -343,6 +343,18 @@ def _say_checks(result: Any) -> None:
         if not found.passed:
             name = f"{found.asset_key.to_user_string()}: {found.check_name}"
             _say(f"check {'failed' if found.blocking else 'warns'}: {name}: {found.description}")
+
+
+def _was_interrupted(result: Any) -> bool:
+    from novelsum_dagster.defs.steps import INTERRUPTED
+
+    failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    return any(
+        data.user_failure_data.description == INTERRUPTED
+        if data.user_failure_data
+        else data.error.cls_name == "DagsterExecutionInterruptedError"
+        for data in failures
+    )
 
 
 def _say_failures(result: Any) -> None:

@@ -17,6 +17,7 @@ from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.progress import Reporter
 from novelsum_dagster.workspace import Workspace
 
+INTERRUPTED = "interrupted"
 OWNERS = ["team:data"]
 RETRY = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL)
 
@@ -48,6 +49,9 @@ def recorded(context: dg.AssetExecutionContext, workspace: Workspace) -> Iterato
         lineage.end_step(context.run.run_id, name, attempt, None, str(error) or type(error).__name__)
         if isinstance(error, ValueError):
             raise dg.Failure(str(error), allow_retries=False) from error
+        if isinstance(error, KeyboardInterrupt | dg.DagsterExecutionInterruptedError):
+            # A retry policy would otherwise start the step again that a person has just stopped.
+            raise dg.Failure(INTERRUPTED, allow_retries=False) from error
         raise
     lineage.end_step(context.run.run_id, name, attempt, step.output.key if step.output else None, None)
 

@@ -174,6 +174,26 @@ def test_a_failed_pipeline_is_exit_code_1_and_says_where(folder: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_an_interrupted_run_stops_and_goes_on_later(folder: Path) -> None:
+    write_jsonl(folder / "stopped" / "pool" / "one.jsonl", alpaca(100))
+    settings = write_settings(folder / "stopped", embedding={"shard_size": 4, "dtype": "float32"})
+    command = [sys.executable, "-m", "novelsum_dagster", "run", "-s", str(settings)]
+    process = subprocess.Popen(command, cwd=folder, env=_environment(folder), stderr=subprocess.PIPE, text=True)
+    vectors = folder / "stopped" / "curated" / "vectors"
+    deadline = time.monotonic() + 120
+    while len(list(vectors.glob("*/*.parquet"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; what was embedded is kept" in words
+    assert "Traceback" not in words
+    kept = len(list(vectors.glob("*/*.parquet")))
+    assert 2 <= kept < 25
+    assert _novelsum(folder, "run", "-s", str(settings)).returncode == 0
+    assert len(list(vectors.glob("*/*.parquet"))) == 25
+
+
 def test_a_killed_run_ends_with_the_same_subset(folder: Path) -> None:
     """Kill `novelsum run` while it embeds; the next run embeds only the rest and picks the same samples."""
     calm = folder / "calm"
