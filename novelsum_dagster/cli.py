@@ -6,8 +6,11 @@ Results go to standard output, everything else to standard error. Exit codes: 0 
 input, settings or arguments; 130 interrupted.
 """
 
+import contextlib
 import json
 import os
+import signal
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -234,8 +237,31 @@ def ui(
     with dg.DagsterInstance.get() as instance:
         close_dead_runs(instance, Workspace(chosen))
     _say(f"The Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
-    command = ["dagster", "dev", "-m", "novelsum_dagster.definitions", "-h", "127.0.0.1", "-p", str(port)]
-    os.execv(sys.executable, [sys.executable, "-W", "ignore", "-m", *command])
+    dev = ["dagster", "dev", "-m", "novelsum_dagster.definitions", "-h", "127.0.0.1", "-p", str(port)]
+    raise typer.Exit(_run_group([sys.executable, "-W", "ignore", "-m", *dev]))
+
+
+def _run_group(command: list[str]) -> int:
+    """Run a command with all its children, until it ends or Ctrl-C or SIGTERM ends them all; return its exit code."""
+    process = subprocess.Popen(command, start_new_session=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        _end_group(process)
+
+
+def _end_group(process: "subprocess.Popen[bytes]") -> None:
+    """Ask a process group to end, and end it if it has not within ten seconds."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
 
 
 @app.command("demo-pool")

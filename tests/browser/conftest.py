@@ -1,5 +1,6 @@
 """The Dagster UI over a small pool, and a browser to look at it."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -54,18 +55,20 @@ def dagster_ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         _wait_for(address, server, folder / "ui.log")
         yield address
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(30)
-        finally:
-            _kill_group(server.pid)
+        server.send_signal(signal.SIGTERM)
+        server.wait(60)
+        assert _alive(settings) == [], "the UI left processes behind"
 
 
-def _kill_group(group: int) -> None:
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+def _alive(settings: Path) -> list[str]:
+    """Return the commands of the UI's processes that are still there, found by the settings in their environment."""
+    marker = f"NOVELSUM_SETTINGS={settings}".encode()
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if marker in environment.read_bytes():
+                found.append((environment.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
 
 
 def _wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
