@@ -62,6 +62,8 @@ def curate(folder: Path, settings: dict[str, Any]) -> None:
         picked = connection.execute(NEAR_DUPLICATES_PICKED).fetchall()[0][0]
     print(f"| near-duplicates dropped: {settings['pool']['near_duplicates']['drop']} | |\n|---|---|")
     for name, value in summary["pool"].items():
+        if name == "near_duplicates_dropped":
+            continue
         print(f"| {name.replace('_', '-')} | {value:,} |")
     for row in summary["novelsum"]:
         print(f"| NovelSum, {row['set']} ({row['samples']:,} samples) | {row['novelsum']:.4f} |")

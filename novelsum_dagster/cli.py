@@ -116,7 +116,7 @@ def measure(
     density_power: _DensityPower = 0.5,
     proximity_power: _ProximityPower = 1.0,
     seed: _Seed = 42,
-    form: _Form = "auto",
+    form: _Form = "any",
     model: _Model = PACKAGED_MODEL,
     device: _Device = "auto",
     max_reject_fraction: _MaxRejects = 0.01,
@@ -178,7 +178,7 @@ def select(
     density_power: _DensityPower = 0.5,
     proximity_power: _ProximityPower = 1.0,
     seed: _Seed = 42,
-    form: _Form = "auto",
+    form: _Form = "any",
     model: _Model = PACKAGED_MODEL,
     device: _Device = "auto",
     max_reject_fraction: _MaxRejects = 0.01,
@@ -205,7 +205,7 @@ def select(
     reporter = _reporter()
     sources, embedding = _sources(pool, form), _embedding(model, device)
     with embedded_files(sources, embedding, max_reject_fraction, reporter, drop_near_duplicates) as files:
-        _say_rejects(files.snapshot)
+        _say_rejects(files.snapshot, files.root)
         table, records = choose(files, chosen, powers, reporter)
         if to_stdout:
             for record in records:
@@ -347,7 +347,7 @@ def _vectors(paths: list[Path], form: str, embedding: Embedding, max_rejects: fl
     from novelsum_dagster.oneshot import embedded_files
 
     with embedded_files(_sources(paths, form), embedding, max_rejects, reporter) as files:
-        _say_rejects(files.snapshot)
+        _say_rejects(files.snapshot, files.root)
         return files.vectors
 
 
@@ -356,12 +356,16 @@ def _refuse_input_as_output(output: Path, pool: list[Path]) -> None:
         raise InputError(f"{output}: is one of the inputs; write to another file")
 
 
-def _say_rejects(snapshot: Any) -> None:
+def _say_rejects(snapshot: Any, root: Path) -> None:
     for file in snapshot.files:
         if file.rejects or file.duplicates:
             _say(f"{file.file}: {file.rejects:,} bad records and {file.duplicates:,} duplicates left out")
         if not file.complete:
             _say(f"{file.file}: warning: damaged; its end was not read")
+    for row in snapshot.table(root, "rejects", ["file", "position", "reason", "detail"]).slice(0, 10).to_pylist():
+        _say(f"  {row['file']}, record {row['position']}: {row['reason']}: {row['detail']}")
+    if snapshot.rejects > 10:
+        _say(f"  and {snapshot.rejects - 10:,} more")
 
 
 def _say_checks(result: Any) -> None:
@@ -410,6 +414,7 @@ def _summary(settings: Settings) -> dict[str, Any]:
             "duplicates": snapshot.duplicates,
             "rejects": snapshot.rejects,
             "near_duplicates": snapshot.near_duplicates,
+            "near_duplicates_dropped": snapshot.near_duplicates_dropped,
         },
         "novelsum": [
             {"set": row.set_name, "samples": row.size, "novelsum": row.novelsum, "low": row.low, "high": row.high}
@@ -426,9 +431,13 @@ def _print_counts(summary: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title="Pool", title_justify="left")
-    for name in summary["pool"]:
-        table.add_column(name.replace("_", "-"), justify="right")
-    table.add_row(*(f"{value:,}" for value in summary["pool"].values()))
+    counts = dict(summary["pool"])
+    dropped = counts.pop("near_duplicates_dropped")
+    counts["of them near" if dropped else "near-duplicates kept"] = counts.pop("near_duplicates")
+    names = ["read", "samples", "rejects", "duplicates", *(name for name in counts if "near" in name)]
+    for name in names:
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{counts[name]:,}" for name in names))
     Console().print(table)
 
 

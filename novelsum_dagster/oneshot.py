@@ -85,7 +85,8 @@ def embedded_files(
             ),
         )
         with reporter.step("reading") as progress:
-            snapshot = build_snapshot(pool, Path.cwd(), root, token_counter(embedding), progress)
+            rejects = cache_folder() / "rejects.parquet"
+            snapshot = build_snapshot(pool, Path.cwd(), root, token_counter(embedding), progress, rejects)
         samples = snapshot.samples(root, ["id", "text"])
         ids = samples["id"].to_pylist()
         with reporter.step("embedding") as progress:

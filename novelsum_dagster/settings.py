@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.pool.forms import Form
@@ -37,7 +38,9 @@ class Source(_Section):
     split: str = Field("train", description="Split of the dataset.")
     revision: str | None = Field(None, description="Commit or tag of the dataset on the hub.")
     name: str | None = Field(None, min_length=1, description="Name in reports; default: the file's or dataset's.")
-    form: Literal["auto", Form] = Field("auto", description="Form of the records; auto takes the first record's.")
+    form: Literal["auto", "any", Form] = Field(
+        "auto", description="Form of the records; auto: the first record's; any: each record's own."
+    )
 
     @model_validator(mode="after")
     def _one_place(self) -> "Source":
@@ -157,8 +160,12 @@ def load_settings(path: Path) -> Settings:
     try:
         return Settings.model_validate({**values, "base": path.parent.resolve()})
     except ValidationError as error:
-        lines = [f"{path}:{_line(tree, e['loc'])}: {_key(e['loc'])}: {e['msg']}" for e in error.errors()]
+        lines = [f"{path}:{_line(tree, e['loc'])}: {_key(e['loc'])}: {_message(e)}" for e in error.errors()]
         raise InputError("\n".join(lines)) from None
+
+
+def _message(error: ErrorDetails) -> str:
+    return "no such setting; see docs/settings.md" if error["type"] == "extra_forbidden" else error["msg"]
 
 
 def _key(location: Sequence[str | int]) -> str:

@@ -64,7 +64,7 @@ def turns_of(record: Mapping[str, Any], form: Form) -> list[Turn]:
     """
     if _MARKS[form] not in record:
         found = recognise(record)
-        raise Reject("mixed_forms", f"a {found} record in a source of {form} records")
+        raise Reject("mixed_forms", f"the record is {found}, the source is {form}; form: any takes each record's own")
     turns = _listed_turns(record, form) if form in _TURN_FIELDS else _paired_turns(record, form)
     for turn in turns:
         _check_unicode(turn.text)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import KEY_LENGTH, file_hash, place_folder, temporary_folder
+from novelsum_dagster.files import KEY_LENGTH, file_hash, place_folder, temporary_folder, write_bytes
 from novelsum_dagster.pool import snapshot as tables
 from novelsum_dagster.pool.duplicates import near_duplicates
 from novelsum_dagster.pool.forms import Form, recognise, turns_of
@@ -48,6 +48,7 @@ class _Input:
     format: str
     records: Callable[[], Iterator[Record]]
     form: Form | None
+    is_mixed: bool
     sha256: str | None = None
     schema: pa.Schema | None = None
     complete: bool = True
@@ -82,7 +83,12 @@ class _Table:
 
 
 def build_snapshot(
-    settings: Pool, base: Path, root: Path, count_tokens: CountTokens, progress: Progress = no_progress
+    settings: Pool,
+    base: Path,
+    root: Path,
+    count_tokens: CountTokens,
+    progress: Progress = no_progress,
+    rejects_file: Path | None = None,
 ) -> PoolSnapshot:
     """Read all sources and write the snapshot under `root/pool`, unless the same content is there already.
 
@@ -92,15 +98,17 @@ def build_snapshot(
         root: the storage folder.
         count_tokens: the embedding model's tokenizer, untruncated.
         progress: called with the number of records read; the total is not known.
+        rejects_file: where the rejects are left when there are too many; default `root/pool/rejects.parquet`.
 
     Raises:
-        InputError: before any reading for a missing file; after it for an empty pool or too many rejects, with the
-            rejects left in `root/pool/rejects.parquet`.
+        InputError: before any reading for a missing file; after it for an empty pool or too many rejects.
     """
     inputs = _inputs(settings.sources, base)
     with temporary_folder(root / "pool") as folder:
         key = _Reading(settings, folder, count_tokens, progress).read(inputs)
-        _refuse_bad_pool(inputs, settings.max_reject_fraction, folder, root)
+        _refuse_bad_pool(
+            inputs, settings.max_reject_fraction, folder, rejects_file or root / "pool" / "rejects.parquet"
+        )
         near = _write_near_duplicates(settings, folder)
         key.update(json.dumps([near, settings.near_duplicates.drop]).encode())
         digest = key.hexdigest()[:KEY_LENGTH]
@@ -120,23 +128,29 @@ def _inputs(sources: Iterable[Source], base: Path) -> list[_Input]:
     # All files are looked for before the first is read.
     places = [(source, find_files(source.path, base) if source.path is not None else []) for source in sources]
     for source, paths in places:
-        form = None if source.form == "auto" else source.form
         if source.dataset is not None:
-            item = _dataset_input(source, base, form)
+            item = _dataset_input(source, base)
             found.setdefault(item.file, item)
             continue
         for path in paths:
             name = source.name or path.name.split(".")[0]
-            found.setdefault(str(path), _file_input(path, base, name, form))
+            found.setdefault(str(path), _file_input(path, base, name, source))
     if not found:
         raise InputError("pool.sources is empty; list at least one path or dataset in the settings file")
     return list(found.values())
 
 
-def _file_input(path: Path, base: Path, name: str, form: Form | None) -> _Input:
+def _form(source: Source) -> tuple[Form | None, bool]:
+    """Return the stated form, if any, and whether each record may have its own."""
+    if source.form == "auto" or source.form == "any":
+        return None, source.form == "any"
+    return source.form, False
+
+
+def _file_input(path: Path, base: Path, name: str, source: Source) -> _Input:
     kind = file_format(path)
     shown = str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
-    item = _Input(name, shown, kind, lambda: read_file(path), form, sha256=file_hash(path))
+    item = _Input(name, shown, kind, lambda: read_file(path), *_form(source), sha256=file_hash(path))
     if kind == "parquet":
         try:
             item.schema = arrow_schema(path)
@@ -145,13 +159,13 @@ def _file_input(path: Path, base: Path, name: str, form: Form | None) -> _Input:
     return item
 
 
-def _dataset_input(source: Source, base: Path, form: Form | None) -> _Input:
+def _dataset_input(source: Source, base: Path) -> _Input:
     assert source.dataset is not None
     local = base / Path(source.dataset).expanduser()
     location = str(local) if local.exists() else source.dataset
     name = source.name or source.dataset.rstrip("/").split("/")[-1]
     revision = f"@{source.revision}" if source.revision else ""
-    item = _Input(name, f"{source.dataset}{revision}[{source.split}]", "dataset", lambda: iter(()), form)
+    item = _Input(name, f"{source.dataset}{revision}[{source.split}]", "dataset", lambda: iter(()), *_form(source))
 
     def batches() -> Iterator[pa.RecordBatch]:
         for batch in dataset_batches(location, source.split, source.revision):
@@ -200,7 +214,7 @@ class _Reading:
         item.counts["read"] += 1
         item.complete = item.complete and not record.ends_file
         try:
-            turns = self._turns(item, record)
+            form, turns = self._turns(item, record)
         except Reject as reject:
             item.counts["rejects"] += 1
             row = {**place, "reason": reject.reason, "detail": reject.detail}
@@ -213,19 +227,19 @@ class _Reading:
         if is_first:
             self._seen.add(id_)
             text = joined_text(turns)
-            row = {"id": id_, **place, "form": item.form, "turns": len(turns), "characters": len(text), "text": text}
+            row = {"id": id_, **place, "form": form, "turns": len(turns), "characters": len(text), "text": text}
             self._add(self._samples, row, record.original)
 
-    def _turns(self, item: _Input, record: Record) -> list[Turn]:
+    def _turns(self, item: _Input, record: Record) -> tuple[Form, list[Turn]]:
         if isinstance(record.value, Reject):
             raise record.value
         form = item.form or recognise(record.value)
         turns = turns_of(record.value, form)
-        item.form = form
+        item.form = None if item.is_mixed else form
         characters = sum(len(turn.text) for turn in turns)
         if characters > self._settings.max_characters:
             raise Reject("over_long", f"{characters:,} characters; max_characters is {self._settings.max_characters:,}")
-        return turns
+        return form, turns
 
     def _add(self, table: _Table, row: dict[str, Any], original: bytes | None = None) -> None:
         self._hash.update(json.dumps(row, ensure_ascii=True).encode())
@@ -235,16 +249,15 @@ class _Reading:
         table.add(row)
 
 
-def _refuse_bad_pool(inputs: list[_Input], limit: float, folder: Path, root: Path) -> None:
+def _refuse_bad_pool(inputs: list[_Input], limit: float, folder: Path, rejects_file: Path) -> None:
     total: Counter[str] = sum((item.counts for item in inputs), Counter())
     rejects = total["rejects"]
     if rejects <= limit * total["read"] and total["kept"]:
         return
-    kept_rejects = root / "pool" / "rejects.parquet"
-    (folder / "rejects.parquet").replace(kept_rejects)
+    write_bytes((folder / "rejects.parquet").read_bytes(), rejects_file)
     if not total["read"]:
         raise InputError(f"the pool is empty: no records in {', '.join(item.file for item in inputs)}")
-    rows = pq.read_table(kept_rejects, columns=["file", "position", "line", "reason", "detail"]).to_pylist()
+    rows = pq.read_table(rejects_file, columns=["file", "position", "line", "reason", "detail"]).to_pylist()
     reasons = Counter(row["reason"] for row in rows).most_common(5)
     first = rows[0]
     over = rejects > limit * total["read"]
@@ -254,7 +267,7 @@ def _refuse_bad_pool(inputs: list[_Input], limit: float, folder: Path, root: Pat
         + ", ".join(f"{reason} {count:,}" for reason, count in reasons)
         + f". The first is {first['file']}, record {first['position']}"
         + (f", line {first['line']}" if first["line"] else "")
-        + f": {first['reason']}: {first['detail']}. All are in {kept_rejects}; mend them"
+        + f": {first['reason']}: {first['detail']}. All are in {rejects_file}; mend them"
         + (" or raise the limit" if over and total["kept"] else "")
     )
 

@@ -58,6 +58,7 @@ def test_help_teaches(folder: Path, command: str) -> None:
 def test_run_prints_a_summary_and_repeats(folder: Path) -> None:
     first = _json(_novelsum(folder, "run", "--json"))
     pool = first["pool"]
+    assert pool["near_duplicates_dropped"] is False
     assert (pool["read"], pool["samples"], pool["duplicates"], pool["rejects"]) == (60, 60, 0, 0)
     values = {row["set"]: row["novelsum"] for row in first["novelsum"]}
     assert values["selected"] > values["random"]
@@ -122,6 +123,29 @@ def test_select_can_leave_near_duplicates_out(folder: Path) -> None:
     assert done["pool"] <= 31
     records = [json.loads(line) for line in (folder / "apart.jsonl").read_text().splitlines()]
     assert sum(record["completion"] == text for record in records) <= 1
+
+
+def test_what_select_writes_from_several_forms_can_be_measured(folder: Path) -> None:
+    chat = [{"messages": [{"role": "user", "content": r["instruction"]}, {"role": "assistant", "content": r["output"]}]}
+            for r in alpaca(20, start=20)]  # fmt: skip
+    write_jsonl(folder / "chat.jsonl", chat)
+    assert _novelsum(folder, "select", "pool/one.jsonl", "chat.jsonl", "-k", "30", "-o", "both.jsonl").returncode == 0
+    lines = [json.loads(line) for line in (folder / "both.jsonl").read_text().splitlines()]
+    assert {frozenset(line) for line in lines} >= {frozenset({"instruction", "input", "output"})}
+    write_jsonl(folder / "mixed.jsonl", [*alpaca(10), *chat[:10]])
+    assert _json(_novelsum(folder, "measure", "mixed.jsonl", "-r", "both.jsonl", "--json"))["sets"][0]["samples"] == 20
+
+
+def test_bad_records_are_named_and_kept(folder: Path) -> None:
+    write_jsonl(folder / "half.jsonl", [*alpaca(3), {"instruction": "no answer"}])
+    done = _novelsum(folder, "select", "half.jsonl", "-k", "1", "-o", "out2.jsonl")
+    assert done.returncode == 2
+    kept = next(word for word in done.stderr.replace(";", " ").split() if word.endswith("rejects.parquet"))
+    assert pq.read_table(kept)["reason"].to_pylist() == ["missing_fields"]
+    allowed = ["--max-reject-fraction", "0.5", "--density-power", "0", "--neighbors", "1"]
+    done = _novelsum(folder, "select", "half.jsonl", "-k", "1", "-o", "out2.jsonl", *allowed)
+    assert done.returncode == 0
+    assert "half.jsonl, record 4: missing_fields" in done.stderr
 
 
 def test_measure_ranks_the_selected_over_the_first(folder: Path) -> None:
