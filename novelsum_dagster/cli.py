@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,7 +52,10 @@ _Neighbors = Annotated[int, typer.Option(min=1, help="K: neighbours in the densi
 _DensityPower = Annotated[float, typer.Option(min=0, help="beta: weight of the density factor; 0 leaves it out.")]
 _ProximityPower = Annotated[float, typer.Option(min=0, help="alpha: weight of near samples.")]
 _Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of random draws and of the first pick.")]
-_Form = Annotated[str, typer.Option(help="Form of the records: auto, alpaca, sharegpt, messages or prompt_completion.")]
+_Form = Annotated[
+    str,
+    typer.Option(help="any (each record's own), auto (the first's), alpaca, sharegpt, messages, prompt_completion."),
+]
 _Model = Annotated[str, typer.Option(help="Embedding model: the packaged one, a folder, or NAME@COMMIT on the hub.")]
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 _MaxRejects = Annotated[float, typer.Option(min=0, max=1, help="Fail when more than this part of the records is bad.")]
@@ -67,15 +71,10 @@ def run(settings: _SettingsFile = None, as_json: _Json = False) -> None:
     """
     chosen = _settings(settings)
     home = _prepare_home(chosen)
-    import dagster as dg
-
     from novelsum_dagster.definitions import CURATE_JOB, build_defs
-    from novelsum_dagster.defs.steps import close_dead_runs
-    from novelsum_dagster.workspace import Workspace
 
     job = build_defs(chosen, _reporter()).resolve_job_def(CURATE_JOB)
-    with dg.DagsterInstance.get() as instance:
-        close_dead_runs(instance, Workspace(chosen))
+    with _instance(chosen) as instance:
         result = job.execute_in_process(
             instance=instance,
             raise_on_error=False,
@@ -229,14 +228,8 @@ def ui(
     """Open the Dagster UI over the pool of a settings file, on http://127.0.0.1:3000."""
     chosen = _settings(settings)
     _prepare_home(chosen)
-    import dagster as dg
-
-    from novelsum_dagster.defs.steps import close_dead_runs
-    from novelsum_dagster.workspace import Workspace
-
-    with dg.DagsterInstance.get() as instance:
-        close_dead_runs(instance, Workspace(chosen))
-    _say(f"The Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
+    with _instance(chosen):
+        _say(f"The Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
     dev = ["dagster", "dev", "-m", "novelsum_dagster.definitions", "-h", "127.0.0.1", "-p", str(port)]
     raise typer.Exit(_run_group([sys.executable, "-W", "ignore", "-m", *dev]))
 
@@ -321,6 +314,19 @@ def _prepare_home(settings: Settings) -> str:
     if not (home / "dagster.yaml").exists():
         write_bytes(files(__package__).joinpath("dagster.yaml").read_bytes(), home / "dagster.yaml")
     return str(home)
+
+
+@contextlib.contextmanager
+def _instance(settings: Settings) -> Iterator[Any]:
+    """Open the Dagster instance, with runs closed whose process died."""
+    import dagster as dg
+
+    from novelsum_dagster.defs.steps import close_dead_runs
+    from novelsum_dagster.workspace import Workspace
+
+    with dg.DagsterInstance.get() as instance:
+        close_dead_runs(instance, Workspace(settings))
+        yield instance
 
 
 def _validated(section: type[Any], /, **values: Any) -> Any:

@@ -57,7 +57,7 @@ class VectorStore:
     def ids(self) -> set[str]:
         """Return the ids of all samples that have a vector."""
         found: set[str] = set()
-        for path in self._shards():
+        for path in _shards(self.folder):
             found.update(_read(path, ["id"])["id"].to_pylist())
         return found
 
@@ -75,9 +75,6 @@ class VectorStore:
         rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
         name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:KEY_LENGTH]
         write_table(pa.table({"id": pa.array(ids, pa.string()), "vector": rows}), self.folder / f"{name}.parquet")
-
-    def _shards(self) -> list[Path]:
-        return sorted(self.folder.glob("*.parquet"))
 
 
 def embed(
@@ -153,7 +150,7 @@ def load_vectors(folder: Path, ids: Sequence[str]) -> NDArray[np.float32]:
     place = {id_: row for row, id_ in enumerate(ids)}
     result: NDArray[np.float32] | None = None
     filled = np.zeros(len(ids), dtype=bool)
-    for path in sorted(folder.glob("*.parquet")):
+    for path in _shards(folder):
         shard = _read(path)
         rows = shard["vector"].combine_chunks().flatten().to_numpy().reshape(len(shard), -1)
         if result is None:
@@ -166,6 +163,10 @@ def load_vectors(folder: Path, ids: Sequence[str]) -> NDArray[np.float32]:
     if result is None or not filled.all():
         raise InputError(f"{folder}: {np.sum(~filled):,} of {len(ids):,} samples have no vector; embed first")
     return result
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.parquet"))
 
 
 def _read(path: Path, columns: list[str] | None = None) -> pa.Table:

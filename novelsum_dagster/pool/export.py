@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import replacing, write_bytes
+from novelsum_dagster.files import write_bytes, write_table
 from novelsum_dagster.pool.readers import arrow_table, json_record
 from novelsum_dagster.pool.snapshot import PoolSnapshot, SourceFile
 
@@ -109,8 +108,7 @@ def _write_parquet(records: Sequence[ChosenRecord], path: Path) -> None:
         table = _table_of_json([record_line(record) for record in records], path)
     else:
         table = arrow_table([record.original for record in records], schema)
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    write_table(table, path)
 
 
 def _table_of_json(lines: Sequence[str], path: Path) -> pa.Table:
