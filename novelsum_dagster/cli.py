@@ -161,11 +161,20 @@ def measure(
 @app.command()
 def select(
     pool: Annotated[list[Path], typer.Argument(help="Files (.json, .jsonl, .parquet; .gz, .zst) to choose from.")],
-    k: Annotated[int, typer.Option("-k", min=1, help="How many samples to choose.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Where to write them: .jsonl, .json or .parquet; - for stdout.")
     ],
-    strategy: Annotated[str, typer.Option(help="novelselect or random.")] = "novelselect",
+    k: Annotated[int | None, typer.Option("-k", min=1, help="How many samples to choose.")] = None,
+    token_budget: Annotated[
+        int | None, typer.Option(min=1, help="In place of -k: the most tokens that they may have together.")
+    ] = None,
+    strategy: Annotated[
+        str,
+        typer.Option(help="novelselect, random, farthest, kmeans, kcenter, qdit, repr_filter or duplicate."),
+    ] = "novelselect",
+    quality: Annotated[
+        str | None, typer.Option(help="Field of the records with a quality over 0, as meta.score.")
+    ] = None,
     picks: Annotated[
         Path | None, typer.Option(help="Also write why each was picked, in pick order, to this .parquet file.")
     ] = None,
@@ -192,8 +201,17 @@ def select(
     from novelsum_dagster.files import write_table
     from novelsum_dagster.oneshot import choose, embedded_files
     from novelsum_dagster.pool.export import output_writer, record_line, write_records
+    from novelsum_dagster.selection.subset import describe
 
-    chosen = _validated(Selection, strategy=strategy, k=k, seed=seed)
+    chosen = _validated(
+        Selection,
+        strategy=strategy,
+        k=k,
+        token_budget=token_budget,
+        seed=seed,
+        quality=quality,
+        device="cpu" if device == "mps" else device,
+    )
     powers = _validated(NovelSum, neighbors=neighbors, density_power=density_power, proximity_power=proximity_power)
     to_stdout = str(output) == "-"
     if to_stdout and as_json:
@@ -213,11 +231,12 @@ def select(
             write_records(records, output)
         if picks is not None:
             write_table(table, picks)
-    counts = {"read": files.snapshot.read, "pool": files.snapshot.kept, "selected": k}
+    counts = {"read": files.snapshot.read, "pool": files.snapshot.kept, "selected": len(table)}
     if as_json:
-        print(json.dumps({**counts, "output": str(output), **chosen.model_dump(), **powers.model_dump()}, indent=2))
+        settings = {**describe(chosen), **powers.model_dump()}
+        print(json.dumps({**counts, "output": str(output), **settings}, indent=2))
     else:
-        _say(f"{k:,} of {files.snapshot.kept:,} samples written" + ("" if to_stdout else f" to {output}"))
+        _say(f"{len(table):,} of {files.snapshot.kept:,} samples written" + ("" if to_stdout else f" to {output}"))
 
 
 @app.command()

@@ -16,15 +16,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from novelsum_dagster.diversity.density import density
-from novelsum_dagster.diversity.novelsum import NovelSumResult, novelsum
+from novelsum_dagster.diversity.novelsum import NovelSumResult, novelsum_with_density
 from novelsum_dagster.embedding.encoder import token_counter
 from novelsum_dagster.embedding.store import embed, load_vectors
 from novelsum_dagster.pool.export import ChosenRecord, chosen_records
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import PoolSnapshot
-from novelsum_dagster.progress import Reporter
-from novelsum_dagster.selection.novelselect import check_k
-from novelsum_dagster.selection.strategies import select
+from novelsum_dagster.progress import Progress, Reporter, no_progress
+from novelsum_dagster.selection.chosen import choose_from_pool, require_enough
 from novelsum_dagster.selection.subset import picks_table
 from novelsum_dagster.settings import Embedding, NearDuplicates, NovelSum, Pool, Selection, Source
 
@@ -101,24 +100,24 @@ def choose(
 
     Args:
         files: the pool, its own reference for density.
-        selection: strategy, k, seed.
-        settings: K, beta, alpha.
+        selection: the settings of the selection.
+        settings: of the measure.
         reporter: shows progress.
 
     Raises:
-        ValueError: for k out of range, or a pool too small for K.
+        ValueError: as `choose_from_pool` does.
     """
-    check_k(selection.k, files.snapshot.kept)
+    require_enough(selection, files.snapshot.kept)
     with reporter.step("density") as progress:
-        found = density(files.vectors, neighbors=settings.neighbors, progress=progress)
+        factor = _density_factor(files.vectors, None, settings, progress)
     with reporter.step("selecting") as progress:
-        picks = select(
-            selection.strategy,
+        picks = choose_from_pool(
+            files.snapshot,
+            files.root,
             files.vectors,
-            selection.k,
-            density_factor=found.factor(settings.density_power),
+            factor,
+            selection,
             proximity_power=settings.proximity_power,
-            seed=selection.seed,
             progress=progress,
         )
     table = picks_table(files.snapshot, files.root, picks)
@@ -137,12 +136,12 @@ def measure_sets(
     Args:
         sets: float32, (n, d), by name.
         reference: float32, (r, d), for the density; None takes all sets together.
-        settings: K, beta, alpha.
+        settings: of the measure.
         seed: of the sampling.
         reporter: shows progress.
 
     Raises:
-        ValueError: as `novelsum` does.
+        ValueError: as `density` and `novelsum_with_density` do.
     """
     size = min(len(vectors) for vectors in sets.values())
     together = np.concatenate(list(sets.values())) if reference is None else reference
@@ -150,6 +149,29 @@ def measure_sets(
     for name, vectors in sets.items():
         rows = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:size])
         with reporter.step(name) as progress:
-            result = novelsum(vectors[rows], together, **settings.model_dump(), progress=progress)
+            factor = _density_factor(vectors[rows], together, settings)
+            result = novelsum_with_density(
+                vectors[rows], factor, proximity_power=settings.proximity_power, progress=progress
+            )
         measured.append(MeasuredSet(name, len(vectors), size, result))
     return measured
+
+
+def _density_factor(
+    target: NDArray[np.float32],
+    reference: NDArray[np.float32] | None,
+    settings: NovelSum,
+    progress: Progress = no_progress,
+) -> NDArray[np.float64]:
+    if settings.density_power == 0:
+        return np.ones(len(target))
+    found = density(
+        target,
+        reference,
+        neighbors=settings.neighbors,
+        neighbor_policy=settings.neighbor_policy,
+        index=settings.density_index,
+        min_recall=settings.min_recall,
+        progress=progress,
+    )
+    return found.factor(settings.density_power)

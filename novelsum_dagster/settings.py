@@ -7,10 +7,10 @@ Does not: anything that acts on a setting.
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from novelsum_dagster.errors import InputError
@@ -84,16 +84,100 @@ class NovelSum(_Section):
     """The parameters of the measure (paper, section 4; names as in the published code)."""
 
     neighbors: PositiveInt = Field(10, description="K, neighbours in the density factor.")
+    neighbor_policy: Literal["published", "self"] = Field(
+        "published",
+        description="published: the nearest point is always dropped as the sample itself; self: only an equal point.",
+    )
+    density_index: Literal["auto", "exact", "ivf"] = Field(
+        "auto", description="How neighbours are searched; auto: ivf in pools over 50,000 samples, else exact."
+    )
+    min_recall: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.99, description="Least part of the true neighbours that ivf must find; 1: exact."
+    )
     density_power: NonNegative = Field(0.5, description="beta, weight of the density factor.")
     proximity_power: NonNegative = Field(1.0, description="alpha, weight of near samples.")
 
 
-class Selection(_Section):
-    """Which subset is chosen."""
+class Quota(_Section):
+    """Limits on how many samples of each label are chosen."""
 
-    strategy: Literal["novelselect", "random"] = Field("novelselect", description="How samples are chosen.")
-    k: PositiveInt = Field(1000, description="Size of the subset.")
+    column: str = Field(description="source, file, form, or a field of the records, as meta.topic.")
+    caps: dict[str, NonNegativeInt] = Field({}, description="The most samples, by label.")
+    floors: dict[str, NonNegativeInt] = Field({}, description="The fewest samples, by label.")
+
+
+class KMeans(_Section):
+    """Of strategy kmeans."""
+
+    clusters: PositiveInt | None = Field(None, description="Clusters; default: the root of the pool's size, at most k.")
+
+
+class Qdit(_Section):
+    """Of strategy qdit."""
+
+    quality_weight: Fraction = Field(0.0, description="Weight of quality against coverage; over 0 it needs quality.")
+    similarity_neighbors: PositiveInt | None = Field(
+        None, description="Compare with so many nearest samples only, where all pairs do not fit into memory."
+    )
+
+
+class ReprFilter(_Section):
+    """Of strategy repr_filter."""
+
+    threshold: Annotated[float, Field(ge=-1, le=1)] = Field(
+        0.9, description="A sample more similar than this to one already kept is passed over."
+    )
+
+
+class Duplicate(_Section):
+    """Of strategy duplicate."""
+
+    copies: PositiveInt = Field(10, description="How often each sample is repeated.")
+
+
+class Selection(_Section):
+    """Which subset is chosen. Limits, device and verify are for novelselect."""
+
+    strategy: Literal["novelselect", "random", "farthest", "kmeans", "kcenter", "qdit", "repr_filter", "duplicate"] = (
+        Field("novelselect", description="How samples are chosen.")
+    )
+    k: PositiveInt | None = Field(1000, description="Size of the subset.")
+    token_budget: PositiveInt | None = Field(None, description="In place of k: the most tokens of the subset.")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="Seed of the first pick and of random draws.")
+    quality: str | None = Field(None, description="Field of the records with a quality over 0, as meta.score.")
+    must_include: tuple[str, ...] = Field((), description="Ids of samples that are picked first.")
+    must_exclude: tuple[str, ...] = Field((), description="Ids of samples that are never picked.")
+    quotas: tuple[Quota, ...] = Field((), description="Caps and floors by source or any other column.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: CUDA, then CPU.")
+    verify: NonNegativeInt = Field(0, description="Random candidates checked against every pick.")
+    kmeans: KMeans = KMeans()
+    qdit: Qdit = Qdit()
+    repr_filter: ReprFilter = ReprFilter()
+    duplicate: Duplicate = Duplicate()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _budget_in_place_of_k(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("token_budget") is not None:
+            if values.get("k") is not None:
+                raise ValueError("give either k or token_budget")
+            return {**values, "k": None}
+        return values
+
+    @model_validator(mode="after")
+    def _limits_fit_strategy(self) -> "Selection":
+        if self.k is None and self.token_budget is None:
+            raise ValueError("give k or token_budget")
+        limits = [name for name in ("token_budget", "must_include", "must_exclude", "quotas") if getattr(self, name)]
+        if limits and self.strategy != "novelselect":
+            raise ValueError(f"{limits[0]} works with strategy novelselect only, not with {self.strategy}")
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The strategy's own options."""
+        section = getattr(self, self.strategy, None)
+        return section.model_dump() if section else {}
 
 
 class Checks(_Section):

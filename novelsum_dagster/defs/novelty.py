@@ -11,7 +11,7 @@ from novelsum_dagster.report.plots import novelty_histogram
 from novelsum_dagster.workspace import Workspace
 
 
-@dg.asset(group_name="diversity", kinds={"faiss", "parquet"}, owners=OWNERS, code_version="1")
+@dg.asset(group_name="diversity", kinds={"faiss", "parquet"}, owners=OWNERS, code_version="2")
 def density(
     context: dg.AssetExecutionContext,
     workspace: dg.ResourceParam[Workspace],
@@ -30,7 +30,15 @@ def density(
                 embeddings.key,
                 neighbors=measure.neighbors,
                 density_power=measure.density_power,
+                neighbor_policy=measure.neighbor_policy,
+                index=measure.density_index,
+                min_recall=measure.min_recall,
                 progress=progress,
+            )
+        if table.neighbors_used < table.neighbors:
+            context.log.warning(
+                f"the pool has {table.reference_size:,} distinct vectors, too few for novelsum.neighbors ="
+                f" {table.neighbors}; {table.neighbors_used} were used"
             )
         rows = table.table(workspace.root)
         return step.result(
@@ -39,6 +47,10 @@ def density(
                 "dagster/row_count": len(rows),
                 "dagster/column_schema": column_schema(rows.schema),
                 "neighbors": table.neighbors,
+                "neighbors_used": table.neighbors_used,
+                "neighbor_policy": table.neighbor_policy,
+                "index": table.index,
+                "recall": table.recall,
                 "reference_size": table.reference_size,
                 "mean_density_factor": float(np.mean(rows["density_factor"].to_numpy())),
                 "path": dg.MetadataValue.path(str(workspace.root / table.file)),

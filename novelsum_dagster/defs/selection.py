@@ -6,13 +6,14 @@ import pyarrow as pa
 from novelsum_dagster.defs.steps import OWNERS, column_schema, picture, recorded
 from novelsum_dagster.diversity.tables import DensityTable
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
+from novelsum_dagster.files import content_key
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.quality.suites import Subject
 from novelsum_dagster.quality.validate import require_passed
 from novelsum_dagster.report.plots import pool_map
-from novelsum_dagster.selection.strategies import select
-from novelsum_dagster.selection.subset import PICK_COLUMNS, Subset, write_subset
-from novelsum_dagster.settings import Settings
+from novelsum_dagster.selection.chosen import choose_from_pool
+from novelsum_dagster.selection.subset import PICK_COLUMNS, Subset, describe, write_subset
+from novelsum_dagster.settings import Selection, Settings
 from novelsum_dagster.workspace import Workspace
 
 
@@ -21,12 +22,14 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
 
     class SelectionConfig(dg.Config):
         strategy: str = settings.selection.strategy
-        k: int = settings.selection.k
+        k: int | None = settings.selection.k
+        token_budget: int | None = settings.selection.token_budget
+        quality: str | None = settings.selection.quality
         seed: int = settings.selection.seed
         density_power: float = settings.novelsum.density_power
         proximity_power: float = settings.novelsum.proximity_power
 
-    @dg.asset(group_name="selection", kinds={"numba", "parquet"}, owners=OWNERS, code_version="1")
+    @dg.asset(group_name="selection", kinds={"numba", "parquet"}, owners=OWNERS, code_version="2")
     def selected_subset(
         context: dg.AssetExecutionContext,
         config: SelectionConfig,
@@ -43,18 +46,23 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
             _, vectors = pool_vectors(root, raw_pool, embeddings)
             require_passed("embeddings", Subject(embeddings, root, workspace.settings, raw_pool, vectors))
             require_passed("density", Subject(density, root, workspace.settings, raw_pool))
+            chosen = _selection(settings, config)
+            powers = {"density_power": config.density_power, "proximity_power": config.proximity_power}
+            inputs = {"snapshot": raw_pool.key, "vectors": embeddings.key, "density": density.key}
+            described = {**describe(chosen), **powers, **inputs}
+            checkpoint = root / "checkpoints" / f"{content_key(described)}.parquet"
             with step.reporter.step("selecting") as progress:
-                picks = select(
-                    config.strategy,
+                picks = choose_from_pool(
+                    raw_pool,
+                    root,
                     vectors,
-                    config.k,
-                    density_factor=density.factor(root, config.density_power),
+                    density.factor(root, config.density_power),
+                    chosen,
                     proximity_power=config.proximity_power,
-                    seed=config.seed,
+                    checkpoint=checkpoint,
                     progress=progress,
                 )
-            inputs = {"snapshot": raw_pool.key, "vectors": embeddings.key, "density": density.key}
-            subset = write_subset(raw_pool, root, picks, {**config.model_dump(), **inputs})
+            subset = write_subset(raw_pool, root, picks, described)
             table = subset.picks(root)
             return step.result(
                 subset,
@@ -70,6 +78,12 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
             )
 
     return selected_subset
+
+
+def _selection(settings: Settings, config: dg.Config) -> Selection:
+    """Return the settings of the selection with what the launchpad says instead."""
+    instead = config.model_dump(exclude={"density_power", "proximity_power"})
+    return Selection.model_validate({**settings.selection.model_dump(), **instead})
 
 
 def _first_rows(table: pa.Table) -> list[dg.TableRecord]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from novelsum_dagster.diversity.density import density, density_factor
+from novelsum_dagster.diversity.density import DensityIndex, NeighborPolicy, density, density_factor
 from novelsum_dagster.diversity.novelsum import novelsum_with_density
 from novelsum_dagster.files import KEY_LENGTH, content_key, write_table
 from novelsum_dagster.pool.snapshot import Handle
@@ -21,13 +21,20 @@ from novelsum_dagster.progress import Progress, no_progress
 
 
 class DensityTable(Handle):
-    """One row a sample: id, mean_squared_distance, density_factor (both float64)."""
+    """One row a sample: id, mean_squared_distance, density_factor (both float64).
+
+    `neighbors` is K as asked for; `neighbors_used`, `index` and `recall` as in `Density`.
+    """
 
     file: str
     vectors: str
     neighbors: int
     density_power: float
     reference_size: int
+    neighbor_policy: str
+    neighbors_used: int
+    index: str
+    recall: float
 
     def table(self, root: Path) -> pa.Table:
         """Read the table, in pool order."""
@@ -60,6 +67,9 @@ def build_density(
     *,
     neighbors: int,
     density_power: float,
+    neighbor_policy: NeighborPolicy = "published",
+    index: DensityIndex = "auto",
+    min_recall: float = 0.99,
     progress: Progress = no_progress,
 ) -> DensityTable:
     """Search each sample's neighbours in the pool and write the density table.
@@ -70,23 +80,39 @@ def build_density(
         vectors: float32, (n, d), in the same order.
         vectors_key: key of the vector set.
         neighbors, density_power: K and beta.
+        neighbor_policy, index, min_recall: as in `density`.
         progress: called with samples searched and n.
 
     Raises:
         ValueError: as `density` does.
     """
-    found = density(vectors, neighbors=neighbors, progress=progress)
+    found = density(
+        vectors,
+        neighbors=neighbors,
+        neighbor_policy=neighbor_policy,
+        index=index,
+        min_recall=min_recall,
+        progress=progress,
+    )
     columns = {
         "id": pa.array(ids, pa.string()),
         "mean_squared_distance": found.mean_squared_distance,
         "density_factor": found.factor(density_power),
     }
-    settings = {"vectors": vectors_key, "neighbors": neighbors, "density_power": density_power}
-    key = _write(root, "density", columns, settings)
+    settings = {
+        "vectors": vectors_key,
+        "neighbors": neighbors,
+        "density_power": density_power,
+        "neighbor_policy": neighbor_policy,
+    }
+    key = _write(root, "density", columns, {**settings, "index": index, "min_recall": min_recall})
     return DensityTable(
         key=key,
         file=_file("density", key),
         reference_size=found.reference_size,
+        neighbors_used=found.neighbors_used,
+        index=found.index,
+        recall=found.recall,
         **settings,
     )
 

@@ -69,6 +69,12 @@ CREATE TABLE IF NOT EXISTS densities (
     reference_size BIGINT NOT NULL
 );
 
+-- Columns that a database of an earlier version has not; empty in its rows.
+ALTER TABLE densities ADD COLUMN IF NOT EXISTS neighbor_policy VARCHAR;
+ALTER TABLE densities ADD COLUMN IF NOT EXISTS neighbors_used INTEGER;
+ALTER TABLE densities ADD COLUMN IF NOT EXISTS "index" VARCHAR;
+ALTER TABLE densities ADD COLUMN IF NOT EXISTS recall DOUBLE;
+
 CREATE TABLE IF NOT EXISTS novelties (
     novelty VARCHAR PRIMARY KEY,
     density VARCHAR NOT NULL,
@@ -89,6 +95,8 @@ CREATE TABLE IF NOT EXISTS selections (
     density_power DOUBLE NOT NULL,
     proximity_power DOUBLE NOT NULL
 );
+
+ALTER TABLE selections ADD COLUMN IF NOT EXISTS options VARCHAR;
 
 CREATE TABLE IF NOT EXISTS measures (
     report VARCHAR NOT NULL,

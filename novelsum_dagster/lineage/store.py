@@ -35,6 +35,7 @@ _VIEWS = {
     "density": "density/density=*/density.parquet",
     "novelty": "novelty/novelty=*/novelty.parquet",
     "picks": "selections/selection=*/picks.parquet",
+    "remaining": "selections/selection=*/remaining.parquet",
 }
 """Views over Parquet; the folder names (`snapshot=...`, `selection=...`) become columns."""
 

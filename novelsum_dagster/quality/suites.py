@@ -227,6 +227,10 @@ def _own_table(subject: Subject) -> "pd.DataFrame":
     return _pandas(subject.output.table(subject.root))
 
 
+def _density_rows(subject: Subject) -> "pd.DataFrame":
+    return _own_table(subject).assign(recall=subject.output.recall)
+
+
 def _expect_density(subject: Subject) -> "list[Expectation]":
     import great_expectations.expectations as gxe
 
@@ -236,6 +240,7 @@ def _expect_density(subject: Subject) -> "list[Expectation]":
         gxe.ExpectColumnValuesToNotBeNull(column="mean_squared_distance"),
         gxe.ExpectColumnValuesToBeBetween(column="mean_squared_distance", min_value=0, max_value=largest),
         gxe.ExpectColumnValuesToBeBetween(column="density_factor", min_value=0, strict_min=True, max_value=largest),
+        gxe.ExpectColumnValuesToBeBetween(column="recall", min_value=subject.settings.novelsum.min_recall),
     ]
 
 
@@ -264,7 +269,7 @@ def _expect_picks(subject: Subject) -> "list[Expectation]":
 
     return [
         gxe.ExpectTableRowCountToEqual(value=subject.output.settings.k),
-        gxe.ExpectColumnValuesToBeUnique(column="id"),
+        *([] if subject.output.settings.strategy == "duplicate" else [gxe.ExpectColumnValuesToBeUnique(column="id")]),
         gxe.ExpectColumnValuesToBeInSet(column="in_pool", value_set=[True]),
         gxe.ExpectColumnValuesToBeUnique(column="rank"),
         gxe.ExpectColumnValuesToBeBetween(column="rank", min_value=1, max_value=subject.output.settings.k),
@@ -361,7 +366,14 @@ SUITES: tuple[Suite, ...] = (
         _expect_vectors,
     ),
     Suite("embeddings", "vectors_differ", False, "Nine of ten vectors differ.", _distinct_vectors, _expect_distinct),
-    Suite("density", "density_sound", True, "Densities are finite, factors positive.", _own_table, _expect_density),
+    Suite(
+        "density",
+        "density_sound",
+        True,
+        "Densities are finite, factors positive, and the search found the part of the neighbours that it must.",
+        _density_rows,
+        _expect_density,
+    ),
     Suite("sample_novelty", "novelty_in_range", True, "Novelty is finite and possible.", _own_table, _expect_novelty),
     Suite("selected_subset", "picks_sound", True, "k distinct samples of the pool, ranked.", _picks, _expect_picks),
     Suite(

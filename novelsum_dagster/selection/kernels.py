@@ -1,226 +1,235 @@
-"""The inner loop of exact NovelSelect, compiled by numba.
+"""The compiled parts of exact NovelSelect: bounds, summaries, exact scores.
 
-Belongs here: bounds, exact scores, the search for the next pick. Does not: checks of input, density, records.
+Belongs here: loops over numbers, compiled by numba, free of Python's lock so that threads run them side by side.
+Does not: which candidates are looked at in what order (`search`).
 
-The score of candidate i over the picks S is `F_i(S) = sum_r w_r D_(r)(i)`, distances ascending, weights descending.
-By the rearrangement inequality that pairing is the smallest of all, so appending later picks T in pick order can only
-overstate: `F_i(S + T) <= F_i(S) + sum_{s in T} w_s D(i, s)`. With `D(i, s) = (1 - <x_i, x_s>)(f_i + f_s)` the sum is
-`f_i (W - <x_i, A>) + G - <x_i, B>`, where W, G, A and B are sums over T that differences of prefix sums give: two dot
-products bring a bound up to date over any number of picks. `1 - <x_i, x_s> <= 2` gives a cruder bound without any.
+The score of candidate i over the picks S is `F_i(S) = sum_r w_r D_(r)(i)`, distances ascending, weights descending,
+`D(i, s) = (1 - <x_i, x_s>)(f_i + f_s)`. By the rearrangement inequality that pairing is the smallest of all. So F is
+concave in the distances, and three cheaper values bound it from above:
+
+- crude: a later pick s appended at the end adds at most `w D(i, s)`, and `D(i, s) <= 2 (f_i + f_s)`.
+- tightened: for later picks T, `f_i (W - <x_i, A>) + G - <x_i, B>` with sums W, G, A, B of `w_s`, `w_s f_s`, `w_s x_s`
+  and `w_s f_s x_s` over T. Differences of prefix sums give them: two dot products for any number of picks.
+- summary: distances of neighbouring ranks replaced by their mean. A candidate keeps a mean for each bin of ranks, the
+  bins widening with rank, and takes new distances in by a merge.
 """
 
 from typing import Any
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
 _ORDER = {"reassoc", "contract", "nsz"}
 """Lets the compiler use vector instructions in sums; NaN and infinity keep their meaning."""
-_PREFIX_ROUNDING = 2.0**-23
+_STRIDE = 64
+_ROUNDING = 2.0**-40
+"""More than sums of a few float64 numbers lose."""
 
 
-class State:
-    """Everything the search remembers about n candidates and up to k picks.
-
-    Args:
-        unit_rows: float32, (n, d), rows of length 1.
-        density_factor: float64, (n,).
-        weights: float64, (k,), proximity weights by rank.
-    """
-
-    def __init__(
-        self, unit_rows: NDArray[np.float32], density_factor: NDArray[np.float64], weights: NDArray[np.float64]
-    ) -> None:
-        n, d = unit_rows.shape
-        k = len(weights)
-        self.rows = unit_rows
-        self.factor = density_factor
-        self.weights = weights
-        self.picked = 0
-        self.picks = np.empty(k, np.int64)
-        self.picked_rows = np.empty((k, d), np.float32)
-        self.picked_factor = np.empty(k)
-        self.is_picked = np.zeros(n, np.bool_)
-        # Sorted distances of candidates that were scored; pages never touched cost no memory.
-        self.distances = np.zeros((n, k), np.float32)
-        self.scored_at = np.zeros(n, np.int64)
-        self.bound = np.zeros(n)
-        self.bound_at = np.zeros(n, np.int64)
-        self.sum_w = np.zeros(k + 1)
-        self.sum_g = np.zeros(k + 1)
-        # Summed in float64, kept rounded: float32 halves what a tightened bound reads.
-        self._sum_a = np.zeros(d)
-        self._sum_b = np.zeros(d)
-        self.sum_a = np.zeros((k + 1, d), np.float32)
-        self.sum_b = np.zeros((k + 1, d), np.float32)
-        # Rounding of a float32 dot product of unit rows is below d * 2^-24; bounds are raised by that much.
-        self.slack = d * 2.0**-24
-
-    def add(self, pick: int) -> None:
-        """Append a pick."""
-        m = self.picked
-        weight, factor = self.weights[m], self.factor[pick]
-        self.picks[m] = pick
-        self.picked_rows[m] = self.rows[pick]
-        self.picked_factor[m] = factor
-        self.is_picked[pick] = True
-        self.sum_w[m + 1] = self.sum_w[m] + weight
-        self.sum_g[m + 1] = self.sum_g[m] + weight * factor
-        self._sum_a += weight * self.rows[pick]
-        self._sum_b += weight * factor * self.rows[pick]
-        self.sum_a[m + 1], self.sum_b[m + 1] = self._sum_a, self._sum_b
-        self.picked = m + 1
-
-    def next_pick(self) -> tuple[int, float, int, float]:
-        """Return the unpicked candidate of the highest score, its score, and the second's; -1 where none is left."""
-        best, best_score, second, second_score = _next_pick(
-            self.rows, self.factor, self.weights, self.picked_rows, self.picked_factor, self.picked, self.is_picked,
-            self.distances, self.scored_at, self.bound, self.bound_at, self.sum_w, self.sum_g, self.sum_a, self.sum_b,
-            self.slack,
-        )  # fmt: skip
-        return int(best), float(best_score), int(second), float(second_score)
-
-
-@njit(cache=True, fastmath=_ORDER)
-def _distances_to(row: Any, factor: float, picked_rows: Any, picked_factor: Any, out: Any) -> None:
-    for p in range(len(picked_rows)):
-        dot = np.float32(0)
+@njit(cache=True, nogil=True, fastmath=_ORDER)
+def exact_distances(
+    rows: Any, factor: Any, i: int, picked_rows: Any, picked_factor: Any, first: int, last: int, out: Any
+) -> None:
+    """Write the distances of candidate i to picks `first` to `last` into `out`; dot products summed in float64."""
+    row = rows[i].astype(np.float64)
+    for p in range(first, last):
+        dot = 0.0
         for q in range(len(row)):
-            dot += row[q] * picked_rows[p, q]
-        out[p] = (1 - np.float64(dot)) * (factor + picked_factor[p])
+            dot += row[q] * np.float64(picked_rows[p, q])
+        out[p - first] = (1.0 - dot) * (factor[i] + picked_factor[p])
 
 
-@njit(cache=True, fastmath=_ORDER)
-def _weighted_sum(values: Any, weights: Any, size: int) -> Any:
+@njit(cache=True, nogil=True, fastmath=_ORDER)
+def weighted_sum(values: Any, weights: Any) -> Any:
+    """Return `sum weights * values` over the length of `values`, in float64."""
     total = 0.0
-    for r in range(size):
-        total += weights[r] * values[r]
+    for r in range(len(values)):
+        total += weights[r] * np.float64(values[r])
     return total
 
 
-@njit(cache=True)
-def _merge(row: Any, seen: int, new: Any) -> None:
-    """Merge ascending `new` into ascending `row[:seen]`, in place."""
-    a, b = seen - 1, len(new) - 1
-    while b >= 0:
-        if a >= 0 and row[a] > new[b]:
-            row[a + b + 1] = row[a]
-            a -= 1
-        else:
-            row[a + b + 1] = new[b]
-            b -= 1
+@njit(cache=True, nogil=True)
+def all_distances(rows: Any, factor: Any, candidates: Any, picked_rows: Any, picked_factor: Any, out: Any) -> None:
+    """Write the distances of candidates (rows of `out`) to all picks given (columns)."""
+    for c in range(len(candidates)):
+        exact_distances(rows, factor, candidates[c], picked_rows, picked_factor, 0, len(picked_rows), out[c])
 
 
-@njit(cache=True, fastmath=_ORDER)
-def _tightened(
-    rows: Any, i: int, factor: Any, at: int, now: int, sw: Any, sg: Any, sa: Any, sb: Any, slack: float
-) -> Any:
-    """Return by how much the bound of candidate i rises from pick number `at` to `now`."""
+@njit(cache=True, nogil=True)
+def weighted_sums(values: Any, weights: Any) -> Any:
+    """Return `weighted_sum` of every row."""
+    sums = np.empty(len(values))
+    for c in range(len(values)):
+        sums[c] = weighted_sum(values[c], weights)
+    return sums
+
+
+@njit(cache=True, nogil=True)
+def _insert(values: Any, size: int, new: Any) -> None:
+    """Insert one value into ascending `values[:size]`."""
+    at = size
+    while at > 0 and values[at - 1] > new:
+        values[at] = values[at - 1]
+        at -= 1
+    values[at] = new
+
+
+@njit(cache=True, nogil=True)
+def _take_in(
+    rows: Any, factor: Any, i: int, picked_rows: Any, picked_factor: Any, size: int, now: int, values: Any
+) -> None:
+    """Bring a candidate's ascending exact distances `values[:size]` up to `now` picks."""
+    new = np.empty(now - size, np.float32)
+    exact_distances(rows, factor, i, picked_rows, picked_factor, size, now, new)
+    for p in range(now - size):
+        _insert(values, size + p, new[p])
+
+
+@njit(cache=True, nogil=True, fastmath=_ORDER)
+def _two_dots(row: Any, sums_a: Any, sums_b: Any, at: int, now: int) -> Any:
     dot_a, dot_b = np.float32(0), np.float32(0)
-    for q in range(rows.shape[1]):
-        dot_a += rows[i, q] * (sa[now, q] - sa[at, q])
-        dot_b += rows[i, q] * (sb[now, q] - sb[at, q])
-    dw, dg = sw[now] - sw[at], sg[now] - sg[at]
-    # Two rounded prefixes are off by at most 2^-24 of their length each, which W and G bound.
-    rounding = slack * (factor[i] * dw + dg) + _PREFIX_ROUNDING * (factor[i] * sw[now] + sg[now])
-    return factor[i] * (dw - dot_a) + (dg - dot_b) + rounding
+    for q in range(len(row)):
+        dot_a += row[q] * (sums_a[now, q] - sums_a[at, q])
+        dot_b += row[q] * (sums_b[now, q] - sums_b[at, q])
+    return dot_a, dot_b
 
 
-@njit(cache=True)
-def _crude_bounds(
-    factor: Any, now: int, is_picked: Any, bound: Any, bound_at: Any, sw: Any, sg: Any, slack: float
-) -> Any:
-    """Return an upper bound of every candidate's score that needs no dot product; minus infinity where picked."""
-    crude = np.empty(len(factor))
-    for i in range(len(factor)):
-        at = bound_at[i]
-        crude[i] = bound[i] + (2.0 + slack) * (factor[i] * (sw[now] - sw[at]) + (sg[now] - sg[at]))
-        if is_picked[i]:
-            crude[i] = -np.inf
-    return crude
+@njit(cache=True, nogil=True)
+def _rise(row: Any, f: Any, at: int, now: int, sums: Any, slack: float) -> Any:
+    """Return by how much later picks raise a bound at most: `f (W - <x, A>) + G - <x, B>`."""
+    w, g, sums_a, sums_b = sums
+    dot_a, dot_b = _two_dots(row, sums_a, sums_b, at, now)
+    dw, dg = w[now] - w[at], g[now] - g[at]
+    # Prefixes are kept in float32: each is off by at most 2^-24 of its length, which W and G bound.
+    rounding = slack * (f * dw + dg) + 2.0**-22 * (f * w[now] + g[now])
+    return max(f * (dw - dot_a) + (dg - dot_b) + rounding, 0.0)
 
 
-@njit(cache=True)
-def _two_highest(values: Any) -> Any:
-    """Return where the two highest values stand, the lower index first among equals; -1 for minus infinity."""
-    first, second = -1, -1
-    for i in range(len(values)):
-        if values[i] == -np.inf:
-            continue
-        if first < 0 or values[i] > values[first]:
-            first, second = i, first
-        elif second < 0 or values[i] > values[second]:
-            second = i
-    return first, second
+@njit(cache=True, nogil=True)
+def crude_base(bound: Any, f: Any, q: Any, w: float, g: float, crude: float) -> Any:
+    """Return what a crude bound is before the picks after prefix sums w and g: `scan` adds their share."""
+    return q * (bound * (1.0 + _ROUNDING) - crude * (f * w + g))
 
 
-@njit(cache=True)
-def _next_pick(
-    rows: Any, factor: Any, weights: Any, picked_rows: Any, picked_factor: Any, now: int, is_picked: Any,
-    distances: Any, scored_at: Any, bound: Any, bound_at: Any, sw: Any, sg: Any, sa: Any, sb: Any, slack: float,
-) -> Any:  # fmt: skip
-    crude = _crude_bounds(factor, now, is_picked, bound, bound_at, sw, sg, slack)
-    first, second = _two_highest(crude)
-    best, best_score, runner, runner_score = -1, -np.inf, -1, -np.inf
-    buffer = np.empty(now, np.float32)
-    # The two highest crude bounds set the level to beat.
-    for i in (first, second):
-        if i >= 0:
-            score = _score(
-                rows, i, factor, weights, picked_rows, picked_factor, now, distances, scored_at, bound, bound_at,
-                buffer, slack,
-            )  # fmt: skip
-            best, best_score, runner, runner_score = _ranked(i, score, best, best_score, runner, runner_score)
-    # The rest are tightened, and scored from the highest bound down, so that few need an exact score. Candidates that
-    # may equal the runner-up are scored too: ties go to the lowest index.
-    candidates = np.empty(len(crude), np.int64)
-    limits = np.empty(len(crude))
+@njit(cache=True, nogil=True)
+def reaching(
+    lo: int, hi: int, now: int, level: float, ahead_w: float, ahead_g: float, rows: Any, factor: Any, quality: Any,
+    blocked: Any, bound: Any, bound_at: Any, base: Any, growth: Any, sums: Any, slack: float, crude: float, out: Any,
+) -> int:  # fmt: skip
+    """Write to `out` the candidates of [lo, hi) whose tightened bound reaches `level`; return how many.
+
+    `ahead_w` and `ahead_g` add the growth of the bound that is expected from picks to come. Every candidate whose
+    crude bound reaches the level is tightened.
+    """
+    w, g = crude * sums[0][now] + ahead_w, crude * sums[1][now] + ahead_g
     count = 0
-    for i in range(len(crude)):
-        if is_picked[i] or i == first or i == second or crude[i] < runner_score:  # noqa: SIM109
+    for start in range(lo, hi, _STRIDE):
+        stop = min(start + _STRIDE, hi)
+        reached = False
+        for i in range(start, stop):
+            reached |= base[i] + growth[i] * w + quality[i] * g >= level
+        if not reached:
             continue
-        if bound_at[i] < now:
-            bound[i] += _tightened(rows, i, factor, bound_at[i], now, sw, sg, sa, sb, slack)
-            bound_at[i] = now
-        if bound[i] >= runner_score:
-            candidates[count], limits[count] = i, -bound[i]
-            count += 1
-    for position in np.argsort(limits[:count]):
-        if -limits[position] < runner_score:
-            break
-        i = candidates[position]
-        score = _score(
-            rows, i, factor, weights, picked_rows, picked_factor, now, distances, scored_at, bound, bound_at,
-            buffer, slack,
-        )  # fmt: skip
-        best, best_score, runner, runner_score = _ranked(i, score, best, best_score, runner, runner_score)
-    return best, best_score, runner, runner_score
+        for i in range(start, stop):
+            if blocked[i] or base[i] + growth[i] * w + quality[i] * g < level:
+                continue
+            if bound_at[i] < now:
+                bound[i] += _rise(rows[i], factor[i], bound_at[i], now, sums, slack)
+                bound_at[i] = now
+                base[i] = crude_base(bound[i], factor[i], quality[i], sums[0][now], sums[1][now], crude)
+            if (bound[i] + factor[i] * ahead_w + ahead_g) * quality[i] >= level:
+                out[count] = i
+                count += 1
+    return count
 
 
-@njit(cache=True)
-def _score(
-    rows: Any, i: int, factor: Any, weights: Any, picked_rows: Any, picked_factor: Any, now: int, distances: Any,
-    scored_at: Any, bound: Any, bound_at: Any, buffer: Any, slack: float,
-) -> Any:  # fmt: skip
-    """Bring the sorted distances of candidate i up to date; return its exact score."""
-    seen = scored_at[i]
-    new = buffer[: now - seen]
-    _distances_to(rows[i], factor[i], picked_rows[seen:now], picked_factor[seen:now], new)
-    new.sort()
-    _merge(distances[i], seen, new)
-    scored_at[i] = now
-    score = _weighted_sum(distances[i], weights, now)
-    bound[i] = score * (1 + slack)
-    bound_at[i] = now
-    return score
+@njit(cache=True, nogil=True)
+def raised_distances(
+    dots: Any, factor: Any, candidates: Any, picked_factor: Any, seen: Any, first: int, now: int, slack: float
+) -> None:
+    """Turn float32 cosines to picks `first` to `now`, a row a candidate, into distances that are never too small.
+
+    In place; picks that a candidate has seen become infinitely far.
+    """
+    for c in range(len(candidates)):
+        f = factor[candidates[c]]
+        for p in range(first, now):
+            dots[c, p - first] = max(1.0 + slack - dots[c, p - first], 0.0) * (f + picked_factor[p])
+        for p in range(first, seen[candidates[c]]):
+            dots[c, p - first] = np.inf
 
 
-@njit(cache=True)
-def _ranked(i: int, score: float, best: int, best_score: float, runner: int, runner_score: float) -> Any:
-    """Return the best two of the best two so far and candidate i; equal scores rank by index."""
-    if score > best_score or (score == best_score and i < best):
-        return i, score, best, best_score
-    if score > runner_score or (score == runner_score and i < runner):
-        return best, best_score, i, score
-    return best, best_score, runner, runner_score
+@njit(cache=True, nogil=True)
+def merge_summaries(
+    candidates: Any, new: Any, now: int, factor: Any, quality: Any, summary: Any, seen: Any, edges: Any, bound: Any,
+    bound_at: Any, base: Any, sums: Any, crude: float,
+) -> None:  # fmt: skip
+    """Take ascending new distances (a row a candidate, infinity at the end) into summaries and lower the bounds."""
+    w, g = sums[0], sums[1]
+    for c in range(len(candidates)):
+        i = candidates[c]
+        bound[i] = min(bound[i], _merge(new[c], now - seen[i], summary[i], seen[i], now, edges, w))
+        seen[i] = now
+        base[i] = crude_base(bound[i], factor[i], quality[i], w[now], g[now], crude)
+
+
+@njit(cache=True, nogil=True)
+def _merge(new: Any, new_count: int, means: Any, old_count: int, now: int, edges: Any, sw: Any) -> Any:
+    merged = np.empty(len(means), np.float32)
+    total, acc = 0.0, 0.0
+    out, room = 0, min(edges[1], now) - edges[0]
+    old_bin = 0
+    old_left = min(edges[1], old_count) - edges[0]
+    b, old_done, done = 0, 0, 0
+    while done < now:
+        if b < new_count and (old_done >= old_count or new[b] <= means[old_bin]):
+            acc += new[b]
+            b += 1
+            taken = 1
+        else:
+            taken = min(old_left, room)
+            acc += np.float64(means[old_bin]) * taken
+            old_left -= taken
+            old_done += taken
+            if old_left == 0 and old_done < old_count:
+                old_bin += 1
+                old_left = min(edges[old_bin + 1], old_count) - edges[old_bin]
+        done += taken
+        room -= taken
+        if room == 0:
+            stop = min(edges[out + 1], now)
+            mean = acc / (stop - edges[out])
+            total += mean * (sw[stop] - sw[edges[out]])
+            # Rounded up, so that the mean stays a bound however often it is merged.
+            merged[out] = mean * (1.0 + 2.0**-23)
+            out += 1
+            acc = 0.0
+            if done < now:
+                room = min(edges[out + 1], now) - edges[out]
+    means[:out] = merged[:out]
+    return total * (1.0 + 1e-6)
+
+
+@njit(cache=True, nogil=True)
+def score_listed(
+    order: Any, now: int, best: float, second: float, rows: Any, factor: Any, quality: Any, weights: Any,
+    picked_rows: Any, picked_factor: Any, slot: Any, lists: Any, sizes: Any, bound: Any, bound_at: Any, exact_at: Any,
+    base: Any, sums: Any, crude: float, scores: Any,
+) -> int:  # fmt: skip
+    """Score candidates that have a list of exact distances, in order of falling bounds, while one may be second.
+
+    Returns how many were scored; their scores are in `scores`.
+    """
+    for position in range(len(order)):
+        i = order[position]
+        if bound[i] * quality[i] < second:
+            return position
+        values = lists[slot[i]]
+        _take_in(rows, factor, i, picked_rows, picked_factor, sizes[slot[i]], now, values)
+        sizes[slot[i]] = now
+        bound[i] = weighted_sum(values[:now], weights)
+        bound_at[i] = exact_at[i] = now
+        base[i] = crude_base(bound[i], factor[i], quality[i], sums[0][now], sums[1][now], crude)
+        scores[position] = bound[i] * quality[i]
+        best, second = max(best, scores[position]), max(min(best, scores[position]), second)
+    return len(order)

@@ -1,87 +1,243 @@
 """NovelSelect: the greedy choice of the sample that is most novel to what has been picked, exactly as published.
 
-Belongs here: the public function, its checks, the loop over picks. Does not: the search for a pick (`kernels`).
+Belongs here: the public function, its checks, the loop over picks. Does not: the search for a pick (`search`,
+`search_torch`), what may be picked (`limits`).
 """
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
 
 from novelsum_dagster.diversity.density import density
 from novelsum_dagster.diversity.novelsum import rank_weights
 from novelsum_dagster.diversity.vectors import as_rows, unit_rows
+from novelsum_dagster.memory import require_memory
 from novelsum_dagster.progress import Progress, no_progress
-from novelsum_dagster.selection.picks import Picks, nearest_earlier
+from novelsum_dagster.selection.checkpoint import Checkpoint, Trace, selection_key
+from novelsum_dagster.selection.inputs import check_cost, check_density_factor, check_indices, check_k, check_quality
+from novelsum_dagster.selection.limits import Limits, Quota
+from novelsum_dagster.selection.picks import Picks, Remaining, recorded
+from novelsum_dagster.selection.search import Found, Search
 
 _REPORT_EVERY = 10
+_SAVE_EVERY_SECONDS = 30.0
 
 
 def novelselect(
     embeddings: ArrayLike,
-    k: int,
+    k: int | None = None,
     *,
     neighbors: int = 10,
     density_power: float = 0.5,
     proximity_power: float = 1.0,
     seed: int = 42,
-    density_factor: NDArray[np.float64] | None = None,
+    density_factor: ArrayLike | None = None,
+    quality: ArrayLike | None = None,
+    initial: Picks | Sequence[int] | NDArray[np.int64] = (),
+    must_include: Sequence[int] | NDArray[np.int64] = (),
+    must_exclude: Sequence[int] | NDArray[np.int64] = (),
+    quotas: Sequence[Quota] = (),
+    cost: ArrayLike | None = None,
+    budget: float | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    verify: int = 0,
+    checkpoint: Path | None = None,
     progress: Progress = no_progress,
 ) -> Picks:
-    """Pick k samples by the published algorithm, index for index, for a small part of its work.
+    """Pick samples by the published algorithm, index for index, for a small part of its work.
 
     The first pick is `numpy.random.RandomState(seed).randint(0, n)`. Each further pick is the candidate i of the
-    highest `F_i = sum_r r^-alpha D_(r)(i)`, where `D(i, s) = (1 - cos(i, s)) (f_i + f_s)` over the picks s, ascending,
-    and f is the density factor; the lowest index wins a tie. (Paper, section 6; UmeanNever/NovelSum. The bound that
-    saves the work: `kernels`.)
+    highest `y_i F_i`, `F_i = sum_r r^-alpha D_(r)(i)`, where `D(i, s) = (1 - cos(i, s)) (f_i + f_s)` over the picks
+    s, ascending, f is the density factor and y the quality; the lowest index wins a tie. (Paper, section 6;
+    UmeanNever/NovelSum. What saves the work: `search`.)
+
+    Any exception, one raised by `progress` too, ends the selection and leaves `checkpoint` behind.
 
     Args:
-        embeddings: (n, d), as the model gives them; the pool is its own reference.
-        k: number of picks, 1 to n.
+        embeddings: (n, d), as the model gives them: an array, a memory-mapped file, or anything that NumPy can turn
+            into an array, as `StoredVectors` of the vector store. The pool is its own reference.
+        k: number of picks, 1 to n, those given included. Either k or `budget`.
         neighbors: K of the density factor, default 10.
         density_power: beta, default 0.5; 0 leaves density out.
         proximity_power: alpha, default 1.0.
-        seed: of the first pick, default 42.
-        density_factor: float64, (n,), where known already; `neighbors` and `density_power` are then not used.
-        progress: called with picks made and k.
+        seed: of the first pick, default 42. Where limits rule that sample out, the next one that they allow is taken.
+        density_factor: (n,), where known already; `neighbors` and `density_power` are then not used.
+        quality: (n,), positive; the score is multiplied by it. None takes 1.
+        initial: the first picks, in order: rows, or an earlier result that is to be extended, whose record is kept.
+        must_include: rows picked right after `initial`, in this order.
+        must_exclude: rows never picked.
+        quotas: caps and floors on the number of picks by source or any other column.
+        cost: (n,), 0 or more, of each sample, as its tokens; needs `budget`.
+        budget: what the picks may cost together, in place of k; samples are picked as long as one is affordable.
+        device: "cpu", or a CUDA device as torch names it; the picks are the same.
+        threads: on the CPU; None takes all cores that the process may use.
+        verify: at every pick, score so many random candidates that were passed over, and compare.
+        checkpoint: a file to which picks are saved twice a minute and at an exception, and from which the same call
+            goes on; it is removed at the end.
+        progress: called with picks made and k, or cost spent and budget.
 
     Raises:
-        ValueError: for NaN, infinite or zero rows, k out of range, negative powers, density factors that are not n
-            positive finite numbers, or a pool of fewer than `neighbors` + 1 distinct rows.
+        ValueError: for NaN, infinite or zero rows; k, indices, quality, cost or factors out of range; limits that
+            contradict each other or cannot be kept; a checkpoint of another selection.
+        NotEnoughMemory: before work starts.
+        VerificationError: where `verify` finds a better candidate.
     """
-    from novelsum_dagster.selection.kernels import State
-
     rows = as_rows(embeddings)
     n = len(rows)
-    check_k(k, n)
-    if density_factor is None and density_power > 0:
-        density_factor = density(rows, neighbors=neighbors).factor(density_power)
-    factor = np.ones(n) if density_factor is None else _checked_factor(density_factor, n)
+    excluded = check_indices(must_exclude, n, "must_exclude")
+    costs = None if cost is None else check_cost(cost, n)
+    limits = _limits(n, k, budget, costs, quotas, excluded)
+    most = limits.most_picks if k is None else k
+    given = _given(initial, must_include, n)
+    qualities = None if quality is None else check_quality(quality, n)
+    if density_factor is not None:
+        factor = check_density_factor(density_factor, n)
+    else:
+        factor = density(rows, neighbors=neighbors).factor(density_power) if density_power > 0 else np.ones(n)
     units = unit_rows(rows)
-    state = State(units, factor, rank_weights(k, proximity_power))
-    score, runner_up_score = np.full(k, np.nan), np.full(k, np.nan)
-    runner_up = np.full(k, -1, dtype=np.int64)
-    state.add(int(np.random.RandomState(seed).randint(0, n)))
-    for rank in range(1, k):
-        pick, score[rank], runner_up[rank], second = state.next_pick()
-        runner_up_score[rank] = second if runner_up[rank] >= 0 else np.nan
-        state.add(pick)
-        if rank % _REPORT_EVERY == 0:
-            progress(rank, k)
-    progress(k, k)
-    nearest_pick, nearest_distance = nearest_earlier(units[state.picks])
-    return Picks(state.picks, score, runner_up, runner_up_score, nearest_pick, nearest_distance, factor[state.picks])
+    del rows
+    saved = None
+    if checkpoint is not None:
+        settings = {"k": k, "budget": budget, "seed": seed, "proximity_power": proximity_power}
+        arrays = [units, factor, qualities, costs, excluded, given.indices, *(quota.facts() for quota in quotas)]
+        saved = Checkpoint(checkpoint, selection_key(settings, arrays))
+        given = saved.load() or given
+    weights = rank_weights(max(most, len(given.indices)), proximity_power)
+    with (
+        threadpool_limits(1, user_api="blas"),
+        closing(_search(units, factor, qualities, weights, device, threads)) as search,
+    ):
+        run = _Run(search, limits, given, most, verify, saved)
+        run.go_on(seed, lambda: progress(*limits.spent()))
+    picks = run.trace.head(search.picked)
+    return recorded(
+        picks.indices,
+        units,
+        factor,
+        qualities,
+        score=picks.score,
+        runner_up=picks.runner_up,
+        runner_up_score=picks.runner_up_score,
+        remaining=_of_all(search.remaining(), picks),
+    )
 
 
-def check_k(k: int, n: int) -> None:
-    """Raise a ValueError unless k picks can be made out of n samples."""
-    if not 1 <= k <= n:
-        raise ValueError(f"k is {k:,} and the pool has {n:,} samples; k must be from 1 to {n:,}")
+class _Run:
+    """One selection under way: asks the search, keeps to the limits, writes the trace."""
+
+    def __init__(
+        self, search: Search, limits: Limits, given: Trace, most: int, verify: int, saved: Checkpoint | None
+    ) -> None:
+        self.trace = Trace.empty(max(most, len(given.indices)))
+        self._search, self._limits, self._verify, self._saved = search, limits, verify, saved
+        for row, pick in enumerate(given.indices.tolist()):
+            refusal = limits.refusal(pick)
+            if refusal:
+                raise ValueError(
+                    f"row {pick} is to be picked first, but {refusal}; take it out of the one or the other"
+                )
+            self._add(pick, given.score[row], int(given.runner_up[row]), given.runner_up_score[row])
+
+    def go_on(self, seed: int, report: Callable[[], None]) -> None:
+        """Pick until the budget is spent."""
+        saved_at = time.monotonic()
+        try:
+            if not self._search.picked:
+                self._add(self._limits.first(seed), np.nan, -1, np.nan)
+            while self._limits.left > 0 and (found := self._next()) is not None:
+                self._add(found.best, found.score, found.second, found.second_score)
+                if self._search.picked % _REPORT_EVERY == 0:
+                    report()
+                if time.monotonic() - saved_at > _SAVE_EVERY_SECONDS:
+                    self._save()
+                    saved_at = time.monotonic()
+            self._limits.require_kept()
+        except BaseException:
+            self._save()
+            raise
+        report()
+        if self._saved:
+            self._saved.remove()
+
+    def _next(self) -> Found | None:
+        allowed = self._limits.changes()
+        if allowed is not None:
+            self._search.allow(allowed)
+        found = self._search.best()
+        if found and self._verify:
+            self._search.verify(found, self._verify)
+        return found
+
+    def _add(self, pick: int, score: float, runner_up: int, runner_up_score: float) -> None:
+        at = self._search.picked
+        self.trace.indices[at], self.trace.score[at] = pick, score
+        self.trace.runner_up[at], self.trace.runner_up_score[at] = runner_up, runner_up_score
+        self._search.add(pick)
+        self._limits.add(pick)
+
+    def _save(self) -> None:
+        if self._saved and self._search.picked:
+            self._saved.save(self.trace.head(self._search.picked))
 
 
-def _checked_factor(factor: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-    factor = np.ascontiguousarray(factor, dtype=np.float64)
-    if factor.shape != (n,):
-        raise ValueError(f"density_factor has shape {factor.shape}; one value for each of the {n} samples is needed")
-    bad = np.flatnonzero(~(np.isfinite(factor) & (factor > 0)))
-    if len(bad):
-        raise ValueError(f"density_factor: row {bad[0]} is {factor[bad[0]]}; factors must be positive and finite")
-    return factor
+def _of_all(remaining: Remaining, picks: Trace) -> Remaining:
+    """Return what is known of every sample, of picks the score by which they won."""
+    score, at, is_exact = remaining.score.copy(), remaining.at.copy(), remaining.is_exact.copy()
+    score[picks.indices], at[picks.indices], is_exact[picks.indices] = picks.score, np.arange(len(picks.indices)), True
+    return Remaining(score, at, is_exact)
+
+
+def _limits(
+    n: int,
+    k: int | None,
+    budget: float | None,
+    cost: NDArray[np.float64] | None,
+    quotas: Sequence[Quota],
+    excluded: NDArray[np.int64],
+) -> Limits:
+    if k is not None and budget is None and cost is None:
+        check_k(k, n)
+        return Limits(n, k, None, quotas, excluded)
+    if k is None and budget is not None and cost is not None:
+        return Limits(n, budget, cost, quotas, excluded)
+    raise ValueError("give either k, or budget and cost")
+
+
+def _given(initial: Picks | ArrayLike, must_include: ArrayLike, n: int) -> Trace:
+    """Return the picks given, `initial` first, as a trace; an earlier result brings its scores along."""
+    first = initial.indices if isinstance(initial, Picks) else check_indices(initial, n, "initial")
+    included = check_indices(must_include, n, "must_include")
+    later = included[~np.isin(included, first)]
+    trace = Trace.empty(len(first) + len(later))
+    trace.indices[: len(first)], trace.indices[len(first) :] = first, later
+    if isinstance(initial, Picks):
+        check_indices(first, n, "initial")
+        trace.score[: len(first)], trace.runner_up[: len(first)] = initial.score, initial.runner_up
+        trace.runner_up_score[: len(first)] = initial.runner_up_score
+    return trace
+
+
+def _search(
+    units: NDArray[np.float32],
+    factor: NDArray[np.float64],
+    quality: NDArray[np.float64] | None,
+    weights: NDArray[np.float64],
+    device: str,
+    threads: int | None,
+) -> Search:
+    """Return the search on the device; numba and torch are loaded only here."""
+    if device == "cpu":
+        from novelsum_dagster.selection.search_cpu import CpuSearch, memory_needed
+
+        needed = memory_needed(units.shape[0], units.shape[1], len(weights))
+        require_memory(needed, f"NovelSelect of {len(weights):,} out of {len(units):,} samples", "lower k or the pool")
+        return CpuSearch(units, factor, quality, weights, threads)
+    from novelsum_dagster.selection.search_torch import TorchSearch
+
+    return TorchSearch(units, factor, quality, weights, device)

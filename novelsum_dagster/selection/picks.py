@@ -1,6 +1,7 @@
 """What every strategy returns: the picks in order, and the record of why each was made.
 
-Belongs here: `Picks` and the parts of the record that follow from the picks alone. Does not: any strategy.
+Belongs here: `Picks`, `Remaining`, and the parts of the record that follow from the picks alone. Does not: any
+strategy.
 """
 
 from dataclasses import dataclass
@@ -9,6 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 _TILE = 1024
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """What is known of each of the n samples at the end; every array has shape (n,).
+
+    Attributes:
+        score: float64, the last exact score, or an upper bound of it; infinite where the sample was never looked at.
+            For a pick, the score by which it won.
+        at: int64, how many picks had been made when `score` held.
+        is_exact: bool, whether `score` is exact.
+    """
+
+    score: NDArray[np.float64]
+    at: NDArray[np.int64]
+    is_exact: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -23,6 +40,8 @@ class Picks:
         nearest_pick: int64, rank (from 0) of the nearest earlier pick; -1 for the first.
         nearest_distance: float64, cosine distance to it; NaN for the first.
         density_factor: float64, the pick's density factor.
+        quality: float64, the pick's quality; NaN where none was given.
+        remaining: what NovelSelect knows of every sample at the end; None for the other strategies.
     """
 
     indices: NDArray[np.int64]
@@ -32,6 +51,44 @@ class Picks:
     nearest_pick: NDArray[np.int64]
     nearest_distance: NDArray[np.float64]
     density_factor: NDArray[np.float64]
+    quality: NDArray[np.float64]
+    remaining: Remaining | None = None
+
+
+def recorded(
+    indices: NDArray[np.int64],
+    unit_rows: NDArray[np.float32],
+    density_factor: NDArray[np.float64],
+    quality: NDArray[np.float64] | None = None,
+    *,
+    score: NDArray[np.float64] | None = None,
+    runner_up: NDArray[np.int64] | None = None,
+    runner_up_score: NDArray[np.float64] | None = None,
+    remaining: Remaining | None = None,
+) -> Picks:
+    """Return the picks with everything in their record that follows from them.
+
+    Args:
+        indices: (k,), in pick order.
+        unit_rows: float32, (n, d), all rows.
+        density_factor: float64, (n,).
+        quality: float64, (n,), where given.
+        score, runner_up, runner_up_score: (k,); None where the strategy has none.
+        remaining: of all samples.
+    """
+    nothing = np.full(len(indices), np.nan)
+    nearest_pick, nearest_distance = nearest_earlier(unit_rows[indices])
+    return Picks(
+        indices=indices,
+        score=nothing if score is None else score,
+        runner_up=np.full(len(indices), -1, np.int64) if runner_up is None else runner_up,
+        runner_up_score=nothing if runner_up_score is None else runner_up_score,
+        nearest_pick=nearest_pick,
+        nearest_distance=nearest_distance,
+        density_factor=density_factor[indices],
+        quality=nothing if quality is None else quality[indices],
+        remaining=remaining,
+    )
 
 
 def nearest_earlier(unit_rows: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

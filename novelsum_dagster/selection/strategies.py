@@ -1,86 +1,72 @@
 """The strategies behind one interface and one settings name each.
 
-Belongs here: the table of strategies, and those that are a few lines. Does not: NovelSelect (`novelselect`).
+Belongs here: the table of strategies and the call by name. Does not: any strategy; each has a module of its own.
 """
 
+import inspect
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from novelsum_dagster.diversity.vectors import as_rows, unit_rows
 from novelsum_dagster.progress import Progress, no_progress
-from novelsum_dagster.selection.novelselect import check_k, novelselect
-from novelsum_dagster.selection.picks import Picks, nearest_earlier
+from novelsum_dagster.selection.farthest import farthest
+from novelsum_dagster.selection.kcenter import kcenter
+from novelsum_dagster.selection.kmeans import kmeans
+from novelsum_dagster.selection.novelselect import novelselect
+from novelsum_dagster.selection.picks import Picks
+from novelsum_dagster.selection.qdit import qdit
+from novelsum_dagster.selection.random_draw import duplicate, random
+from novelsum_dagster.selection.repr_filter import repr_filter
 
-
-class Strategy(Protocol):
-    """Picks k of n samples."""
-
-    def __call__(
-        self,
-        embeddings: ArrayLike,
-        k: int,
-        *,
-        density_factor: NDArray[np.float64],
-        proximity_power: float,
-        seed: int,
-        progress: Progress,
-    ) -> Picks: ...
-
-
-def random(
-    embeddings: ArrayLike,
-    k: int,
-    *,
-    density_factor: NDArray[np.float64],
-    proximity_power: float = 1.0,
-    seed: int = 42,
-    progress: Progress = no_progress,
-) -> Picks:
-    """Pick k samples uniformly without replacement; `proximity_power` is not used.
-
-    Args:
-        embeddings: (n, d).
-        k: number of picks, 1 to n.
-        density_factor: float64, (n,), for the record.
-        seed: of the draw.
-
-    Raises:
-        ValueError: for bad rows or k out of range.
-    """
-    units = unit_rows(as_rows(embeddings))
-    check_k(k, len(units))
-    indices = np.random.default_rng(seed).permutation(len(units))[:k].astype(np.int64)
-    nothing = np.full(k, np.nan)
-    nearest_pick, nearest_distance = nearest_earlier(units[indices])
-    progress(k, k)
-    return Picks(
-        indices, nothing, np.full(k, -1, np.int64), nothing, nearest_pick, nearest_distance, density_factor[indices]
-    )
-
-
-STRATEGIES: dict[str, Callable[..., Picks]] = {"novelselect": novelselect, "random": random}
+STRATEGIES: dict[str, Callable[..., Picks]] = {
+    "novelselect": novelselect,
+    "random": random,
+    "farthest": farthest,
+    "kmeans": kmeans,
+    "kcenter": kcenter,
+    "qdit": qdit,
+    "repr_filter": repr_filter,
+    "duplicate": duplicate,
+}
+_GIVEN_TO_ALL = {"embeddings", "k", "density_factor", "quality", "seed", "progress"}
 
 
 def select(
     strategy: str,
     embeddings: ArrayLike,
-    k: int,
+    k: int | None,
     *,
     density_factor: NDArray[np.float64],
-    proximity_power: float = 1.0,
+    quality: NDArray[np.float64] | None = None,
     seed: int = 42,
     progress: Progress = no_progress,
+    **options: Any,
 ) -> Picks:
     """Pick k samples by the named strategy.
 
+    Args:
+        strategy: a key of `STRATEGIES`.
+        embeddings: (n, d).
+        k: number of picks, 1 to n; None where `novelselect` is given a budget.
+        density_factor: float64, (n,).
+        quality: float64, (n,), or None.
+        seed: of whatever the strategy draws, default 42.
+        progress: called as the strategy says.
+        options: the strategy's own options, by name; its defaults hold for the others.
+
     Raises:
-        ValueError: for an unknown strategy, and as the strategy does.
+        ValueError: for an unknown strategy or option, and as the strategy does.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy {strategy!r} is unknown; the strategies are {', '.join(STRATEGIES)}")
-    return STRATEGIES[strategy](
-        embeddings, k, density_factor=density_factor, proximity_power=proximity_power, seed=seed, progress=progress
-    )
+    known = [name for name in inspect.signature(STRATEGIES[strategy]).parameters if name not in _GIVEN_TO_ALL]
+    for name in options:
+        if name not in known:
+            raise ValueError(
+                f"strategy {strategy!r} has no option {name!r}; its options are: {', '.join(known) or 'none'}"
+            )
+    if quality is not None:
+        options["quality"] = quality
+    return STRATEGIES[strategy](embeddings, k, density_factor=density_factor, seed=seed, progress=progress, **options)

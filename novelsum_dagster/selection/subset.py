@@ -5,11 +5,13 @@ Belongs here: writing one selection as a content-addressed folder. Does not: how
 | file | content |
 |---|---|
 | picks.parquet | a row a pick, in order: rank (from 1), id, place, score, runner-up, nearest earlier pick, density |
+| remaining.parquet | NovelSelect only: a row a sample of the pool, with its last score or upper bound |
 | subset.jsonl | the original records in pick order, one JSON object a line |
 | original/ | the same records, one file for each source, in the source's own format |
 | manifest.json | settings, keys of all inputs, counts a source, SHA-256 of every file |
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ import pyarrow.parquet as pq
 from novelsum_dagster.files import content_key, file_hash, place_folder, temporary_folder, write_json, write_table
 from novelsum_dagster.pool.export import chosen_records, write_by_source, write_records
 from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
-from novelsum_dagster.selection.picks import Picks
+from novelsum_dagster.selection.picks import Picks, Remaining
+from novelsum_dagster.selection.strategies import STRATEGIES
+from novelsum_dagster.settings import Selection
 
 PICK_COLUMNS = {
     "rank": "1 for the first pick",
@@ -33,6 +37,7 @@ PICK_COLUMNS = {
     "nearest_pick_id": "that sample",
     "nearest_distance": "cosine distance to it",
     "density_factor": "larger where the pool is denser",
+    "quality": "the factor of its score that the settings name",
 }
 """What the columns of picks.parquet mean, beside the sample's place and sizes."""
 
@@ -42,7 +47,10 @@ class SelectionSettings(Handle):
 
     strategy: str
     k: int
+    """Picks made."""
     seed: int
+    options: str
+    """All other settings of the selection that differ from their defaults, as JSON."""
     density_power: float
     proximity_power: float
     snapshot: str
@@ -79,8 +87,32 @@ def picks_table(snapshot: PoolSnapshot, root: Path, picks: Picks) -> pa.Table:
         "nearest_pick_id": pa.array(nearest, pa.string()),
         "nearest_distance": _numbers(picks.nearest_distance),
         "density_factor": picks.density_factor,
+        "quality": _numbers(picks.quality),
     }
     return pa.table(columns)
+
+
+def remaining_table(snapshot: PoolSnapshot, root: Path, remaining: Remaining) -> pa.Table:
+    """Return what is known of every sample at the end as a table: id, score, after_picks, is_exact, in pool order."""
+    return pa.table(
+        {
+            "id": snapshot.samples(root, ["id"])["id"],
+            "score": _numbers(remaining.score),
+            "after_picks": remaining.at,
+            "is_exact": remaining.is_exact,
+        }
+    )
+
+
+def describe(selection: Selection) -> dict[str, Any]:
+    """Return the settings of a selection as they are recorded."""
+    rest = selection.model_dump(
+        mode="json", exclude={"strategy", "k", "seed", "device", "verify"}, exclude_defaults=True
+    )
+    own = rest.pop(selection.strategy, {})
+    kept = {name: value for name, value in rest.items() if name not in STRATEGIES}
+    options = json.dumps({**kept, **own}, sort_keys=True)
+    return {"strategy": selection.strategy, "k": selection.k, "seed": selection.seed, "options": options}
 
 
 def write_subset(snapshot: PoolSnapshot, root: Path, picks: Picks, settings: dict[str, Any]) -> Subset:
@@ -90,10 +122,11 @@ def write_subset(snapshot: PoolSnapshot, root: Path, picks: Picks, settings: dic
         snapshot: the pool.
         root: the storage folder.
         picks: rows of the pool, in pick order.
-        settings: strategy, k, seed, powers and the keys of snapshot, vectors and density.
+        settings: what `describe` returns, powers and the keys of snapshot, vectors and density.
     """
     table = picks_table(snapshot, root, picks)
     ids = table["id"].to_pylist()
+    settings = {**settings, "k": len(ids)}
     chosen = SelectionSettings(key=content_key(settings), **settings)
     key = content_key({"settings": settings, "ids": ids})
     records = chosen_records(snapshot, root, ids)
@@ -110,6 +143,9 @@ def write_subset(snapshot: PoolSnapshot, root: Path, picks: Picks, settings: dic
             },
             folder / "manifest.json",
         )
+        if picks.remaining:
+            # Not in the manifest: how tight a bound is depends on where a selection that was broken off went on.
+            write_table(remaining_table(snapshot, root, picks.remaining), folder / "remaining.parquet")
         place_folder(folder, root / "selections" / f"selection={key}")
     return Subset(key=key, folder=f"selections/selection={key}", settings=chosen)
 

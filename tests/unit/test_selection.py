@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from novelsum_dagster.diversity import density, novelsum
-from novelsum_dagster.selection import STRATEGIES, novelselect, select
+from novelsum_dagster.diversity import density
+from novelsum_dagster.selection import novelselect
 from novelsum_dagster.selection.picks import nearest_earlier
 
 
@@ -92,29 +92,6 @@ def test_a_permuted_pool_gives_permuted_picks() -> None:
     assert order[permuted].tolist() == picks.tolist()
 
 
-def test_the_subset_is_more_diverse_than_a_random_one() -> None:
-    rows = _rows(400)
-    factor = density(rows).factor(0.5)
-    subsets = {name: select(name, rows, 40, density_factor=factor).indices for name in STRATEGIES}
-    values = {name: novelsum(rows[chosen], rows).value for name, chosen in subsets.items()}
-    assert values["novelselect"] > 1.1 * values["random"]
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_strategies_repeat_with_their_seed_and_record_the_nearest_pick(strategy: str) -> None:
-    rows = _rows(100)
-    factor = np.ones(100)
-    one, two = (select(strategy, rows, 30, density_factor=factor, seed=3) for _ in range(2))
-    other = select(strategy, rows, 30, density_factor=factor, seed=4)
-    assert one.indices.tolist() == two.indices.tolist() != other.indices.tolist()
-    assert len(set(one.indices.tolist())) == 30
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    for rank in range(1, 30):
-        distances = 1 - unit[one.indices[:rank]] @ unit[one.indices[rank]]
-        assert one.nearest_distance[rank] == pytest.approx(max(distances.min(), 0), abs=1e-6)
-        assert distances[one.nearest_pick[rank]] == pytest.approx(distances.min(), abs=1e-6)
-
-
 def test_nearest_earlier_is_the_same_over_tiles() -> None:
     rows = np.random.default_rng(0).normal(size=(2500, 4)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -143,11 +120,6 @@ def test_bad_density_factors_are_named(bad: float) -> None:
 def test_density_factors_of_another_pool_are_refused() -> None:
     with pytest.raises(ValueError, match="50 samples"):
         novelselect(_rows(50), 5, density_factor=np.ones(49))
-
-
-def test_an_unknown_strategy_is_refused() -> None:
-    with pytest.raises(ValueError, match="novelselect, random"):
-        select("best", _rows(50), 5, density_factor=np.ones(50))
 
 
 def test_progress_ends_with_k_of_k() -> None:

@@ -1,0 +1,62 @@
+"""Values of a column or of a record's own field, for every sample of a pool.
+
+Belongs here: finding them, and saying which sample lacks one. Does not: what they are used for.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from novelsum_dagster.errors import InputError
+from novelsum_dagster.pool.readers import json_record
+from novelsum_dagster.pool.snapshot import SAMPLES, PoolSnapshot
+
+COLUMNS = tuple(name for name in SAMPLES.names if name not in ("text", "original"))
+"""What every sample has; any other name is looked up in the original record."""
+
+
+def field_values(snapshot: PoolSnapshot, root: Path, name: str) -> list[Any]:
+    """Return a value for each sample, in pool order; None where a record has none.
+
+    Args:
+        snapshot: the pool.
+        root: the storage folder.
+        name: a column (`COLUMNS`), or a field of the original record; dots lead into nested ones, as in "meta.score".
+
+    Raises:
+        InputError: where no sample has the field.
+    """
+    if name in COLUMNS:
+        return list(snapshot.samples(root, [name])[name].to_pylist())
+    schemas = {file.file: file.schema_of_rows for file in snapshot.files}
+    rows = snapshot.samples(root, ["file", "original"]).to_pylist()
+    values = [_inner(json.loads(json_record(row["original"], schemas[row["file"]])), name) for row in rows]
+    if all(value is None for value in values):
+        raise InputError(
+            f"{name!r} is neither a column ({', '.join(COLUMNS)}) nor a field of any record in the pool; check its name"
+        )
+    return values
+
+
+def positive_numbers(snapshot: PoolSnapshot, root: Path, name: str) -> list[float]:
+    """Return a field of every sample as numbers over 0.
+
+    Raises:
+        InputError: where one is missing, no number, or not over 0; names the first such sample.
+    """
+    values = field_values(snapshot, root, name)
+    for row, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            place = snapshot.samples(root, ["file", "position"]).slice(row, 1).to_pylist()[0]
+            raise InputError(
+                f"{place['file']}, record {place['position']}: {name} is {value!r}; a number over 0 is needed"
+            )
+    return [float(value) for value in values]
+
+
+def _inner(record: Any, name: str) -> Any:
+    for part in name.split("."):
+        if not isinstance(record, dict):
+            return None
+        record = record.get(part)
+    return record

@@ -1,0 +1,117 @@
+"""Checks of what every strategy is given.
+
+Belongs here: ranges and shapes that all strategies share. Does not: the options of one strategy.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from novelsum_dagster.diversity.vectors import as_rows, unit_rows
+
+
+class Inputs(NamedTuple):
+    """What a strategy works on, checked.
+
+    Attributes:
+        units: float32, (n, d), rows of length 1.
+        density_factor: float64, (n,).
+        quality: float64, (n,), or None where none was given.
+    """
+
+    units: NDArray[np.float32]
+    density_factor: NDArray[np.float64]
+    quality: NDArray[np.float64] | None
+
+
+def check_inputs(
+    embeddings: ArrayLike, k: int, density_factor: NDArray[np.float64], quality: NDArray[np.float64] | None
+) -> Inputs:
+    """Return the checked inputs of a strategy.
+
+    Args:
+        embeddings: (n, d), as the model gives them.
+        k: number of picks, 1 to n.
+        density_factor: (n,), positive and finite.
+        quality: (n,), positive and finite, or None.
+
+    Raises:
+        ValueError: for NaN, infinite or zero rows, k out of range, or factors or qualities that are not n positive
+            finite numbers; names the first offending row.
+    """
+    rows = as_rows(embeddings)
+    check_k(k, len(rows))
+    factor = check_density_factor(density_factor, len(rows))
+    checked = None if quality is None else check_quality(quality, len(rows))
+    return Inputs(unit_rows(rows), factor, checked)
+
+
+def check_k(k: int, n: int) -> None:
+    """Raise a ValueError unless k picks can be made out of n samples."""
+    if not 1 <= k <= n:
+        raise ValueError(f"k is {k:,} and the pool has {n:,} samples; k must be from 1 to {n:,}")
+
+
+def check_density_factor(factor: ArrayLike, n: int) -> NDArray[np.float64]:
+    """Return density factors as C-contiguous float64, (n,).
+
+    Raises:
+        ValueError: unless they are n positive finite numbers; names the first row that is not.
+    """
+    return _positive(factor, n, "density_factor", "factors")
+
+
+def check_quality(quality: ArrayLike, n: int) -> NDArray[np.float64]:
+    """Return qualities as C-contiguous float64, (n,).
+
+    Raises:
+        ValueError: unless they are n positive finite numbers; names the first row that is not.
+    """
+    return _positive(quality, n, "quality", "qualities")
+
+
+def _positive(values: ArrayLike, n: int, name: str, plural: str) -> NDArray[np.float64]:
+    checked = np.ascontiguousarray(values, dtype=np.float64)
+    if checked.shape != (n,):
+        raise ValueError(f"{name} has shape {checked.shape}; one value for each of the {n} samples is needed")
+    bad = np.flatnonzero(~(np.isfinite(checked) & (checked > 0)))
+    if len(bad):
+        raise ValueError(f"{name}: row {bad[0]} is {checked[bad[0]]}; {plural} must be positive and finite")
+    return checked
+
+
+def check_cost(cost: ArrayLike, n: int) -> NDArray[np.float64]:
+    """Return costs as C-contiguous float64, (n,).
+
+    Raises:
+        ValueError: unless they are n finite numbers of 0 or more; names the first row that is not.
+    """
+    checked = np.ascontiguousarray(cost, dtype=np.float64)
+    if checked.shape != (n,):
+        raise ValueError(f"cost has shape {checked.shape}; one value for each of the {n} samples is needed")
+    bad = np.flatnonzero(~(np.isfinite(checked) & (checked >= 0)))
+    if len(bad):
+        raise ValueError(f"cost: row {bad[0]} is {checked[bad[0]]}; costs must be finite and not negative")
+    return checked
+
+
+def check_indices(indices: ArrayLike, n: int, name: str) -> NDArray[np.int64]:
+    """Return row numbers as int64, (m,).
+
+    Raises:
+        ValueError: for a number out of range, or one that comes twice; names the first.
+    """
+    given = np.asarray(indices)
+    checked = given.astype(np.int64).reshape(-1)
+    if given.size and (given.ndim != 1 or given.dtype.kind not in "iu"):
+        raise ValueError(
+            f"{name}: row numbers are needed, one after the other; got {given.dtype} of shape {given.shape}"
+        )
+    outside = checked[(checked < 0) | (checked >= n)]
+    if len(outside):
+        raise ValueError(f"{name}: row {outside[0]} is not in the pool; rows go from 0 to {n - 1:,}")
+    seen, counts = np.unique(checked, return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(f"{name}: row {seen[counts > 1][0]} comes twice; name it once")
+    return checked

@@ -1,0 +1,236 @@
+"""Which samples may be picked next: exclusions, caps and floors by group, a budget.
+
+Belongs here: the limits, what they leave open, contradictions found before work starts. Does not: scores.
+
+A subset of k samples is one with a budget of k and a cost of 1 each; so there is one rule. A sample may be picked if
+what is left of the budget pays for it and still for what every floor lacks, at its cheapest.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+@dataclass(frozen=True)
+class Quota:
+    """Caps and floors on how many picks have each label.
+
+    Attributes:
+        labels: (n,), the label of every sample.
+        caps: the most picks, by label.
+        floors: the fewest picks, by label.
+        name: of the column, for messages.
+    """
+
+    labels: ArrayLike
+    caps: Mapping[Any, int] = field(default_factory=dict)
+    floors: Mapping[Any, int] = field(default_factory=dict)
+    name: str = "group"
+
+    def facts(self) -> NDArray[np.str_]:
+        """Return all that the quota says as one array of text, to be hashed."""
+        limits = [
+            self.name,
+            *(f"{label}={count}" for given in (self.caps, self.floors) for label, count in given.items()),
+        ]
+        return np.concatenate([np.array(limits), np.asarray(self.labels).astype(np.str_)])
+
+
+class Limits:
+    """Tells which samples may be picked, given the picks so far.
+
+    Args:
+        n: number of samples.
+        budget: to be spent; k where every cost is 1.
+        cost: float64, (n,), of each sample; None takes 1 each.
+        quotas: caps and floors.
+        must_exclude: int64, samples never to be picked.
+
+    Raises:
+        ValueError: for limits that no subset can keep; names the column and label.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        budget: float,
+        cost: NDArray[np.float64] | None,
+        quotas: Sequence[Quota],
+        must_exclude: NDArray[np.int64],
+    ) -> None:
+        self.budget = self.left = float(budget)
+        self._counts_samples = cost is None
+        self._cost = np.ones(n) if cost is None else cost
+        self._open = np.ones(n, np.bool_)
+        self._open[must_exclude] = False
+        self._groups = [_Group(quota, self._open, self._cost) for quota in quotas]
+        self._dearest = float(self._cost.max())
+        self._changed = bool(len(must_exclude)) or any(group.has_full_label() for group in self._groups)
+        for group in self._groups:
+            self._check(group)
+
+    @property
+    def most_picks(self) -> int:
+        """The number of picks that the budget pays for at the most."""
+        return int(np.searchsorted(np.cumsum(np.sort(self._cost[self._open])), self.left, side="right"))
+
+    def add(self, pick: int) -> None:
+        """Count a pick."""
+        self.left -= float(self._cost[pick])
+        self._open[pick] = False
+        for group in self._groups:
+            self._changed |= group.add(pick)
+
+    def changes(self) -> NDArray[np.bool_] | None:
+        """Return which samples may be picked now, bool, (n,); None where that is as before, picks aside."""
+        ceilings = [group.ceiling(self.left) for group in self._groups]
+        lowest = min((float(ceiling.min()) for ceiling in ceilings), default=self.left)
+        if not self._changed and min(lowest, self.left) >= self._dearest:
+            return None
+        self._changed = False
+        return self._allowed()
+
+    def spent(self) -> tuple[int, int]:
+        """Return what is spent, and the budget."""
+        return round(self.budget - self.left), round(self.budget)
+
+    def first(self, seed: int) -> int:
+        """Return the published first pick, or the next sample that may be picked.
+
+        Raises:
+            ValueError: where none may.
+        """
+        drawn = int(np.random.RandomState(seed).randint(0, len(self._open)))
+        allowed = np.flatnonzero(self._allowed())
+        if not len(allowed):
+            raise ValueError("the limits leave no sample to pick; raise the budget or the caps")
+        return int(allowed[np.searchsorted(allowed, drawn) % len(allowed)])
+
+    def refusal(self, pick: int) -> str:
+        """Return why a sample may not be picked now; empty if it may."""
+        if not self._open[pick]:
+            return "it is excluded or was picked before"
+        if self._cost[pick] > self.left:
+            return f"it costs {self._cost[pick]:,.0f} and {self.left:,.0f} of the budget are left"
+        for group in self._groups:
+            if self._cost[pick] > group.ceiling(self.left)[group.codes[pick]]:
+                return f"the caps and floors on {group.name} leave no room for it ({group.label(pick)!r})"
+        return ""
+
+    def require_kept(self) -> None:
+        """Raise a ValueError unless all floors are reached and, where samples are counted, k of them are picked."""
+        unmet = "; ".join(words for group in self._groups for words in group.unmet())
+        if unmet or (self._counts_samples and self.left > 0):
+            raise ValueError(
+                f"the limits allow no further pick after {self.spent()[0]:,} of {self.budget:,.0f}"
+                + (f", and {unmet}" if unmet else "")
+                + "; they contradict each other: relax one"
+            )
+
+    def _allowed(self) -> NDArray[np.bool_]:
+        allowed = self._open & (self._cost <= self.left)
+        for group in self._groups:
+            allowed &= self._cost <= group.ceiling(self.left)[group.codes]
+        return allowed
+
+    def _check(self, group: "_Group") -> None:
+        needed = group.reserve()
+        if needed > self.left:
+            raise ValueError(
+                f"the floors on {group.name} need {needed:,.0f}, and the budget is {self.left:,.0f}; lower the floors"
+            )
+        if self._counts_samples and group.room() < self.left:
+            raise ValueError(
+                f"the caps on {group.name} leave {group.room():,} samples, and k is {self.left:,.0f}; raise the caps"
+            )
+
+
+class _Group:
+    """One column's labels, with what its caps and floors still allow."""
+
+    def __init__(self, quota: Quota, open_: NDArray[np.bool_], cost: NDArray[np.float64]) -> None:
+        labels = np.asarray(quota.labels)
+        if labels.shape != open_.shape:
+            raise ValueError(
+                f"{quota.name} has {labels.shape} labels; one for each of the {len(open_):,} samples is needed"
+            )
+        names, self.codes = np.unique(labels, return_inverse=True)
+        self.name, self._names = quota.name, names.tolist()
+        self._open, self._cost = open_, cost
+        sizes = np.bincount(self.codes[open_], minlength=len(names))
+        self._cap_left = self._by_label(quota.caps, "cap", sizes)
+        self._floor_left = self._by_label(quota.floors, "floor", np.zeros_like(sizes))
+        for label, cap, floor, size in zip(self._names, self._cap_left, self._floor_left, sizes, strict=True):
+            if floor > min(cap, size):
+                raise ValueError(
+                    f"{quota.name} {label!r}: the floor is {floor:,}, and {min(cap, size):,} samples may be picked (cap"
+                    f" {cap:,}, {size:,} in the pool); lower the floor"
+                )
+        # Cheapest first, to know what the floors still cost.
+        cheapest = np.argsort(cost, kind="stable")
+        self._members = {
+            code: cheapest[self.codes[cheapest] == code] for code in np.flatnonzero(self._floor_left).tolist()
+        }
+
+    def label(self, row: int) -> Hashable:
+        """Return a sample's label."""
+        return self._names[self.codes[row]]  # type: ignore[no-any-return]
+
+    def has_full_label(self) -> bool:
+        return bool((self._cap_left <= 0).any())
+
+    def add(self, pick: int) -> bool:
+        """Count a pick; return whether its label is now full."""
+        code = self.codes[pick]
+        self._cap_left[code] -= 1
+        self._floor_left[code] = max(self._floor_left[code] - 1, 0)
+        return bool(self._cap_left[code] <= 0)
+
+    def room(self) -> int:
+        """Return how many more samples the caps allow."""
+        return int(np.minimum(self._cap_left, np.bincount(self.codes[self._open], minlength=len(self._names))).sum())
+
+    def reserve(self) -> float:
+        """Return what the floors still cost at their cheapest."""
+        return float(sum(self._lacking(code).sum() for code in self._members))
+
+    def ceiling(self, left: float) -> NDArray[np.float64]:
+        """Return the highest cost that a pick of each label may have: float64, (labels,)."""
+        lacking = {code: self._lacking(code) for code in self._members}
+        ceiling = np.full(len(self._names), left - sum(costs.sum() for costs in lacking.values()))
+        for code, costs in lacking.items():
+            # A pick of this label takes the place of the dearest sample that was set aside for its floor.
+            ceiling[code] += costs[-1] if len(costs) else 0
+        ceiling[self._cap_left <= 0] = -np.inf
+        return ceiling
+
+    def unmet(self) -> list[str]:
+        return [
+            f"{self.name} {self._names[code]!r} lacks {self._floor_left[code]:,}"
+            for code in np.flatnonzero(self._floor_left)
+        ]
+
+    def _lacking(self, code: int) -> NDArray[np.float64]:
+        """Return the costs of the cheapest samples that would fill a label's floor."""
+        if not self._floor_left[code]:
+            return np.empty(0)
+        members = self._members[code]
+        cheapest = members[self._open[members]][: self._floor_left[code]]
+        return np.asarray(self._cost[cheapest])
+
+    def _by_label(self, given: Mapping[Any, int], kind: str, default: NDArray[np.int64]) -> NDArray[np.int64]:
+        values = default.copy()
+        for label, count in given.items():
+            if label not in self._names:
+                raise ValueError(f"{self.name} {label!r} has a {kind} and no sample; there are {self._some_names()}")
+            if count < 0:
+                raise ValueError(f"{self.name} {label!r}: the {kind} is {count}; it must be 0 or more")
+            values[self._names.index(label)] = count
+        return values
+
+    def _some_names(self) -> str:
+        shown = ", ".join(repr(name) for name in self._names[:10])
+        return shown if len(self._names) <= 10 else f"{shown} and {len(self._names) - 10} more"

@@ -1,0 +1,111 @@
+"""Facility location, compiled by numba: exact similarities and the gains made of them.
+
+Belongs here: similarities that can be summed exactly, what candidates would add. Does not: the order in which
+candidates are asked (`qdit`).
+
+Two samples that stand for each other only add the same, whichever is picked, so ties are common and rounding must not
+break them. Similarities are therefore multiples of 2^-23 from 0 to 1 and the same both ways: their differences are
+exact in float32, sums of up to 2^30 of them are exact in float64, and a gain never rises as `covered` rises.
+"""
+
+# mypy: disallow-untyped-decorators=False
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+_ORDER = {"reassoc", "contract", "nsz"}
+"""Lets the compiler use vector instructions in sums; NaN and infinity keep their meaning."""
+_ALIKE = np.float32(1 - 2.0**-20)
+"""Cosines above this are 1 but for rounding."""
+_STRIPE = 32
+"""Columns written together, so that the lines of their transpose stay in the cache."""
+
+
+@njit(cache=True, nogil=True)
+def _rounded(cosine: Any) -> Any:
+    """Return a cosine as a multiple of 2^-23 from 0 to 1: float32 numbers from 1 to 2 are 2^-23 apart."""
+    if cosine > _ALIKE:
+        return np.float32(1)
+    return (np.float32(1) + max(cosine, np.float32(0))) - np.float32(1)
+
+
+@njit(cache=True, nogil=True)
+def write_similarity(cosines: Any, first: int, start: int, stop: int, similarity: Any) -> None:
+    """Write a block of cosines and its transpose into the similarities.
+
+    Args:
+        cosines: float32, (b, n - first): of rows `first` to `first + b` with rows `first` to n.
+        first: the block's first row.
+        start: first column of `cosines` to write.
+        stop: column after the last to write.
+        similarity: float32, (n, n).
+    """
+    for stripe in range(start, stop, _STRIPE):
+        for i in range(len(cosines)):
+            for j in range(max(stripe, i), min(stripe + _STRIPE, stop)):
+                value = _rounded(cosines[i, j])
+                similarity[first + i, first + j] = value
+                similarity[first + j, first + i] = value
+
+
+@njit(cache=True, nogil=True, fastmath=_ORDER)
+def _dot(a: Any, b: Any) -> Any:
+    total = np.float32(0)
+    for q in range(len(a)):
+        total += a[q] * b[q]
+    return total
+
+
+@njit(cache=True, nogil=True)
+def near_similarity(units: Any, nearest: Any, start: int, stop: int, similarity: Any) -> None:
+    """Write the similarity of rows `start` to `stop` to each of their nearest.
+
+    Args:
+        units: float32, (n, d), rows of length 1.
+        nearest: int64, (n, neighbors).
+        start: first row.
+        stop: row after the last.
+        similarity: float32, (n, neighbors).
+    """
+    for i in range(start, stop):
+        for position in range(nearest.shape[1]):
+            similarity[i, position] = _rounded(_dot(units[i], units[nearest[i, position]]))
+
+
+@njit(cache=True, nogil=True, fastmath=_ORDER)
+def dense_gains(similarity: Any, covered: Any, candidates: Any, out: Any) -> None:
+    """Write the gain of each candidate to `out`.
+
+    Args:
+        similarity: float32, (n, n), row i for candidate i.
+        covered: float32, (n,), highest similarity to a pick, 0 before the first.
+        candidates: int64, (m,).
+        out: float64, (m,).
+    """
+    for position in range(len(candidates)):
+        row = similarity[candidates[position]]
+        total = 0.0
+        for j in range(len(covered)):
+            total += np.float64(max(row[j] - covered[j], np.float32(0)))
+        out[position] = total
+
+
+@njit(cache=True, nogil=True)
+def sparse_gains(starts: Any, samples: Any, similarity: Any, covered: Any, candidates: Any, out: Any) -> None:
+    """Write the gain of each candidate to `out`.
+
+    Args:
+        starts: int64, (n + 1,), where each candidate's entries start.
+        samples: int32, (entries,), the samples that have the candidate among their nearest.
+        similarity: float32, (entries,).
+        covered: float32, (n,), highest similarity to a pick, 0 before the first.
+        candidates: int64, (m,).
+        out: float64, (m,).
+    """
+    for position in range(len(candidates)):
+        total = 0.0
+        for entry in range(starts[candidates[position]], starts[candidates[position] + 1]):
+            total += np.float64(max(similarity[entry] - covered[samples[entry]], np.float32(0)))
+        out[position] = total

@@ -1,0 +1,83 @@
+"""Repr Filter: walk from the best sample down and leave out what resembles a sample that was kept.
+
+Belongs here: that strategy. Does not: the removal of near-duplicates from the pool.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from novelsum_dagster.progress import Progress, no_progress
+from novelsum_dagster.selection.inputs import check_inputs
+from novelsum_dagster.selection.picks import Picks, recorded
+
+_BLOCK = 512
+
+
+def repr_filter(
+    embeddings: ArrayLike,
+    k: int,
+    *,
+    density_factor: NDArray[np.float64],
+    quality: NDArray[np.float64] | None = None,
+    seed: int = 42,
+    progress: Progress = no_progress,
+    threshold: float = 0.9,
+) -> Picks:
+    """Keep the next sample in order of quality unless its cosine to a kept one is above `threshold`; stop at k.
+
+    Order: highest quality first, the lowest index first among equals; without quality a seeded random order. A pick's
+    score is its quality. (Liu et al., "What Makes Good Data for Alignment?", ICLR 2024, DEITA. Its code,
+    hkust-nlp/deita, does the same with batches of one sample; in larger batches it also rejects what resembles a
+    rejected sample of the same batch.)
+
+    Args:
+        embeddings: (n, d).
+        k: number of picks, 1 to n.
+        density_factor: float64, (n,), for the record.
+        quality: float64, (n,), the order of the walk; None for a random one.
+        seed: of the random order, default 42.
+        progress: called with samples kept and k.
+        threshold: -1 to 1, default 0.9; 1 keeps every sample.
+
+    Raises:
+        ValueError: for bad rows, factors or qualities, k or `threshold` out of range, or where fewer than k pass.
+    """
+    inputs = check_inputs(embeddings, k, density_factor, quality)
+    if not -1 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold}; a cosine is from -1 to 1")
+    n = len(inputs.units)
+    if inputs.quality is None:
+        order = np.random.default_rng(seed).permutation(n)
+    else:
+        order = np.argsort(-inputs.quality, kind="stable")
+    kept = np.empty(k, np.int64)
+    kept_rows = np.empty((k, inputs.units.shape[1]), np.float32)
+    count = 0
+    for start in range(0, n, _BLOCK):
+        block = order[start : start + _BLOCK]
+        passed = block[_passing(inputs.units[block], kept_rows[:count], threshold)][: k - count]
+        kept[count : count + len(passed)] = passed
+        kept_rows[count : count + len(passed)] = inputs.units[passed]
+        count += len(passed)
+        progress(count, k)
+        if count == k:
+            return recorded(kept, *inputs, score=None if inputs.quality is None else inputs.quality[kept])
+    raise ValueError(
+        f"repr_filter: {count:,} of {n:,} samples pass at threshold {threshold} and k is {k:,}; raise threshold, or"
+        f" lower k to {count:,}"
+    )
+
+
+def _passing(rows: NDArray[np.float32], kept_rows: NDArray[np.float32], threshold: float) -> NDArray[np.int64]:
+    """Return which rows of a block are kept, given the rows kept before it: int64, ascending."""
+    # Rounding can take a cosine above 1, and a threshold of 1 shall keep everything.
+    limit = np.float32(threshold) if threshold < 1 else np.inf
+    candidates = np.arange(len(rows))
+    if len(kept_rows):
+        candidates = candidates[(rows @ kept_rows.T).max(1) <= limit]
+    alike = rows[candidates] @ rows[candidates].T > limit
+    is_kept = np.ones(len(candidates), np.bool_)
+    for position in range(len(candidates)):
+        if is_kept[position]:
+            is_kept[position + 1 :] &= ~alike[position, position + 1 :]
+    return candidates[is_kept]

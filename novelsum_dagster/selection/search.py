@@ -1,0 +1,161 @@
+"""The search for the next pick of NovelSelect: what is the same on every device.
+
+Belongs here: which candidates are picked or barred, exact scores without any bound, verification. Does not: how the
+best candidate is found fast (`search_cpu`, `search_torch`).
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from novelsum_dagster.selection.exact import exact_scores
+from novelsum_dagster.selection.picks import Remaining
+
+_EXACT_RANKS = 32
+"""Ranks that a summary keeps one by one: there the weights fall fastest."""
+_BIN_GROWTH = 1.08
+"""How bins of ranks widen after that; wider ones cost more exact scores than they spare merges."""
+
+
+_AGREE = 1e-9
+"""Scores that differ by less, relatively, are the same."""
+
+
+class VerificationError(RuntimeError):
+    """A candidate that was passed over is better than the pick: a defect of this program, found by `verify`."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best candidate and the second, with their scores; the second is -1 and NaN where there is none."""
+
+    best: int
+    score: float
+    second: int = -1
+    second_score: float = np.nan
+
+
+class Round:
+    """What was scored exactly for one pick; `level` is the second highest score so far."""
+
+    def __init__(self) -> None:
+        self.best = self.level = -np.inf
+        self._indices: list[NDArray[np.int64]] = []
+        self._scores: list[NDArray[np.float64]] = []
+
+    def take(self, indices: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
+        """Note exact scores."""
+        if not len(indices):
+            return
+        self._indices.append(indices)
+        self._scores.append(scores)
+        for score in scores.tolist():
+            self.best, self.level = max(self.best, score), max(min(self.best, score), self.level)
+
+    def indices(self) -> NDArray[np.int64]:
+        """Return all candidates that were scored."""
+        return np.concatenate(self._indices) if self._indices else np.empty(0, np.int64)
+
+    def found(self) -> Found | None:
+        """Return the best and the second, lower indices first among equals; None where nothing was scored."""
+        if not self._indices:
+            return None
+        indices, scores = self.indices(), np.concatenate(self._scores)
+        order = np.lexsort((indices, -scores))[:2]
+        best, *second = zip(indices[order].tolist(), scores[order].tolist(), strict=True)
+        return Found(*best, *(second[0] if second else ()))
+
+
+class Search(ABC):
+    """Candidates and picks.
+
+    Args:
+        unit_rows: float32, (n, d), rows of length 1.
+        factor: float64, (n,), density factors.
+        quality: float64, (n,); None takes 1.
+        weights: float64, (k,), proximity weights by rank; k is the most picks there will be.
+    """
+
+    def __init__(
+        self,
+        unit_rows: NDArray[np.float32],
+        factor: NDArray[np.float64],
+        quality: NDArray[np.float64] | None,
+        weights: NDArray[np.float64],
+    ) -> None:
+        n = len(unit_rows)
+        # Distances are kept in float32. A power of two changes no digit, and keeps large factors in range.
+        self._unit = 2.0 ** np.ceil(np.log2(factor.max()))
+        self._rows, self._factor, self._weights = unit_rows, factor / self._unit, weights
+        self._quality = np.ones(n) if quality is None else quality
+        self.picked = 0
+        self.picks = np.empty(len(weights), np.int64)
+        self._blocked, self._is_pick = np.zeros((2, n), np.bool_)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the search holds."""
+
+    def add(self, pick: int) -> None:
+        """Append a pick."""
+        self._take(pick)
+        self.picks[self.picked] = pick
+        self._is_pick[pick] = self._blocked[pick] = True
+        self.picked += 1
+
+    def allow(self, allowed: NDArray[np.bool_]) -> None:
+        """Look only at candidates that are allowed, bool, (n,); picks never are."""
+        np.logical_or(~allowed, self._is_pick, out=self._blocked)
+
+    def best(self) -> Found | None:
+        """Return the two candidates of the highest scores, lower indices first among equals; None if there is none."""
+        found = self._best()
+        return found and replace(found, score=found.score * self._unit, second_score=found.second_score * self._unit)
+
+    def remaining(self) -> Remaining:
+        """Return the last score or bound of every candidate, after how many picks it held, and whether it is exact."""
+        score, at, is_exact = self._bounds()
+        return Remaining(score * self._quality * self._unit, at, is_exact)
+
+    def verify(self, found: Found, count: int) -> None:
+        """Score `count` random candidates and compare them with what was found.
+
+        Raises:
+            VerificationError: where one is better.
+        """
+        open_ = np.flatnonzero(~self._blocked)
+        others = open_[(open_ != found.best) & (open_ != found.second)]
+        chosen = np.random.default_rng(self.picked).permutation(others)[:count]
+        candidates = np.concatenate([[found.best], chosen])
+        sums = exact_scores(candidates, self._rows, self._factor, self.picks[: self.picked], self._weights)
+        scores = sums * self._quality[candidates] * self._unit
+        limit = found.second_score if found.second >= 0 else found.score
+        # Devices add up in different orders; float64 keeps that far below this.
+        better = np.flatnonzero(scores[1:] > limit * (1 + _AGREE))
+        if len(better) or not np.isclose(scores[0], found.score, rtol=_AGREE, atol=0):
+            raise VerificationError(
+                f"pick {self.picked + 1}: row {found.best} was found with score {found.score!r} and has {scores[0]!r};"
+                f" rows {chosen[better].tolist()} score {scores[1:][better].tolist()}; please report this"
+            )
+
+    @abstractmethod
+    def _take(self, pick: int) -> None:
+        """Take a pick into what bounds are made of; `picked` is still the number before it."""
+
+    @abstractmethod
+    def _best(self) -> Found | None:
+        """Find the best two, in units of the scaled factors."""
+
+    @abstractmethod
+    def _bounds(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
+        """Return bounds of F, when they held, whether they are exact, in units of the scaled factors."""
+
+
+def bin_edges(k: int) -> NDArray[np.int64]:
+    """Return the edges of a summary's bins of ranks: bin b covers ranks `edges[b]` to `edges[b + 1]`, from 0."""
+    edges = list(range(min(k, _EXACT_RANKS) + 1))
+    while edges[-1] < k:
+        edges.append(min(k, int(edges[-1] * _BIN_GROWTH)))
+    return np.array(edges, np.int64)
