@@ -92,13 +92,13 @@ def exact_scores(
         picks: int64, (m,), rows.
         weights: float64, at least (m,), proximity weights by rank.
     """
-    from novelsum_dagster.selection.kernels import all_distances, weighted_sums
+    from novelsum_dagster.selection.kernels import Picked, all_distances, weighted_sums
 
-    picked_rows, picked_factor = unit_rows[picks], factor[picks]
+    picked = Picked(unit_rows[picks], factor[picks])
 
     def tile(part: NDArray[np.int64]) -> NDArray[np.float64]:
         distances = np.empty((len(part), len(picks)), np.float32)
-        all_distances(unit_rows, factor, part, picked_rows, picked_factor, distances)
+        all_distances(unit_rows, factor, part, picked, distances)
         distances.sort(axis=1)
         return np.asarray(weighted_sums(distances, weights))
 

@@ -1,7 +1,7 @@
 """The compiled parts of exact NovelSelect: bounds, summaries, exact scores.
 
 Belongs here: loops over numbers, compiled by numba, free of Python's lock so that threads run them side by side.
-Does not: which candidates are looked at in what order (`search`).
+Does not: which candidates are looked at in what order (`search_cpu`).
 
 The score of candidate i over the picks S is `F_i(S) = sum_r w_r D_(r)(i)`, distances ascending, weights descending,
 `D(i, s) = (1 - <x_i, x_s>)(f_i + f_s)`. By the rearrangement inequality that pairing is the smallest of all. So F is
@@ -9,34 +9,104 @@ concave in the distances, and three cheaper values bound it from above:
 
 - crude: a later pick s appended at the end adds at most `w D(i, s)`, and `D(i, s) <= 2 (f_i + f_s)`.
 - tightened: for later picks T, `f_i (W - <x_i, A>) + G - <x_i, B>` with sums W, G, A, B of `w_s`, `w_s f_s`, `w_s x_s`
-  and `w_s f_s x_s` over T. Differences of prefix sums give them: two dot products for any number of picks.
+  and `w_s f_s x_s` over T. Sums over all picks less those at the candidate's last look give them: two dot products
+  for any number of picks.
 - summary: distances of neighbouring ranks replaced by their mean. A candidate keeps a mean for each bin of ranks, the
   bins widening with rank, and takes new distances in by a merge.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 _ORDER = {"reassoc", "contract", "nsz"}
 """Lets the compiler use vector instructions in sums; NaN and infinity keep their meaning."""
-_STRIDE = 64
+_STRIDE, _FETCH, _CACHE_LINE = 64, 8, 64
 _ROUNDING = 2.0**-40
 """More than sums of a few float64 numbers lose."""
 
 
+class Pool(NamedTuple):
+    """The n candidates: `rows` float32 (n, d), `factor` and `quality` float64 (n,).
+
+    `coarse`, int8 (n, d), times `scale[:, 0]` is nearly `rows`; `scale[:, 1]` is the length of what it leaves out.
+    """
+
+    rows: NDArray[Any]
+    coarse: NDArray[Any]
+    scale: NDArray[Any]
+    factor: NDArray[Any]
+    quality: NDArray[Any]
+
+
+class Picked(NamedTuple):
+    """The picks in order: `rows` float32 (k, d), `factor` float64 (k,); room for all, the first are filled."""
+
+    rows: NDArray[Any]
+    factor: NDArray[Any]
+
+
+class Sums(NamedTuple):
+    """Sums over picks, float64: of w and w f after each pick, (k + 1,); of w x and w f x after the last, (d,)."""
+
+    w: NDArray[Any]
+    g: NDArray[Any]
+    a: NDArray[Any]
+    b: NDArray[Any]
+
+
+class Bounds(NamedTuple):
+    """What is known of each candidate's F, all (n,): an upper bound that held after `at` picks.
+
+    `dots`, (n, 2), are the dot products with the sums a and b at that time; `base` and `growth` give the crude bound
+    of the score. Where `exact_at` equals `at`, the bound is F itself.
+    """
+
+    value: NDArray[Any]
+    at: NDArray[Any]
+    exact_at: NDArray[Any]
+    dots: NDArray[Any]
+    base: NDArray[Any]
+    growth: NDArray[Any]
+
+
+class Summaries(NamedTuple):
+    """Means of bins of ascending distances: `means` float32 (n, bins) over the first `seen` picks; `edges` of ranks."""
+
+    means: NDArray[Any]
+    seen: NDArray[Any]
+    edges: NDArray[Any]
+
+
+class Lists(NamedTuple):
+    """Ascending exact distances of some candidates: `values` float32 (slots, k) to the first `sizes` picks.
+
+    `slot`, (n,), is a candidate's row there, -1 for none.
+    """
+
+    values: NDArray[Any]
+    sizes: NDArray[Any]
+    slot: NDArray[Any]
+
+
 @njit(cache=True, nogil=True, fastmath=_ORDER)
-def exact_distances(
-    rows: Any, factor: Any, i: int, picked_rows: Any, picked_factor: Any, first: int, last: int, out: Any
-) -> None:
+def exact_distances(rows: Any, factor: Any, i: int, picked: Picked, first: int, last: int, out: Any) -> None:
     """Write the distances of candidate i to picks `first` to `last` into `out`; dot products summed in float64."""
     row = rows[i].astype(np.float64)
     for p in range(first, last):
         dot = 0.0
         for q in range(len(row)):
-            dot += row[q] * np.float64(picked_rows[p, q])
-        out[p - first] = (1.0 - dot) * (factor[i] + picked_factor[p])
+            dot += row[q] * np.float64(picked.rows[p, q])
+        out[p - first] = (1.0 - dot) * (factor[i] + picked.factor[p])
+
+
+@njit(cache=True, nogil=True)
+def all_distances(rows: Any, factor: Any, candidates: Any, picked: Picked, out: Any) -> None:
+    """Write the distances of candidates (rows of `out`) to all picks given (columns)."""
+    for c in range(len(candidates)):
+        exact_distances(rows, factor, candidates[c], picked, 0, len(picked.factor), out[c])
 
 
 @njit(cache=True, nogil=True, fastmath=_ORDER)
@@ -49,13 +119,6 @@ def weighted_sum(values: Any, weights: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def all_distances(rows: Any, factor: Any, candidates: Any, picked_rows: Any, picked_factor: Any, out: Any) -> None:
-    """Write the distances of candidates (rows of `out`) to all picks given (columns)."""
-    for c in range(len(candidates)):
-        exact_distances(rows, factor, candidates[c], picked_rows, picked_factor, 0, len(picked_rows), out[c])
-
-
-@njit(cache=True, nogil=True)
 def weighted_sums(values: Any, weights: Any) -> Any:
     """Return `weighted_sum` of every row."""
     sums = np.empty(len(values))
@@ -64,131 +127,152 @@ def weighted_sums(values: Any, weights: Any) -> Any:
     return sums
 
 
-@njit(cache=True, nogil=True)
-def _insert(values: Any, size: int, new: Any) -> None:
-    """Insert one value into ascending `values[:size]`."""
-    at = size
-    while at > 0 and values[at - 1] > new:
-        values[at] = values[at - 1]
-        at -= 1
-    values[at] = new
-
-
-@njit(cache=True, nogil=True)
-def _take_in(
-    rows: Any, factor: Any, i: int, picked_rows: Any, picked_factor: Any, size: int, now: int, values: Any
-) -> None:
-    """Bring a candidate's ascending exact distances `values[:size]` up to `now` picks."""
-    new = np.empty(now - size, np.float32)
-    exact_distances(rows, factor, i, picked_rows, picked_factor, size, now, new)
-    for p in range(now - size):
-        _insert(values, size + p, new[p])
-
-
 @njit(cache=True, nogil=True, fastmath=_ORDER)
-def _two_dots(row: Any, sums_a: Any, sums_b: Any, at: int, now: int) -> Any:
-    dot_a, dot_b = np.float32(0), np.float32(0)
-    for q in range(len(row)):
-        dot_a += row[q] * (sums_a[now, q] - sums_a[at, q])
-        dot_b += row[q] * (sums_b[now, q] - sums_b[at, q])
-    return dot_a, dot_b
-
-
-@njit(cache=True, nogil=True)
-def _rise(row: Any, f: Any, at: int, now: int, sums: Any, slack: float) -> Any:
-    """Return by how much later picks raise a bound at most: `f (W - <x, A>) + G - <x, B>`."""
-    w, g, sums_a, sums_b = sums
-    dot_a, dot_b = _two_dots(row, sums_a, sums_b, at, now)
-    dw, dg = w[now] - w[at], g[now] - g[at]
-    # Prefixes are kept in float32: each is off by at most 2^-24 of its length, which W and G bound.
-    rounding = slack * (f * dw + dg) + 2.0**-22 * (f * w[now] + g[now])
-    return max(f * (dw - dot_a) + (dg - dot_b) + rounding, 0.0)
-
-
-@njit(cache=True, nogil=True)
-def crude_base(bound: Any, f: Any, q: Any, w: float, g: float, crude: float) -> Any:
-    """Return what a crude bound is before the picks after prefix sums w and g: `scan` adds their share."""
-    return q * (bound * (1.0 + _ROUNDING) - crude * (f * w + g))
+def coarsen(rows: Any, coarse: Any, scale: Any) -> None:
+    """Fill `coarse` and `scale` of a pool."""
+    for i in range(len(rows)):
+        largest = np.float32(0)
+        for q in range(rows.shape[1]):
+            largest = max(largest, abs(rows[i, q]))
+        scale[i, 0] = largest / 127
+        left_out = 0.0
+        for q in range(rows.shape[1]):
+            coarse[i, q] = np.int8(np.rint(rows[i, q] / scale[i, 0]))
+            left_out += (np.float64(rows[i, q]) - np.float64(coarse[i, q]) * scale[i, 0]) ** 2
+        scale[i, 1] = np.sqrt(left_out) * (1 + 1e-6)
 
 
 @njit(cache=True, nogil=True)
 def reaching(
-    lo: int, hi: int, now: int, level: float, ahead_w: float, ahead_g: float, rows: Any, factor: Any, quality: Any,
-    blocked: Any, bound: Any, bound_at: Any, base: Any, growth: Any, sums: Any, slack: float, crude: float, out: Any,
+    lo: int, hi: int, now: int, level: float, ahead_w: float, ahead_g: float, pool: Pool, blocked: Any,
+    bounds: Bounds, sums: Sums, crude: float, out: Any,
 ) -> int:  # fmt: skip
     """Write to `out` the candidates of [lo, hi) whose tightened bound reaches `level`; return how many.
 
     `ahead_w` and `ahead_g` add the growth of the bound that is expected from picks to come. Every candidate whose
     crude bound reaches the level is tightened.
     """
-    w, g = crude * sums[0][now] + ahead_w, crude * sums[1][now] + ahead_g
-    count = 0
+    w, g = crude * sums.w[now] + ahead_w, crude * sums.g[now] + ahead_g
+    base, growth, quality = bounds.base, bounds.growth, pool.quality
+    found = 0
     for start in range(lo, hi, _STRIDE):
         stop = min(start + _STRIDE, hi)
         reached = False
         for i in range(start, stop):
             reached |= base[i] + growth[i] * w + quality[i] * g >= level
-        if not reached:
-            continue
-        for i in range(start, stop):
-            if blocked[i] or base[i] + growth[i] * w + quality[i] * g < level:
-                continue
-            if bound_at[i] < now:
-                bound[i] += _rise(rows[i], factor[i], bound_at[i], now, sums, slack)
-                bound_at[i] = now
-                base[i] = crude_base(bound[i], factor[i], quality[i], sums[0][now], sums[1][now], crude)
-            if (bound[i] + factor[i] * ahead_w + ahead_g) * quality[i] >= level:
+        if reached:
+            for i in range(start, stop):
+                if not blocked[i] and base[i] + growth[i] * w + quality[i] * g >= level:
+                    out[found] = i
+                    found += 1
+    count = 0
+    for start in range(0, found, _FETCH):
+        group = out[start : min(start + _FETCH, found)]
+        _fetch(pool.coarse, group)
+        for i in group:
+            _tighten(i, now, pool, bounds, sums, crude)
+            if (bounds.value[i] + pool.factor[i] * ahead_w + ahead_g) * quality[i] >= level:
                 out[count] = i
                 count += 1
     return count
 
 
 @njit(cache=True, nogil=True)
+def _fetch(rows: Any, chosen: Any) -> int:
+    """Read a byte of every cache line of some rows, so that the processor waits for all of them at once."""
+    total = 0
+    for i in chosen:
+        for q in range(0, rows.shape[1], _CACHE_LINE):
+            total += rows[i, q]
+    return total
+
+
+@njit(cache=True, nogil=True, fastmath=_ORDER)
+def _dots(coarse: Any, sums: Sums) -> Any:
+    dot_a, dot_b = 0.0, 0.0
+    for q in range(len(coarse)):
+        value = np.float64(np.int32(coarse[q]))
+        dot_a += value * sums.a[q]
+        dot_b += value * sums.b[q]
+    return dot_a, dot_b
+
+
+@njit(cache=True, nogil=True)
+def _tighten(i: int, now: int, pool: Pool, bounds: Bounds, sums: Sums, crude: float) -> None:
+    """Bring the bound of candidate i to `now` picks: it rises by at most `f (W - <x, A>) + G - <x, B>`.
+
+    Rows in 8 bits are fetched in a part of the time; what they leave out counts as if it were all against us.
+    """
+    at, f = bounds.at[i], pool.factor[i]
+    if at == now:
+        return
+    dot_a, dot_b = _dots(pool.coarse[i], sums)
+    dot_a, dot_b = dot_a * pool.scale[i, 0], dot_b * pool.scale[i, 0]
+    dw, dg = sums.w[now] - sums.w[at], sums.g[now] - sums.g[at]
+    rise = f * (dw - (dot_a - bounds.dots[i, 0])) + (dg - (dot_b - bounds.dots[i, 1]))
+    rise += pool.scale[i, 1] * (f * dw + dg)
+    bounds.value[i] += max(rise, 0.0) + _ROUNDING * (f * sums.w[now] + sums.g[now])
+    bounds.at[i] = now
+    bounds.dots[i, 0], bounds.dots[i, 1] = dot_a, dot_b
+    _set_crude(i, now, pool, bounds, sums, crude)
+
+
+@njit(cache=True, nogil=True)
+def _set_crude(i: int, now: int, pool: Pool, bounds: Bounds, sums: Sums, crude: float) -> None:
+    """Store the crude bound less the share of picks, which `reaching` adds."""
+    share = crude * (pool.factor[i] * sums.w[now] + sums.g[now])
+    bounds.base[i] = pool.quality[i] * (bounds.value[i] * (1.0 + _ROUNDING) - share)
+
+
+@njit(cache=True, nogil=True)
 def raised_distances(
-    dots: Any, factor: Any, candidates: Any, picked_factor: Any, seen: Any, first: int, now: int, slack: float
+    dots: Any, candidates: Any, first: int, now: int, pool: Pool, picked: Picked, seen: Any, slack: float
 ) -> None:
     """Turn float32 cosines to picks `first` to `now`, a row a candidate, into distances that are never too small.
 
     In place; picks that a candidate has seen become infinitely far.
     """
     for c in range(len(candidates)):
-        f = factor[candidates[c]]
+        f = pool.factor[candidates[c]]
         for p in range(first, now):
-            dots[c, p - first] = max(1.0 + slack - dots[c, p - first], 0.0) * (f + picked_factor[p])
+            dots[c, p - first] = max(1.0 + slack - dots[c, p - first], 0.0) * (f + picked.factor[p])
         for p in range(first, seen[candidates[c]]):
             dots[c, p - first] = np.inf
 
 
 @njit(cache=True, nogil=True)
 def merge_summaries(
-    candidates: Any, new: Any, now: int, factor: Any, quality: Any, summary: Any, seen: Any, edges: Any, bound: Any,
-    bound_at: Any, base: Any, sums: Any, crude: float,
-) -> None:  # fmt: skip
-    """Take ascending new distances (a row a candidate, infinity at the end) into summaries and lower the bounds."""
-    w, g = sums[0], sums[1]
+    candidates: Any, new: Any, now: int, pool: Pool, summaries: Summaries, bounds: Bounds, sums: Sums, crude: float
+) -> None:
+    """Take ascending new distances (a row a candidate, infinity at the end) into summaries and lower the bounds.
+
+    The candidates' bounds must have been tightened to `now`.
+    """
     for c in range(len(candidates)):
         i = candidates[c]
-        bound[i] = min(bound[i], _merge(new[c], now - seen[i], summary[i], seen[i], now, edges, w))
-        seen[i] = now
-        base[i] = crude_base(bound[i], factor[i], quality[i], w[now], g[now], crude)
+        seen = summaries.seen[i]
+        bound = _merge(new[c], now - seen, summaries.means[i], seen, now, summaries.edges, sums.w)
+        bounds.value[i] = min(bounds.value[i], bound)
+        summaries.seen[i] = now
+        _set_crude(i, now, pool, bounds, sums, crude)
 
 
 @njit(cache=True, nogil=True)
-def _merge(new: Any, new_count: int, means: Any, old_count: int, now: int, edges: Any, sw: Any) -> Any:
+def _merge(new: Any, new_count: int, means: Any, old_count: int, now: int, edges: Any, sum_w: Any) -> Any:
+    """Merge ascending values into means of bins, both counting; return the weighted sum of the new means."""
     merged = np.empty(len(means), np.float32)
-    total, acc = 0.0, 0.0
+    total, gathered = 0.0, 0.0
     out, room = 0, min(edges[1], now) - edges[0]
-    old_bin = 0
-    old_left = min(edges[1], old_count) - edges[0]
+    old_bin, old_left = 0, min(edges[1], old_count) - edges[0]
     b, old_done, done = 0, 0, 0
     while done < now:
         if b < new_count and (old_done >= old_count or new[b] <= means[old_bin]):
-            acc += new[b]
+            gathered += new[b]
             b += 1
             taken = 1
         else:
             taken = min(old_left, room)
-            acc += np.float64(means[old_bin]) * taken
+            gathered += np.float64(means[old_bin]) * taken
             old_left -= taken
             old_done += taken
             if old_left == 0 and old_done < old_count:
@@ -198,12 +282,12 @@ def _merge(new: Any, new_count: int, means: Any, old_count: int, now: int, edges
         room -= taken
         if room == 0:
             stop = min(edges[out + 1], now)
-            mean = acc / (stop - edges[out])
-            total += mean * (sw[stop] - sw[edges[out]])
+            mean = gathered / (stop - edges[out])
+            total += mean * (sum_w[stop] - sum_w[edges[out]])
             # Rounded up, so that the mean stays a bound however often it is merged.
             merged[out] = mean * (1.0 + 2.0**-23)
             out += 1
-            acc = 0.0
+            gathered = 0.0
             if done < now:
                 room = min(edges[out + 1], now) - edges[out]
     means[:out] = merged[:out]
@@ -212,24 +296,43 @@ def _merge(new: Any, new_count: int, means: Any, old_count: int, now: int, edges
 
 @njit(cache=True, nogil=True)
 def score_listed(
-    order: Any, now: int, best: float, second: float, rows: Any, factor: Any, quality: Any, weights: Any,
-    picked_rows: Any, picked_factor: Any, slot: Any, lists: Any, sizes: Any, bound: Any, bound_at: Any, exact_at: Any,
-    base: Any, sums: Any, crude: float, scores: Any,
+    order: Any, now: int, best: float, second: float, pool: Pool, weights: Any, picked: Picked, lists: Lists,
+    bounds: Bounds, sums: Sums, crude: float, scored: Any, scores: Any,
 ) -> int:  # fmt: skip
-    """Score candidates that have a list of exact distances, in order of falling bounds, while one may be second.
+    """Score those of the candidates in `order`, which have lists, that may still be second.
 
-    Returns how many were scored; their scores are in `scores`.
+    Writes them to `scored` and `scores`; returns how many there are.
     """
-    for position in range(len(order)):
-        i = order[position]
-        if bound[i] * quality[i] < second:
-            return position
-        values = lists[slot[i]]
-        _take_in(rows, factor, i, picked_rows, picked_factor, sizes[slot[i]], now, values)
-        sizes[slot[i]] = now
-        bound[i] = weighted_sum(values[:now], weights)
-        bound_at[i] = exact_at[i] = now
-        base[i] = crude_base(bound[i], factor[i], quality[i], sums[0][now], sums[1][now], crude)
-        scores[position] = bound[i] * quality[i]
-        best, second = max(best, scores[position]), max(min(best, scores[position]), second)
-    return len(order)
+    count = 0
+    for i in order:
+        _tighten(i, now, pool, bounds, sums, crude)
+        if bounds.value[i] * pool.quality[i] < second:
+            continue
+        slot = lists.slot[i]
+        values = lists.values[slot]
+        _take_in(pool, i, picked, lists.sizes[slot], now, values)
+        lists.sizes[slot] = now
+        bounds.value[i] = weighted_sum(values[:now], weights)
+        bounds.exact_at[i] = now
+        _set_crude(i, now, pool, bounds, sums, crude)
+        score = bounds.value[i] * pool.quality[i]
+        best, second = max(best, score), max(min(best, score), second)
+        scored[count], scores[count] = i, score
+        count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _take_in(pool: Pool, i: int, picked: Picked, size: int, now: int, values: Any) -> None:
+    """Bring a candidate's ascending exact distances `values[:size]` up to `now` picks."""
+    new = np.empty(now - size, np.float32)
+    exact_distances(pool.rows, pool.factor, i, picked, size, now, new)
+    new.sort()
+    end = size
+    for b in range(len(new) - 1, -1, -1):
+        # All that is larger moves up at once, past the new values still to come.
+        at = np.searchsorted(values[:end], new[b], side="right")
+        for r in range(end - 1, at - 1, -1):
+            values[r + b + 1] = values[r]
+        values[at + b] = new[b]
+        end = at

@@ -15,7 +15,7 @@ from novelsum_dagster.selection.picks import Remaining
 
 _EXACT_RANKS = 32
 """Ranks that a summary keeps one by one: there the weights fall fastest."""
-_BIN_GROWTH = 1.08
+_BIN_GROWTH = 1.1
 """How bins of ranks widen after that; wider ones cost more exact scores than they spare merges."""
 
 
@@ -116,7 +116,7 @@ class Search(ABC):
 
     def remaining(self) -> Remaining:
         """Return the last score or bound of every candidate, after how many picks it held, and whether it is exact."""
-        score, at, is_exact = self._bounds()
+        score, at, is_exact = self._known()
         return Remaining(score * self._quality * self._unit, at, is_exact)
 
     def verify(self, found: Found, count: int) -> None:
@@ -149,7 +149,7 @@ class Search(ABC):
         """Find the best two, in units of the scaled factors."""
 
     @abstractmethod
-    def _bounds(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
+    def _known(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
         """Return bounds of F, when they held, whether they are exact, in units of the scaled factors."""
 
 

@@ -12,8 +12,10 @@ A pick goes down a ladder; few candidates reach the next step, and none that cou
 """
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +31,19 @@ _BATCH = 8
 """Candidates scored exactly before the level is looked at again."""
 _CHUNK = 256
 """Candidates of one matrix product."""
-_ALONE = 16
+_ALONE = 64
 """Fewer stale candidates than this are not worth a second thread."""
 _SCAN_ALONE = 100_000
-"""Nor is the scan of fewer candidates."""
-_REFRESH_FROM, _AHEAD, _MOST_AHEAD = 32, 1 / 8, 256
-"""After 32 picks, summaries that will be stale within an eighth of the picks made, 256 at most, are renewed together:
+"""Nor is the scan of fewer candidates,"""
+_DISTANCES_ALONE = 20_000
+"""nor fewer distances in float64."""
+_PICK_BLOCK = 512
+"""Picks whose rows stay in the processor's cache while candidates meet them."""
+_REFRESH_FROM, _AHEAD, _MOST_AHEAD = 32, 1 / 4, 64
+"""After 32 picks, summaries that will be stale within a quarter of the picks made, 64 at most, are renewed together:
 large matrix products are several times faster than small ones."""
+
+_T = TypeVar("_T")
 
 
 class CpuSearch(Search):
@@ -62,17 +70,26 @@ class CpuSearch(Search):
         # A float32 dot product of rows of length 1 is off by at most d 2^-24.
         self._slack = 1.01 * (d + 8) * 2.0**-24
         self._crude = 2.0 + self._slack
-        self._picked_rows, self._picked_factor = np.empty((k, d), np.float32), np.empty(k)
-        # Prefix sums over picks: of w, w f, w x and w f x. The last two are summed in float64 and kept rounded.
-        self._sums = (np.zeros(k + 1), np.zeros(k + 1), *np.zeros((2, k + 1, d), np.float32))
-        self._sum_a, self._sum_b = np.zeros((2, d))
-        self._bound, self._bound_at, self._exact_at = np.zeros(n), np.zeros(n, np.int64), np.zeros(n, np.int64)
-        self._base, self._growth = np.zeros(n), self._quality * self._factor
-        self._edges = bin_edges(k)
-        self._summary, self._seen = np.empty((n, len(self._edges) - 1), np.float32), np.zeros(n, np.int64)
-        self._lists = _Lists(n, k)
+        coarse, scale = np.empty((n, d), np.int8), np.empty((n, 2), np.float32)
+        kernels.coarsen(unit_rows, coarse, scale)
+        self._pool = kernels.Pool(unit_rows, coarse, scale, self._factor, self._quality)
+        self._picked = kernels.Picked(np.empty((k, d), np.float32), np.empty(k))
+        self._sums = kernels.Sums(np.zeros(k + 1), np.zeros(k + 1), np.zeros(d), np.zeros(d))
+        self._bounds = kernels.Bounds(
+            value=np.zeros(n),
+            at=np.zeros(n, np.int64),
+            exact_at=np.zeros(n, np.int64),
+            dots=np.zeros((n, 2)),
+            base=np.zeros(n),
+            growth=self._quality * self._factor,
+        )
+        edges = bin_edges(k)
+        means = np.empty((n, len(edges) - 1), np.float32)
+        self._summaries = kernels.Summaries(means, np.zeros(n, np.int64), edges)
+        self._lists = _Slots(n, k)
         self._leaders = np.empty(0, np.int64)
         self._next_refresh = _REFRESH_FROM
+        self._last_refresh = 0, 0.0
         self._reached = np.empty(n, np.int64)
 
     def close(self) -> None:
@@ -82,13 +99,13 @@ class CpuSearch(Search):
     def _take(self, pick: int) -> None:
         m, f, row = self.picked, self._factor[pick], self._rows[pick]
         weight = self._weights[m]
-        self._picked_rows[m], self._picked_factor[m] = row, f
-        self._base[pick] = -np.inf
+        self._picked.rows[m], self._picked.factor[m] = row, f
+        self._bounds.base[pick] = -np.inf
         self._lists.release(pick)
-        self._sum_a += weight * row
-        self._sum_b += weight * f * row
-        w, g, sums_a, sums_b = self._sums
-        w[m + 1], g[m + 1], sums_a[m + 1], sums_b[m + 1] = w[m] + weight, g[m] + weight * f, self._sum_a, self._sum_b
+        sums = self._sums
+        sums.w[m + 1], sums.g[m + 1] = sums.w[m] + weight, sums.g[m] + weight * f
+        sums.a[:] += weight * row
+        sums.b[:] += weight * f * row
 
     def _best(self) -> Found | None:
         round_ = Round()
@@ -100,7 +117,7 @@ class CpuSearch(Search):
         if round_.level == -np.inf:
             self._score_all_distances(self._falling(self._inexact(candidates))[:2], round_)
         candidates = self._inexact(candidates)
-        has_list = self._lists.slot[candidates] >= 0
+        has_list = self._lists.lists.slot[candidates] >= 0
         self._score_listed(candidates[has_list], round_)
         stale = self._still(candidates[~has_list], round_.level)
         self._summarise(stale)
@@ -110,22 +127,22 @@ class CpuSearch(Search):
             self._leaders = self._next_leaders(round_.indices(), leaders, found.best)
         return found
 
-    def _bounds(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
-        return self._bound, self._bound_at, self._exact_at == self._bound_at
+    def _known(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
+        return self._bounds.value, self._bounds.at, self._bounds.exact_at == self._bounds.at
 
     def _falling(self, candidates: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return candidates in order of falling bounds."""
-        return candidates[np.argsort(-self._bound[candidates] * self._quality[candidates], kind="stable")]
+        return candidates[np.argsort(-self._bounds.value[candidates] * self._quality[candidates], kind="stable")]
 
     def _inexact(self, candidates: NDArray[np.int64]) -> NDArray[np.int64]:
-        return candidates[self._exact_at[candidates] < self.picked]
+        return candidates[self._bounds.exact_at[candidates] < self.picked]
 
     def _still(self, candidates: NDArray[np.int64], level: float) -> NDArray[np.int64]:
-        return candidates[self._bound[candidates] * self._quality[candidates] >= level]
+        return candidates[self._bounds.value[candidates] * self._quality[candidates] >= level]
 
     def _next_leaders(self, scored: NDArray[np.int64], leaders: NDArray[np.int64], pick: int) -> NDArray[np.int64]:
         both = np.unique(np.concatenate([scored, leaders]))
-        both = both[(both != pick) & (self._lists.slot[both] >= 0)]
+        both = both[(both != pick) & (self._lists.lists.slot[both] >= 0)]
         return self._falling(both)[:_LEADERS]
 
     def _reaching(self, level: float, ahead_w: float = 0.0, ahead_g: float = 0.0) -> NDArray[np.int64]:
@@ -135,33 +152,38 @@ class CpuSearch(Search):
             lo, hi = marks
             out = self._reached[lo:hi]
             count = kernels.reaching(
-                lo, hi, self.picked, level, ahead_w, ahead_g, self._rows, self._factor, self._quality, self._blocked,
-                self._bound, self._bound_at, self._base, self._growth, self._sums, self._slack, self._crude, out,
+                lo, hi, self.picked, level, ahead_w, ahead_g, self._pool, self._blocked, self._bounds, self._sums,
+                self._crude, out,
             )  # fmt: skip
             return out[:count]
 
         n = len(self._rows)
-        if n < _SCAN_ALONE:
-            return part((0, n)).copy()
-        marks = np.linspace(0, n, self._threads + 1).astype(int).tolist()
-        return np.concatenate(list(self._workers.map(part, pairwise(marks))))
+        return np.concatenate(self._side_by_side(part, n, n < _SCAN_ALONE))
 
     def _refresh(self, level: float) -> None:
         """Renew the summaries of all candidates whose bounds are expected to reach the level soon."""
-        w, g = self._sums[0], self._sums[1]
+        w, g = self._sums.w, self._sums.g
         now, middle = self.picked, self.picked // 2
         ahead = min(int(now * _AHEAD), _MOST_AHEAD)
         self._next_refresh = now + ahead
-        # Only a guess: the picks ahead weigh as the next one does, at distance 1 and with the density of late picks.
+        # Only a guess: the picks ahead weigh as the next one does, at distance 1 and with the density of late picks,
+        # and the level goes on falling as it did.
         ahead_w = ahead * self._weights[now]
         ahead_g = ahead_w * (g[now] - g[middle]) / max(w[now] - w[middle], np.finfo(np.float64).tiny)
-        candidates = self._reaching(level, ahead_w, ahead_g)
-        self._summarise(candidates[self._lists.slot[candidates] < 0])
+        last, last_level = self._last_refresh
+        fall = max(last_level - level, 0.0) / (now - last) * ahead if last else 0.0
+        self._last_refresh = now, level
+        candidates = self._reaching(level - fall, ahead_w, ahead_g)
+        stale = candidates[self._lists.lists.slot[candidates] < 0]
+        self._summarise(stale)
+        # About so many will be picked before the next refresh; together, their lists cost less.
+        likely = self._falling(stale)[:ahead]
+        self._fill_lists(likely, self._lists.take(likely, self._bounds.value, self._quality))
 
     def _summarise(self, stale: NDArray[np.int64]) -> None:
         """Bring the summaries of candidates up to date, and lower their bounds by them."""
         # In order of what they have seen, so that the candidates of a chunk lack about the same picks.
-        order = stale[np.argsort(self._seen[stale], kind="stable")]
+        order = stale[np.argsort(self._summaries.seen[stale], kind="stable")]
         if len(order) <= _ALONE:
             self._summarise_chunk(order)
             return
@@ -170,30 +192,26 @@ class CpuSearch(Search):
         list(self._workers.map(self._summarise_chunk, chunks))
 
     def _summarise_chunk(self, chunk: NDArray[np.int64]) -> None:
-        if not len(chunk) or self._seen[chunk[0]] == self.picked:
+        seen, now = self._summaries.seen, self.picked
+        if not len(chunk) or seen[chunk[0]] == now:
             return
-        first, now = int(self._seen[chunk[0]]), self.picked
-        new = self._rows[chunk] @ self._picked_rows[first:now].T
-        kernels.raised_distances(new, self._factor, chunk, self._picked_factor, self._seen, first, now, self._slack)
+        first = int(seen[chunk[0]])
+        new = self._rows[chunk] @ self._picked.rows[first:now].T
+        kernels.raised_distances(new, chunk, first, now, self._pool, self._picked, seen, self._slack)
         new.sort(axis=1)
-        kernels.merge_summaries(
-            chunk, new, now, self._factor, self._quality, self._summary, self._seen, self._edges, self._bound,
-            self._bound_at, self._base, self._sums, self._crude,
-        )  # fmt: skip
+        kernels.merge_summaries(chunk, new, now, self._pool, self._summaries, self._bounds, self._sums, self._crude)
 
     def _score_listed(self, candidates: NDArray[np.int64], round_: Round) -> None:
         """Score candidates that have a list, as far as they reach the level."""
         if not len(candidates):
             return
         order = self._falling(candidates)
-        scores = np.empty(len(order))
-        lists = self._lists
+        scored, scores = np.empty(len(order), np.int64), np.empty(len(order))
         count = kernels.score_listed(
-            order, self.picked, round_.best, round_.level, self._rows, self._factor, self._quality, self._weights,
-            self._picked_rows, self._picked_factor, lists.slot, lists.values, lists.sizes, self._bound,
-            self._bound_at, self._exact_at, self._base, self._sums, self._crude, scores,
+            order, self.picked, round_.best, round_.level, self._pool, self._weights, self._picked, self._lists.lists,
+            self._bounds, self._sums, self._crude, scored, scores,
         )  # fmt: skip
-        round_.take(order[:count], scores[:count])
+        round_.take(scored[:count], scores[:count])
 
     def _score_all_distances(self, order: NDArray[np.int64], round_: Round) -> None:
         """Give lists to candidates, in order of falling bounds, and score them, as far as they reach the level."""
@@ -201,52 +219,67 @@ class CpuSearch(Search):
             batch = self._still(order[start : start + _BATCH], round_.level)
             if not len(batch):
                 return
-            slots = self._lists.take(batch, self._bound * self._quality)
-            for i, slot in zip(batch, slots, strict=True):
-                values = self._lists.values[slot, : self.picked]
-                kernels.exact_distances(
-                    self._rows, self._factor, i, self._picked_rows, self._picked_factor, 0, self.picked, values
-                )
-                values.sort()
-            self._lists.sizes[slots] = self.picked
+            slots = self._lists.take(batch, self._bounds.value, self._quality)
+            self._fill_lists(batch, slots)
             self._score_listed(batch, round_)
 
+    def _fill_lists(self, candidates: NDArray[np.int64], slots: NDArray[np.int64]) -> None:
+        """Compute all distances of candidates into their lists."""
+        now, values = self.picked, self._lists.lists.values
 
-class _Lists:
-    """Sorted exact distances of some candidates, in memory of a fixed size.
+        def part(marks: tuple[int, int]) -> None:
+            first, last = marks
+            for start in range(0, now, _PICK_BLOCK):
+                stop = min(start + _PICK_BLOCK, now)
+                for i, slot in zip(candidates[first:last], slots[first:last], strict=True):
+                    kernels.exact_distances(
+                        self._rows, self._factor, i, self._picked, start, stop, values[slot, start:]
+                    )
+            for slot in slots[first:last]:
+                values[slot, :now].sort()
 
-    Attributes:
-        slot: int64, (n,), which row of `values` is the candidate's; -1 for none.
-        values: float32, (slots, k), ascending.
-        sizes: int64, (slots,), how many picks a row covers.
-    """
+        self._side_by_side(part, len(candidates), len(candidates) * now < _DISTANCES_ALONE)
+        self._lists.lists.sizes[slots] = now
+
+    def _side_by_side(self, part: Callable[[tuple[int, int]], _T], size: int, alone: bool) -> list[_T]:
+        """Call `part` with ranges that together cover `size` things, one range a thread unless `alone`."""
+        if alone:
+            return [part((0, size))]
+        marks = np.linspace(0, size, self._threads + 1).astype(int).tolist()
+        return list(self._workers.map(part, pairwise(marks)))
+
+
+class _Slots:
+    """Sorted exact distances of some candidates, in memory of a fixed size: who has one of the `lists`."""
 
     def __init__(self, n: int, k: int) -> None:
         slots = list_slots(n, k)
         # Pages that are never written take no memory.
-        self.values = np.empty((slots, k), np.float32)
-        self.sizes = np.zeros(slots, np.int64)
-        self.slot = np.full(n, -1, np.int64)
+        values = np.empty((slots, k), np.float32)
+        self.lists = kernels.Lists(values, np.zeros(slots, np.int64), np.full(n, -1, np.int64))
         self._owner = np.full(slots, -1, np.int64)
         self._free = list(range(slots - 1, -1, -1))
 
-    def take(self, candidates: NDArray[np.int64], value: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Return a row for each candidate; where none is free, the candidates of the lowest value lose theirs."""
+    def take(
+        self, candidates: NDArray[np.int64], bound: NDArray[np.float64], quality: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        """Return a row for each candidate; where none is free, the half of the lowest bounds lose theirs."""
         if len(self._free) < len(candidates):
             owners = self._owner[self._owner >= 0]
-            for i in owners[np.argsort(value[owners], kind="stable")[: max(len(owners) // 2, len(candidates))]]:
+            order = np.argsort(bound[owners] * quality[owners], kind="stable")
+            for i in owners[order[: max(len(owners) // 2, len(candidates))]]:
                 self.release(i)
         for i in candidates:
-            if self.slot[i] < 0:
-                self.slot[i] = self._free.pop()
-                self._owner[self.slot[i]] = i
-        return self.slot[candidates]
+            if self.lists.slot[i] < 0:
+                self.lists.slot[i] = self._free.pop()
+                self._owner[self.lists.slot[i]] = i
+        return self.lists.slot[candidates]
 
     def release(self, i: int) -> None:
         """Free the row of a candidate, if it has one."""
-        slot = int(self.slot[i])
+        slot = int(self.lists.slot[i])
         if slot >= 0:
-            self.slot[i] = self._owner[slot] = -1
+            self.lists.slot[i] = self._owner[slot] = -1
             self._free.append(slot)
 
 
@@ -257,6 +290,6 @@ def list_slots(n: int, k: int) -> int:
 
 def memory_needed(n: int, d: int, k: int) -> int:
     """Return the bytes that a search takes at most, beside the rows given."""
-    candidates = n * (4 * (len(bin_edges(k)) - 1) + 10 * 8)
-    picks = k * d * 4 * 3
-    return candidates + picks + 4 * k * list_slots(n, k)
+    candidates = n * (d + 4 * (len(bin_edges(k)) - 1) + 12 * 8)
+    chunks = 4 * 2 * _CHUNK * (d + k)
+    return candidates + 4 * k * d + chunks + 4 * k * list_slots(n, k)

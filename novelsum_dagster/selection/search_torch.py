@@ -105,7 +105,7 @@ class TorchSearch(Search):
                 break
         return round_.found()
 
-    def _bounds(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
+    def _known(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
         at = np.full(len(self._rows), self.picked)
         is_exact = self._exact_at == self.picked
         return self._bound.cpu().numpy(), at, is_exact.cpu().numpy()
