@@ -29,7 +29,9 @@ class PlainScores:
     def __init__(
         self, rows: NDArray[np.float32], factor: NDArray[np.float64], alpha: float, quality: NDArray[np.float64] | None
     ) -> None:
-        self._unit = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float64)
+        wide = rows.astype(np.float64)
+        unit = (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype(np.float32)
+        self._unit = unit.astype(np.float64)
         self._factor, self._alpha = factor, alpha
         self._scale = 2.0 ** np.ceil(np.log2(factor.max()))
         self._quality = np.ones(len(rows)) if quality is None else quality

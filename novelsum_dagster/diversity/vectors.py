@@ -6,6 +6,8 @@ Belongs here: validation and unit rows. Does not: any measure.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+_TILE = 4096
+
 
 def as_rows(embeddings: ArrayLike, name: str = "embeddings") -> NDArray[np.float32]:
     """Return embeddings as C-contiguous float32 rows, (n, d), without a copy where they are that already.
@@ -29,8 +31,13 @@ def unit_rows(rows: NDArray[np.float32], name: str = "embeddings") -> NDArray[np
     Raises:
         ValueError: where a row is zero, for which no cosine is defined; names the first.
     """
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    zero = np.flatnonzero(norms == 0)
-    if len(zero):
-        raise ValueError(f"{name}: row {zero[0]} is all zeros ({len(zero)} such rows); leave it out")
-    return np.asarray(rows / norms, dtype=np.float32)
+    units = np.empty_like(rows)
+    for start in range(0, len(rows), _TILE):
+        # In float64, so that neither large nor small rows leave the range of their squares.
+        tile = rows[start : start + _TILE].astype(np.float64)
+        norms = np.sqrt(np.einsum("ij,ij->i", tile, tile))
+        zero = np.flatnonzero(norms == 0)
+        if len(zero):
+            raise ValueError(f"{name}: row {start + zero[0]} is all zeros; it has no direction, so leave it out")
+        units[start : start + _TILE] = tile / norms[:, None]
+    return units

@@ -5,7 +5,6 @@ picks in one pass.
 """
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,11 +42,14 @@ class Trace:
         return Trace(self.indices[:count], self.score[:count], self.runner_up[:count], self.runner_up_score[:count])
 
 
-def selection_key(settings: dict[str, Any], arrays: Sequence[NDArray[Any] | None]) -> str:
+def selection_key(settings: dict[str, Any], arrays: dict[str, NDArray[Any] | None]) -> str:
     """Return a hash of all that a selection depends on."""
     digest = hashlib.blake2b(content_key(settings).encode(), digest_size=16)
-    for array in arrays:
-        digest.update(b"none" if array is None else np.ascontiguousarray(array).data)
+    for name, array in arrays.items():
+        described = "none" if array is None else f"{array.dtype.str} {array.shape}"
+        digest.update(f"/{name} {described}/".encode())
+        if array is not None:
+            digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
@@ -65,25 +67,29 @@ class Checkpoint:
     def save(self, trace: Trace) -> None:
         """Write the picks made so far, whole or not at all."""
         table = pa.table({name: pa.array(values) for name, values in vars(trace).items()})
-        write_table(table.replace_schema_metadata({_KEY: self._key.encode()}), self._path)
+        write_table(table.replace_schema_metadata({_KEY: self._mark(trace)}), self._path)
 
     def load(self) -> Trace | None:
         """Return the picks of the selection when it was broken off; None where there is no file.
 
         Raises:
-            ValueError: for a file of another selection, or one that is none.
+            ValueError: for a file of another selection, or one that is damaged.
         """
         if not self._path.exists():
             return None
         try:
             table = pq.read_table(self._path, partitioning=None)
-        except (pa.ArrowException, OSError) as error:
+            trace = Trace(**{name: table[name].to_numpy().copy() for name in vars(Trace.empty(0))})
+        except (pa.ArrowException, OSError, KeyError) as error:
             raise ValueError(f"{self._path}: no checkpoint of a selection ({error}); delete it") from error
-        if (table.schema.metadata or {}).get(_KEY) != self._key.encode():
+        if (table.schema.metadata or {}).get(_KEY) != self._mark(trace):
             raise ValueError(
-                f"{self._path}: belongs to a selection from other data or settings; delete it or name another file"
+                f"{self._path}: damaged, or of a selection from other data or settings; delete it or name another file"
             )
-        return Trace(**{name: table[name].to_numpy().copy() for name in vars(Trace.empty(0))})
+        return trace
+
+    def _mark(self, trace: Trace) -> bytes:
+        return selection_key({"selection": self._key}, dict(vars(trace))).encode()
 
     def remove(self) -> None:
         """Delete the file, if there is one."""

@@ -152,7 +152,9 @@ def reaching(
     `ahead_w` and `ahead_g` add the growth of the bound that is expected from picks to come. Every candidate whose
     crude bound reaches the level is tightened.
     """
-    w, g = crude * sums.w[now] + ahead_w, crude * sums.g[now] + ahead_g
+    # Raised by more than the cancellation of `base` against the share of picks can lose.
+    share = crude * (1.0 + _ROUNDING)
+    w, g = share * sums.w[now] + ahead_w, share * sums.g[now] + ahead_g
     base, growth, quality = bounds.base, bounds.growth, pool.quality
     found = 0
     for start in range(lo, hi, _STRIDE):
@@ -210,7 +212,8 @@ def _tighten(i: int, now: int, pool: Pool, bounds: Bounds, sums: Sums, crude: fl
     dot_a, dot_b = dot_a * pool.scale[i, 0], dot_b * pool.scale[i, 0]
     dw, dg = sums.w[now] - sums.w[at], sums.g[now] - sums.g[at]
     rise = f * (dw - (dot_a - bounds.dots[i, 0])) + (dg - (dot_b - bounds.dots[i, 1]))
-    rise += pool.scale[i, 1] * (f * dw + dg)
+    # Exact distances, at most twice the factors, are rounded to float32.
+    rise += (pool.scale[i, 1] + 2.0**-22) * (f * dw + dg)
     bounds.value[i] += max(rise, 0.0) + _ROUNDING * (f * sums.w[now] + sums.g[now])
     bounds.at[i] = now
     bounds.dots[i, 0], bounds.dots[i, 1] = dot_a, dot_b
@@ -221,7 +224,7 @@ def _tighten(i: int, now: int, pool: Pool, bounds: Bounds, sums: Sums, crude: fl
 def _set_crude(i: int, now: int, pool: Pool, bounds: Bounds, sums: Sums, crude: float) -> None:
     """Store the crude bound less the share of picks, which `reaching` adds."""
     share = crude * (pool.factor[i] * sums.w[now] + sums.g[now])
-    bounds.base[i] = pool.quality[i] * (bounds.value[i] * (1.0 + _ROUNDING) - share)
+    bounds.base[i] = pool.quality[i] * (bounds.value[i] + _ROUNDING * abs(bounds.value[i]) - share)
 
 
 @njit(cache=True, nogil=True)

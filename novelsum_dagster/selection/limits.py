@@ -30,13 +30,10 @@ class Quota:
     floors: Mapping[Any, int] = field(default_factory=dict)
     name: str = "group"
 
-    def facts(self) -> NDArray[np.str_]:
-        """Return all that the quota says as one array of text, to be hashed."""
-        limits = [
-            self.name,
-            *(f"{label}={count}" for given in (self.caps, self.floors) for label, count in given.items()),
-        ]
-        return np.concatenate([np.array(limits), np.asarray(self.labels).astype(np.str_)])
+    def facts(self) -> list[Any]:
+        """Return all that the quota says, in plain values."""
+        limits = [[[repr(label), int(count)] for label, count in given.items()] for given in (self.caps, self.floors)]
+        return [self.name, *limits, [repr(label) for label in np.asarray(self.labels).tolist()]]
 
 
 class Limits:
@@ -67,6 +64,16 @@ class Limits:
         self._open = np.ones(n, np.bool_)
         self._open[must_exclude] = False
         self._groups = [_Group(quota, self._open, self._cost) for quota in quotas]
+        if not np.isfinite(self.budget):
+            raise ValueError(f"budget is {budget}; a finite number is needed")
+        if self._counts_samples and self._open.sum() < self.budget:
+            raise ValueError(
+                f"k is {self.budget:,.0f} and {self._open.sum():,} samples are left after must_exclude; lower k"
+            )
+        if not self.most_picks:
+            raise ValueError(
+                f"the budget of {self.budget:,g} pays for no sample that may be picked; raise it or exclude fewer"
+            )
         self._dearest = float(self._cost.max())
         self._changed = bool(len(must_exclude)) or any(group.has_full_label() for group in self._groups)
         for group in self._groups:
@@ -157,10 +164,11 @@ class _Group:
             raise ValueError(
                 f"{quota.name} has {labels.shape} labels; one for each of the {len(open_):,} samples is needed"
             )
-        names, self.codes = np.unique(labels, return_inverse=True)
-        self.name, self._names = quota.name, names.tolist()
+        code_of: dict[Any, int] = {}
+        self.codes = np.array([code_of.setdefault(label, len(code_of)) for label in labels.tolist()], np.int64)
+        self.name, self._names = quota.name, list(code_of)
         self._open, self._cost = open_, cost
-        sizes = np.bincount(self.codes[open_], minlength=len(names))
+        sizes = np.bincount(self.codes[open_], minlength=len(self._names))
         self._cap_left = self._by_label(quota.caps, "cap", sizes)
         self._floor_left = self._by_label(quota.floors, "floor", np.zeros_like(sizes))
         for label, cap, floor, size in zip(self._names, self._cap_left, self._floor_left, sizes, strict=True):
@@ -177,7 +185,7 @@ class _Group:
 
     def label(self, row: int) -> Hashable:
         """Return a sample's label."""
-        return self._names[self.codes[row]]  # type: ignore[no-any-return]
+        return self._names[int(self.codes[row])]  # type: ignore[no-any-return]
 
     def has_full_label(self) -> bool:
         return bool((self._cap_left <= 0).any())

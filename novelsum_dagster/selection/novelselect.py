@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -93,19 +94,28 @@ def novelselect(
     excluded = check_indices(must_exclude, n, "must_exclude")
     costs = None if cost is None else check_cost(cost, n)
     limits = _limits(n, k, budget, costs, quotas, excluded)
-    most = limits.most_picks if k is None else k
+    most = limits.most_picks
     given = _given(initial, must_include, n)
     qualities = None if quality is None else check_quality(quality, n)
-    if density_factor is not None:
-        factor = check_density_factor(density_factor, n)
-    else:
-        factor = density(rows, neighbors=neighbors).factor(density_power) if density_power > 0 else np.ones(n)
+    factor = _factor(rows, density_factor, neighbors, density_power)
     units = unit_rows(rows)
     del rows
     saved = None
     if checkpoint is not None:
-        settings = {"k": k, "budget": budget, "seed": seed, "proximity_power": proximity_power}
-        arrays = [units, factor, qualities, costs, excluded, given.indices, *(quota.facts() for quota in quotas)]
+        settings = {
+            "samples_or_budget": [k is None, limits.budget],
+            "seed": int(seed),
+            "proximity_power": float(proximity_power),
+            "quotas": [quota.facts() for quota in quotas],
+        }
+        arrays: dict[str, NDArray[Any] | None] = {
+            "rows": units,
+            "factor": factor,
+            "quality": qualities,
+            "cost": costs,
+            "excluded": excluded,
+            "given": given.indices,
+        }
         saved = Checkpoint(checkpoint, selection_key(settings, arrays))
         given = saved.load() or given
     weights = rank_weights(max(most, len(given.indices)), proximity_power)
@@ -150,7 +160,7 @@ class _Run:
         try:
             if not self._search.picked:
                 self._add(self._limits.first(seed), np.nan, -1, np.nan)
-            while self._limits.left > 0 and (found := self._next()) is not None:
+            while self._search.picked < len(self.trace.indices) and (found := self._next()) is not None:
                 self._add(found.best, found.score, found.second, found.second_score)
                 if self._search.picked % _REPORT_EVERY == 0:
                     report()
@@ -158,10 +168,10 @@ class _Run:
                     self._save()
                     saved_at = time.monotonic()
             self._limits.require_kept()
+            report()
         except BaseException:
             self._save()
             raise
-        report()
         if self._saved:
             self._saved.remove()
 
@@ -207,6 +217,20 @@ def _limits(
     if k is None and budget is not None and cost is not None:
         return Limits(n, budget, cost, quotas, excluded)
     raise ValueError("give either k, or budget and cost")
+
+
+def _factor(
+    rows: NDArray[np.float32], given: ArrayLike | None, neighbors: int, density_power: float
+) -> NDArray[np.float64]:
+    n = len(rows)
+    if given is not None:
+        return check_density_factor(given, n)
+    if not density_power >= 0:
+        raise ValueError(f"density_power is {density_power}; it must be 0 or more")
+    if density_power == 0:
+        return np.ones(n)
+    # An enormous power leaves the range of float64.
+    return check_density_factor(density(rows, neighbors=neighbors).factor(density_power), n)
 
 
 def _given(initial: Picks | ArrayLike, must_include: ArrayLike, n: int) -> Trace:

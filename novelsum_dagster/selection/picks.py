@@ -17,8 +17,8 @@ class Remaining:
     """What is known of each of the n samples at the end; every array has shape (n,).
 
     Attributes:
-        score: float64, the last exact score, or an upper bound of it; infinite where the sample was never looked at.
-            For a pick, the score by which it won.
+        score: float64, the last exact score, or an upper bound of it; for a pick, the score by which it won. NaN for
+            a first pick, and where the sample was never looked at, as one that is excluded.
         at: int64, how many picks had been made when `score` held.
         is_exact: bool, whether `score` is exact.
     """

@@ -19,8 +19,10 @@ _BIN_GROWTH = 1.1
 """How bins of ranks widen after that; wider ones cost more exact scores than they spare merges."""
 
 
-_AGREE = 1e-9
-"""Scores that differ by less, relatively, are the same."""
+_AGREE, _ROUNDING = 1e-9, 1e-12
+"""Scores that differ by less, relatively and for distances near 0, are the same."""
+_LARGEST_FACTOR = 2.0**100
+"""What the largest density factor is scaled to; float32 reaches from 2^-126 to 2^127."""
 
 
 class VerificationError(RuntimeError):
@@ -86,10 +88,11 @@ class Search(ABC):
         weights: NDArray[np.float64],
     ) -> None:
         n = len(unit_rows)
-        # Distances are kept in float32. A power of two changes no digit, and keeps large factors in range.
-        self._unit = 2.0 ** np.ceil(np.log2(factor.max()))
-        self._rows, self._factor, self._weights = unit_rows, factor / self._unit, weights
-        self._quality = np.ones(n) if quality is None else quality
+        # Distances are kept in float32. A power of two changes no digit, and lets factors of any size fit.
+        factor_unit, self._factor = _scaled(factor, _LARGEST_FACTOR)
+        quality_unit, self._quality = (1.0, np.ones(n)) if quality is None else _scaled(quality, 1.0)
+        self._unit = factor_unit * quality_unit
+        self._rows, self._weights = unit_rows, weights
         self.picked = 0
         self.picks = np.empty(len(weights), np.int64)
         self._blocked, self._is_pick = np.zeros((2, n), np.bool_)
@@ -117,7 +120,8 @@ class Search(ABC):
     def remaining(self) -> Remaining:
         """Return the last score or bound of every candidate, after how many picks it held, and whether it is exact."""
         score, at, is_exact = self._known()
-        return Remaining(score * self._quality * self._unit, at, is_exact)
+        known = at > 0
+        return Remaining(np.where(known, score * self._quality * self._unit, np.nan), at.copy(), is_exact & known)
 
     def verify(self, found: Found, count: int) -> None:
         """Score `count` random candidates and compare them with what was found.
@@ -133,8 +137,9 @@ class Search(ABC):
         scores = sums * self._quality[candidates] * self._unit
         limit = found.second_score if found.second >= 0 else found.score
         # Devices add up in different orders; float64 keeps that far below this.
-        better = np.flatnonzero(scores[1:] > limit * (1 + _AGREE))
-        if len(better) or not np.isclose(scores[0], found.score, rtol=_AGREE, atol=0):
+        allowance = _AGREE * abs(limit) + _ROUNDING * self._unit * self._quality[found.best] * self._weights.sum()
+        better = np.flatnonzero(scores[1:] > limit + allowance)
+        if len(better) or abs(scores[0] - found.score) > allowance:
             raise VerificationError(
                 f"pick {self.picked + 1}: row {found.best} was found with score {found.score!r} and has {scores[0]!r};"
                 f" rows {chosen[better].tolist()} score {scores[1:][better].tolist()}; please report this"
@@ -151,6 +156,12 @@ class Search(ABC):
     @abstractmethod
     def _known(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
         """Return bounds of F, when they held, whether they are exact, in units of the scaled factors."""
+
+
+def _scaled(values: NDArray[np.float64], largest: float) -> tuple[float, NDArray[np.float64]]:
+    """Return a power of two, and positive values divided by it, none much over `largest`."""
+    unit = float(2.0 ** (np.ceil(np.log2(values.max())) - np.log2(largest)))
+    return unit, values / unit
 
 
 def bin_edges(k: int) -> NDArray[np.int64]:

@@ -177,7 +177,7 @@ class CpuSearch(Search):
         stale = candidates[self._lists.lists.slot[candidates] < 0]
         self._summarise(stale)
         # About so many will be picked before the next refresh; together, their lists cost less.
-        likely = self._falling(stale)[:ahead]
+        likely = self._falling(stale)[: min(ahead, self._lists.count // 2)]
         self._fill_lists(likely, self._lists.take(likely, self._bounds.value, self._quality))
 
     def _summarise(self, stale: NDArray[np.int64]) -> None:
@@ -254,6 +254,7 @@ class _Slots:
 
     def __init__(self, n: int, k: int) -> None:
         slots = list_slots(n, k)
+        self.count = slots
         # Pages that are never written take no memory.
         values = np.empty((slots, k), np.float32)
         self.lists = kernels.Lists(values, np.zeros(slots, np.int64), np.full(n, -1, np.int64))

@@ -229,7 +229,7 @@ def _other_rows() -> np.ndarray:
 )
 def test_a_checkpoint_of_another_selection_is_refused(checkpoint: Path, changed: dict[str, Any]) -> None:
     before = checkpoint.read_bytes()
-    with pytest.raises(ValueError, match=r"picks\.parquet: belongs to a selection from other data or settings"):
+    with pytest.raises(ValueError, match=r"picks\.parquet: damaged, or of a selection from other data or settings"):
         novelselect(**{"embeddings": ROWS, **_settings(**changed)}, checkpoint=checkpoint)
     assert checkpoint.read_bytes() == before
 

@@ -253,7 +253,10 @@ def test_samples_that_cost_nothing_are_all_taken() -> None:
     ("options", "message"),
     [
         ({"quotas": [Quota(SOURCE[:-1], name="source")]}, r"source has \(11,\) labels; .* 12 samples"),
-        ({"quotas": [Quota(SOURCE, {"wbe": 3}, name="source")]}, "source 'wbe' has a cap and no sample; there are 'b"),
+        (
+            {"quotas": [Quota(SOURCE, {"wbe": 3}, name="source")]},
+            "source 'wbe' has a cap and no sample; .* 'web', 'book",
+        ),
         ({"quotas": [Quota(SOURCE, floors={"wbe": 3}, name="source")]}, "source 'wbe' has a floor and no sample"),
         ({"quotas": [Quota(SOURCE, {"web": -1}, name="source")]}, "source 'web': the cap is -1"),
         ({"quotas": [Quota(SOURCE, floors={"web": -2}, name="source")]}, "source 'web': the floor is -2"),
@@ -298,7 +301,7 @@ def test_samples_that_cost_nothing_are_all_taken() -> None:
         ({"k": None, "cost": COST, "budget": 0.5}, "budget"),
         ({"k": None, "cost": COST, "budget": -1}, "budget"),
         ({"k": None, "cost": COST, "budget": np.nan}, "budget"),
-        ({"k": None, "cost": COST, "budget": 50, "must_exclude": range(12)}, "no sample to pick"),
+        ({"k": None, "cost": COST, "budget": 50, "must_exclude": range(12)}, "pays for no sample that may be picked"),
         ({"k": None, "cost": COST[:5], "budget": 5}, r"cost has shape \(5,\)"),
         ({"k": None, "cost": np.r_[COST[:7], -1, COST[8:]], "budget": 5}, "cost: row 7 is -1"),
         ({"k": None, "cost": np.r_[COST[:7], np.nan, COST[8:]], "budget": 5}, "cost: row 7 is nan"),
@@ -307,7 +310,10 @@ def test_samples_that_cost_nothing_are_all_taken() -> None:
             {"k": None, "cost": COST, "budget": 39, "quotas": [Quota(SOURCE, {}, {"book": 2}, "source")]},
             "floors on source need 40, and the budget is 39",
         ),
-        ({"quotas": [Quota(np.array([None, *SOURCE[1:]]), {"web": 1}, name="source")]}, "source"),
+        (
+            {"quotas": [Quota(np.array([None, *SOURCE[1:]]), {None: 2}, {None: 3}, "source")]},
+            "source None: the floor is 3",
+        ),
     ],
 )
 def test_contradictions_are_named(options: dict[str, Any], message: str) -> None:
@@ -321,5 +327,5 @@ def test_budgets_report_what_is_spent() -> None:
     assert seen[-1] == (int(COST[picks.indices].sum()), 50)
 
 
-def test_a_budget_without_end_takes_all() -> None:
-    assert len(novelselect(ROWS, cost=COST, budget=np.inf).indices) == 12
+def test_a_large_budget_takes_all() -> None:
+    assert len(novelselect(ROWS, cost=COST, budget=1e9).indices) == 12

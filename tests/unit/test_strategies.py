@@ -30,7 +30,8 @@ def _rows(n: int, d: int = 12, seed: int = 0) -> np.ndarray:
 
 def _cosines(rows: np.ndarray) -> np.ndarray:
     """All cosines in float64, each summed alike, so that equal rows have equal ones."""
-    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    wide = rows.astype(np.float64)
+    units = (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype(np.float32)
     products = units[:, None].astype(np.float64) * units[None].astype(np.float64)
     return np.asarray(products.sum(-1))
 
@@ -296,7 +297,7 @@ def test_more_clusters_than_distinct_rows() -> None:
 # K-Center-Greedy.
 
 
-@pytest.mark.parametrize(("n", "d", "k"), [(150, 12, 150), (400, 3, 200), (300, 65, 120), (2, 2, 2), (150, 2, 150)])
+@pytest.mark.parametrize(("n", "d", "k"), [(150, 12, 150), (400, 3, 200), (300, 65, 120), (2, 2, 2), (150, 2, 90)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_kcenter_is_plain_greedy(n: int, d: int, k: int, seed: int) -> None:
     rows = _rows(n, d, seed)
