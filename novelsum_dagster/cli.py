@@ -355,7 +355,8 @@ def _validated(section: type[Any], /, **values: Any) -> Any:
         return section(**values)
     except ValidationError as error:
         found = error.errors()[0]
-        raise InputError(f"--{str(found['loc'][0]).replace('_', '-')}: {found['msg']}") from None
+        option = f"--{str(found['loc'][0]).replace('_', '-')}: " if found["loc"] else ""
+        raise InputError(option + found["msg"].removeprefix("Value error, ")) from None
 
 
 def _embedding(model: str, device: str) -> Embedding:

@@ -248,8 +248,16 @@ def load_settings(path: Path) -> Settings:
         raise InputError("\n".join(lines)) from None
 
 
+def problems(error: ValidationError, within: str = "") -> str:
+    """Return what is wrong with settings in one line, each mistake with its key; `within` comes before the keys."""
+    prefix = [within] if within else []
+    return "; ".join(f"{_key([*prefix, *e['loc']])}: {_message(e)}" for e in error.errors())
+
+
 def _message(error: ErrorDetails) -> str:
-    return "no such setting; see docs/settings.md" if error["type"] == "extra_forbidden" else error["msg"]
+    if error["type"] == "extra_forbidden":
+        return "no such setting; see docs/settings.md"
+    return error["msg"].removeprefix("Value error, ")
 
 
 def _key(location: Sequence[str | int]) -> str:

@@ -2,10 +2,12 @@
 
 import dagster as dg
 import pyarrow as pa
+from pydantic import ValidationError
 
 from novelsum_dagster.defs.steps import OWNERS, column_schema, picture, recorded
 from novelsum_dagster.diversity.tables import DensityTable
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
+from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import content_key
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.quality.suites import Subject
@@ -13,7 +15,7 @@ from novelsum_dagster.quality.validate import require_passed
 from novelsum_dagster.report.plots import pool_map
 from novelsum_dagster.selection.chosen import choose_from_pool
 from novelsum_dagster.selection.subset import PICK_COLUMNS, Subset, describe, write_subset
-from novelsum_dagster.settings import Selection, Settings
+from novelsum_dagster.settings import Selection, Settings, problems
 from novelsum_dagster.workspace import Workspace
 
 
@@ -83,7 +85,10 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
 def _selection(settings: Settings, config: dg.Config) -> Selection:
     """Return the settings of the selection with what the launchpad says instead."""
     instead = config.model_dump(exclude={"density_power", "proximity_power"})
-    return Selection.model_validate({**settings.selection.model_dump(), **instead})
+    try:
+        return Selection.model_validate({**settings.selection.model_dump(), **instead})
+    except ValidationError as error:
+        raise InputError(problems(error, "selection")) from None
 
 
 def _first_rows(table: pa.Table) -> list[dg.TableRecord]:

@@ -127,7 +127,10 @@ def test_the_launchpad_can_change_the_selection(curation: Curation, result: dg.E
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"k": 101}, "k must be from 1 to 100"), ({"strategy": "best"}, "the strategies are novelselect, random")],
+    [
+        ({"k": 101}, "k must be from 1 to 100"),
+        ({"strategy": "best"}, "selection.strategy: Input should be 'novelselect', 'random'"),
+    ],
 )
 def test_a_bad_selection_fails_in_plain_words_without_retry(
     curation: Curation, result: dg.ExecuteInProcessResult, change: dict[str, Any], message: str

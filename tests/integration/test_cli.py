@@ -174,7 +174,6 @@ def test_measure_ranks_the_selected_over_the_first(folder: Path) -> None:
         (["select", "pool/one.jsonl", "-k", "3", "-o", "out.jsonl", "--form", "csv"], "--form"),
         (["select", "pool/one.jsonl", "-k", "0", "-o", "out.jsonl"], "-k"),
         (["measure", "pool/one.jsonl", "pool/one.jsonl"], "given twice"),
-        (["measure", "pool/one.jsonl", "--neighbors", "40"], "at least 41"),
         (["measure", "pool/one.jsonl", "--device", "gpu"], "--device"),
         (["measure", "pool/one.jsonl", "--model", "some/model"], "revision"),
     ],

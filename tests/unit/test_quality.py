@@ -46,7 +46,14 @@ class Curated:
         factor = self.density.factor(self.root, 0.5)
         picks = novelselect(self.vectors, 10, density_factor=factor)
         keys = {"snapshot": self.pool.key, "vectors": self.vectors_set.key, "density": self.density.key}
-        chosen = {"strategy": "novelselect", "k": 10, "seed": 42, "density_power": 0.5, "proximity_power": 1.0}
+        chosen = {
+            "strategy": "novelselect",
+            "k": 10,
+            "seed": 42,
+            "options": "{}",
+            "density_power": 0.5,
+            "proximity_power": 1.0,
+        }
         self.subset = write_subset(self.pool, self.root, picks, {**chosen, **keys})
         self.report = build_report(
             self.root, self.vectors, factor, picks.indices, inputs=keys, proximity_power=1.0, seed=42

@@ -72,7 +72,7 @@ def test_the_shipped_settings_load() -> None:
         ("selection:\n  k: 1.5\n", 2, "selection.k", "valid integer"),
         ("selection:\n  seed: -1\n", 2, "selection.seed", "greater than or equal to 0"),
         ("selection:\n  seed: 4294967296\n", 2, "selection.seed", "less than 4294967296"),
-        ("selection:\n  strategy: best\n", 2, "selection.strategy", "'novelselect' or 'random'"),
+        ("selection:\n  strategy: best\n", 2, "selection.strategy", "'novelselect', 'random'"),
         ("storage: [a]\n", 1, "storage", "valid string"),
         ("\n\npool:\n  max_reject_fraction: 1.1\n", 4, "pool.max_reject_fraction", "less than or equal to 1"),
         ("pool:\n  max_reject_fraction: .nan\n", 2, "pool.max_reject_fraction", "less than or equal to 1"),
