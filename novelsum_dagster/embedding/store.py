@@ -9,8 +9,9 @@ Layout: `vectors/<model key>/model.json` and `vectors/<model key>/<hash of ids>.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -163,6 +164,22 @@ def load_vectors(folder: Path, ids: Sequence[str]) -> NDArray[np.float32]:
     if result is None or not filled.all():
         raise InputError(f"{folder}: {np.sum(~filled):,} of {len(ids):,} samples have no vector; embed first")
     return result
+
+
+@dataclass(frozen=True)
+class StoredVectors:
+    """Vectors of a model's folder that turn into an array, float32, (len(ids), d), when NumPy asks for one.
+
+    Attributes:
+        folder: of the model, `<storage>/<VectorSet.folder>`.
+        ids: samples, in the order wanted.
+    """
+
+    folder: Path
+    ids: Sequence[str]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(load_vectors(self.folder, self.ids), dtype=dtype)
 
 
 def _shards(folder: Path) -> list[Path]:

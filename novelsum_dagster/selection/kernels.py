@@ -143,6 +143,29 @@ def coarsen(rows: Any, coarse: Any, scale: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
+def append(pick: int, now: int, weight: float, pool: Pool, picked: Picked, sums: Sums) -> None:
+    """Take a pick into the picks and the sums; `now` is the number of picks before it."""
+    f = pool.factor[pick]
+    picked.factor[now] = f
+    sums.w[now + 1] = sums.w[now] + weight
+    sums.g[now + 1] = sums.g[now] + weight * f
+    for q in range(len(sums.a)):
+        value = pool.rows[pick, q]
+        picked.rows[now, q] = value
+        sums.a[q] += weight * value
+        sums.b[q] += weight * f * value
+
+
+@njit(cache=True, nogil=True)
+def gather(rows: Any, chosen: Any) -> Any:
+    """Return a copy of some rows; as numpy does it, but other threads may run meanwhile."""
+    out = np.empty((len(chosen), rows.shape[1]), rows.dtype)
+    for c in range(len(chosen)):
+        out[c] = rows[chosen[c]]
+    return out
+
+
+@njit(cache=True, nogil=True)
 def reaching(
     lo: int, hi: int, now: int, level: float, ahead_w: float, ahead_g: float, pool: Pool, blocked: Any,
     bounds: Bounds, sums: Sums, crude: float, out: Any,

@@ -5,7 +5,7 @@ best candidate is found fast (`search_cpu`, `search_torch`).
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,34 +40,28 @@ class Found:
 
 
 class Round:
-    """What was scored exactly for one pick; `level` is the second highest score so far."""
+    """What was scored exactly for one pick: the best and the second so far, lower indices first among equals."""
 
     def __init__(self) -> None:
-        self.best = self.level = -np.inf
-        self._indices: list[NDArray[np.int64]] = []
-        self._scores: list[NDArray[np.float64]] = []
+        self.best, self.level = -np.inf, -np.inf
+        self._best, self._second = -1, -1
+        self.indices: list[int] = []
 
     def take(self, indices: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
-        """Note exact scores."""
-        if not len(indices):
-            return
-        self._indices.append(indices)
-        self._scores.append(scores)
-        for score in scores.tolist():
-            self.best, self.level = max(self.best, score), max(min(self.best, score), self.level)
-
-    def indices(self) -> NDArray[np.int64]:
-        """Return all candidates that were scored."""
-        return np.concatenate(self._indices) if self._indices else np.empty(0, np.int64)
+        """Note exact scores; `level` is then the second highest of all."""
+        for index, score in zip(indices.tolist(), scores.tolist(), strict=True):
+            self.indices.append(index)
+            if score > self.best or (score == self.best and index < self._best):
+                self.level, self._second = self.best, self._best
+                self.best, self._best = score, index
+            elif score > self.level or (score == self.level and index < self._second):
+                self.level, self._second = score, index
 
     def found(self) -> Found | None:
-        """Return the best and the second, lower indices first among equals; None where nothing was scored."""
-        if not self._indices:
+        """Return the best and the second; None where nothing was scored."""
+        if self._best < 0:
             return None
-        indices, scores = self.indices(), np.concatenate(self._scores)
-        order = np.lexsort((indices, -scores))[:2]
-        best, *second = zip(indices[order].tolist(), scores[order].tolist(), strict=True)
-        return Found(*best, *(second[0] if second else ()))
+        return Found(self._best, self.best, self._second, self.level if self._second >= 0 else np.nan)
 
 
 class Search(ABC):
@@ -115,7 +109,7 @@ class Search(ABC):
     def best(self) -> Found | None:
         """Return the two candidates of the highest scores, lower indices first among equals; None if there is none."""
         found = self._best()
-        return found and replace(found, score=found.score * self._unit, second_score=found.second_score * self._unit)
+        return found and Found(found.best, found.score * self._unit, found.second, found.second_score * self._unit)
 
     def remaining(self) -> Remaining:
         """Return the last score or bound of every candidate, after how many picks it held, and whether it is exact."""

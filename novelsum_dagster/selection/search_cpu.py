@@ -97,15 +97,9 @@ class CpuSearch(Search):
         self._workers.shutdown()
 
     def _take(self, pick: int) -> None:
-        m, f, row = self.picked, self._factor[pick], self._rows[pick]
-        weight = self._weights[m]
-        self._picked.rows[m], self._picked.factor[m] = row, f
+        kernels.append(pick, self.picked, self._weights[self.picked], self._pool, self._picked, self._sums)
         self._bounds.base[pick] = -np.inf
         self._lists.release(pick)
-        sums = self._sums
-        sums.w[m + 1], sums.g[m + 1] = sums.w[m] + weight, sums.g[m] + weight * f
-        sums.a[:] += weight * row
-        sums.b[:] += weight * f * row
 
     def _best(self) -> Found | None:
         round_ = Round()
@@ -124,7 +118,8 @@ class CpuSearch(Search):
         self._score_all_distances(self._falling(stale), round_)
         found = round_.found()
         if found:
-            self._leaders = self._next_leaders(round_.indices(), leaders, found.best)
+            both = np.concatenate([np.array(round_.indices, np.int64), self._inexact(leaders)])
+            self._leaders = self._falling(both[(both != found.best) & (self._lists.lists.slot[both] >= 0)])[:_LEADERS]
         return found
 
     def _known(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
@@ -139,11 +134,6 @@ class CpuSearch(Search):
 
     def _still(self, candidates: NDArray[np.int64], level: float) -> NDArray[np.int64]:
         return candidates[self._bounds.value[candidates] * self._quality[candidates] >= level]
-
-    def _next_leaders(self, scored: NDArray[np.int64], leaders: NDArray[np.int64], pick: int) -> NDArray[np.int64]:
-        both = np.unique(np.concatenate([scored, leaders]))
-        both = both[(both != pick) & (self._lists.lists.slot[both] >= 0)]
-        return self._falling(both)[:_LEADERS]
 
     def _reaching(self, level: float, ahead_w: float = 0.0, ahead_g: float = 0.0) -> NDArray[np.int64]:
         """Return the candidates whose tightened bounds, raised by the growth ahead, reach the level."""
@@ -183,6 +173,8 @@ class CpuSearch(Search):
     def _summarise(self, stale: NDArray[np.int64]) -> None:
         """Bring the summaries of candidates up to date, and lower their bounds by them."""
         # In order of what they have seen, so that the candidates of a chunk lack about the same picks.
+        if not len(stale):
+            return
         order = stale[np.argsort(self._summaries.seen[stale], kind="stable")]
         if len(order) <= _ALONE:
             self._summarise_chunk(order)
@@ -196,7 +188,7 @@ class CpuSearch(Search):
         if not len(chunk) or seen[chunk[0]] == now:
             return
         first = int(seen[chunk[0]])
-        new = self._rows[chunk] @ self._picked.rows[first:now].T
+        new = kernels.gather(self._rows, chunk) @ self._picked.rows[first:now].T
         kernels.raised_distances(new, chunk, first, now, self._pool, self._picked, seen, self._slack)
         new.sort(axis=1)
         kernels.merge_summaries(chunk, new, now, self._pool, self._summaries, self._bounds, self._sums, self._crude)

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from novelsum_dagster.quality.suites import SUITES
-from novelsum_dagster.settings import Settings, Source, load_settings
+from novelsum_dagster.settings import Quota, Settings, Source, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = """# Settings
@@ -20,6 +20,10 @@ key. [curation.yaml](../curation.yaml) is an example.
 | key | default | meaning |
 |---|---|---|
 """
+
+
+LISTS: dict[str, type[BaseModel]] = {"pool.sources": Source, "selection.quotas": Quota}
+PAGES = ["data", "dagster", "selection", "settings"]
 
 
 def settings_page() -> str:
@@ -36,14 +40,15 @@ def _rows(model: type[BaseModel], prefix: str) -> list[tuple[str, str, str]]:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             rows += _rows(kind, f"{key}.")
         else:
-            rows.append((key, _shown(field.default), field.description or ""))
-            if key == "pool.sources":
-                rows += _rows(Source, "pool.sources[].")
+            default = "required" if field.is_required() else _shown(field.default)
+            rows.append((key, default, field.description or ""))
+            if key in LISTS:
+                rows += _rows(LISTS[key], f"{key}[].")
     return rows
 
 
 def _shown(default: Any) -> str:
-    if default is None or default == ():
+    if default is None or default in ((), {}):
         return "none"
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
@@ -57,7 +62,7 @@ def test_the_example_settings_are_valid() -> None:
     assert settings.selection.k == 300
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/data.md", "docs/dagster.md", "docs/settings.md"])
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in PAGES)])
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
     for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
