@@ -42,7 +42,7 @@ class Trace:
         return Trace(self.indices[:count], self.score[:count], self.runner_up[:count], self.runner_up_score[:count])
 
 
-def selection_key(settings: dict[str, Any], arrays: dict[str, NDArray[Any] | None]) -> str:
+def selection_key(settings: dict[str, Any], **arrays: NDArray[Any] | None) -> str:
     """Return a hash of all that a selection depends on."""
     digest = hashlib.blake2b(content_key(settings).encode(), digest_size=16)
     for name, array in arrays.items():
@@ -89,7 +89,7 @@ class Checkpoint:
         return trace
 
     def _mark(self, trace: Trace) -> bytes:
-        return selection_key({"selection": self._key}, dict(vars(trace))).encode()
+        return selection_key({"selection": self._key}, **vars(trace)).encode()
 
     def remove(self) -> None:
         """Delete the file, if there is one."""

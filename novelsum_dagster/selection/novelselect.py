@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from novelsum_dagster.diversity.density import density
 from novelsum_dagster.diversity.novelsum import rank_weights
 from novelsum_dagster.diversity.vectors import as_rows, unit_rows
-from novelsum_dagster.memory import require_memory
+from novelsum_dagster.memory import available_memory, require_memory
 from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.selection.checkpoint import Checkpoint, Trace, selection_key
 from novelsum_dagster.selection.inputs import check_cost, check_density_factor, check_indices, check_k, check_quality
@@ -108,15 +107,16 @@ def novelselect(
             "proximity_power": float(proximity_power),
             "quotas": [quota.facts() for quota in quotas],
         }
-        arrays: dict[str, NDArray[Any] | None] = {
-            "rows": units,
-            "factor": factor,
-            "quality": qualities,
-            "cost": costs,
-            "excluded": excluded,
-            "given": given.indices,
-        }
-        saved = Checkpoint(checkpoint, selection_key(settings, arrays))
+        key = selection_key(
+            settings,
+            rows=units,
+            factor=factor,
+            quality=qualities,
+            cost=costs,
+            excluded=excluded,
+            given=given.indices,
+        )
+        saved = Checkpoint(checkpoint, key)
         given = saved.load() or given
     weights = rank_weights(max(most, len(given.indices)), proximity_power)
     with (
@@ -259,8 +259,10 @@ def _search(
     if device == "cpu":
         from novelsum_dagster.selection.search_cpu import CpuSearch, memory_needed
 
-        needed = memory_needed(units.shape[0], units.shape[1], len(weights))
-        require_memory(needed, f"NovelSelect of {len(weights):,} out of {len(units):,} samples", "lower k or the pool")
+        n, d = units.shape
+        needed = memory_needed(n, d, len(weights))
+        fits = int(n * available_memory() / needed)
+        require_memory(needed, f"NovelSelect of {len(weights):,} out of {n:,}", f"about {fits:,} samples would fit")
         return CpuSearch(units, factor, quality, weights, threads)
     from novelsum_dagster.selection.search_torch import TorchSearch
 

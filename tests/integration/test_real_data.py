@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from novelsum_dagster.diversity import novelsum
+from novelsum_dagster.diversity import density, novelsum
 from novelsum_dagster.embedding.encoder import token_counter
 from novelsum_dagster.embedding.store import embed, load_vectors
 from novelsum_dagster.pool.export import chosen_records, write_by_source
@@ -15,6 +15,7 @@ from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.selection import novelselect
 from novelsum_dagster.settings import Embedding, Pool
+from tests.plain import plain_novelselect
 
 READ = {"chat": 500, "codegen": 4535, "gsm8k": 7473, "roleplay": 3146, "t0": 12000}
 
@@ -70,3 +71,18 @@ def test_a_subset_of_real_samples_is_more_diverse(snapshot: tuple[PoolSnapshot, 
     generator = np.random.default_rng(0)
     random = [novelsum(vectors[generator.permutation(750)[:75]], vectors).value for _ in range(20)]
     assert novelsum(vectors[picks.indices], vectors).value > max(random)
+
+
+def test_picks_on_real_embeddings_equal_a_plain_reference(snapshot: tuple[PoolSnapshot, Path], tmp_path: Path) -> None:
+    """All 27,518 samples, cut after 32 tokens to embed them sooner: 300 picks and runner-ups, index for index."""
+    pool, root = snapshot
+    samples = pool.samples(root, ["id", "text"])
+    ids = samples["id"].to_pylist()
+    found = embed(tmp_path, Embedding(max_tokens=32), ids, samples["text"].to_pylist(), pool.key)
+    vectors = load_vectors(tmp_path / found.folder, ids)
+    factor = density(vectors).factor(0.5)
+    picks = novelselect(vectors, 300, density_factor=factor, verify=3)
+    plain = plain_novelselect(vectors, 300, factor, 1.0, 42)
+    assert picks.indices.tolist() == plain.indices
+    assert picks.runner_up.tolist() == plain.runner_up
+    np.testing.assert_allclose(picks.score, plain.score, rtol=1e-9)

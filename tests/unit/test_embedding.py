@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from novelsum_dagster.embedding.encoder import SentenceTransformerEncoder, identify, token_counter
-from novelsum_dagster.embedding.store import VectorStore, embed, load_vectors
+from novelsum_dagster.embedding.store import StoredVectors, VectorStore, embed, load_vectors
 from novelsum_dagster.errors import InputError
+from novelsum_dagster.selection import novelselect
 from novelsum_dagster.settings import Embedding
 from tests.pools import pairs
 
@@ -70,6 +71,17 @@ def test_vectors_come_in_the_order_asked_for(tmp_path: Path, encoder: SentenceTr
     order = [31, 2, 17, 0]
     vectors = load_vectors(tmp_path / found.folder, [IDS[row] for row in order])
     np.testing.assert_allclose(vectors, encoder.encode([TEXTS[row] for row in order]), atol=1e-5)
+
+
+def test_selection_takes_stored_vectors_and_mapped_files_as_it_takes_arrays(
+    tmp_path: Path,
+) -> None:
+    found = embed(tmp_path, FLOAT32, IDS, TEXTS, "pool")
+    vectors = load_vectors(tmp_path / found.folder, IDS)
+    np.save(tmp_path / "vectors.npy", vectors)
+    expected = novelselect(vectors, 4).indices.tolist()
+    assert novelselect(StoredVectors(tmp_path / found.folder, IDS), 4).indices.tolist() == expected
+    assert novelselect(np.load(tmp_path / "vectors.npy", mmap_mode="r"), 4).indices.tolist() == expected
 
 
 def test_an_interrupted_run_goes_on_at_the_last_shard(tmp_path: Path) -> None:
