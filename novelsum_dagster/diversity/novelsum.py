@@ -69,7 +69,7 @@ def novelsum(
         progress: called with rows done and n.
 
     Raises:
-        ValueError: for bad rows, unequal dimensions, negative powers, or a reference of fewer than K + 1 points.
+        ValueError: for bad rows, unequal dimensions, or negative powers.
     """
     rows = as_rows(target, "target")
     if density_power == 0:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from novelsum_dagster.diversity.density import distinct_rows
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.embedding.store import VectorSet
 from novelsum_dagster.pool.snapshot import SAMPLES, PoolSnapshot
@@ -213,7 +214,7 @@ def _expect_vectors(subject: Subject) -> "list[Expectation]":
 def _distinct_vectors(subject: Subject) -> "pd.DataFrame":
     vectors = subject.vectors
     assert vectors is not None
-    return _frame(distinct_share=[len(np.unique(vectors, axis=0)) / len(vectors)])
+    return _frame(distinct_share=[len(distinct_rows(vectors)[0]) / len(vectors)])
 
 
 def _expect_distinct(subject: Subject) -> "list[Expectation]":

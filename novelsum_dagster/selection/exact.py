@@ -92,7 +92,7 @@ def exact_scores(
         picks: int64, (m,), rows.
         weights: float64, at least (m,), proximity weights by rank.
     """
-    from novelsum_dagster.selection.kernels import Picked, all_distances, weighted_sums
+    from novelsum_dagster.selection.search_kernels import Picked, all_distances, weighted_sums
 
     picked = Picked(unit_rows[picks], factor[picks])
 

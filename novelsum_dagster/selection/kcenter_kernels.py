@@ -9,8 +9,6 @@ compared with the picks it has not seen, and no further than to the first that t
 was covered early is read no more, and a row that is read meets many picks at once, which stay in the cache.
 """
 
-# mypy: disallow-untyped-decorators=False
-
 from typing import Any
 
 import numpy as np

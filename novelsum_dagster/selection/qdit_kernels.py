@@ -8,8 +8,6 @@ break them. Similarities are therefore multiples of 2^-23 from 0 to 1 and the sa
 exact in float32, sums of up to 2^30 of them are exact in float64, and a gain never rises as `covered` rises.
 """
 
-# mypy: disallow-untyped-decorators=False
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,7 @@
 """The search for the next pick on the CPU: who is looked at, in what order, by how many threads.
 
 Belongs here: what is remembered of candidates, and how cheap bounds spare exact scores. Does not: the bounds
-themselves (`kernels`).
+themselves (`search_kernels`).
 
 A pick goes down a ladder; few candidates reach the next step, and none that could be best or second is left behind:
 
@@ -20,7 +20,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from novelsum_dagster.selection import kernels
+from novelsum_dagster.selection import search_kernels as kernels
 from novelsum_dagster.selection.search import Found, Round, Search, bin_edges
 
 _LIST_BYTES = 2**30

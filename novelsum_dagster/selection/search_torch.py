@@ -1,7 +1,7 @@
 """The search for the next pick on a GPU: every pick updates every candidate, as a GPU does best.
 
 Belongs here: NovelSelect's bounds and exact scores in torch. Does not: what the bounds are and why they hold
-(`kernels`).
+(`search_kernels`).
 
 A pick appends its distances to all bounds in one pass over the rows. Every `_PENDING` picks all summaries take them
 in. Candidates whose bounds reach the level of the second best are summarised at once, and scored in float64 if they
