@@ -72,7 +72,7 @@ CREATE TABLE IF NOT EXISTS densities (
 -- Columns that a database of an earlier version has not; empty in its rows.
 ALTER TABLE densities ADD COLUMN IF NOT EXISTS neighbor_policy VARCHAR;
 ALTER TABLE densities ADD COLUMN IF NOT EXISTS neighbors_used INTEGER;
-ALTER TABLE densities ADD COLUMN IF NOT EXISTS "index" VARCHAR;
+ALTER TABLE densities ADD COLUMN IF NOT EXISTS index VARCHAR;
 ALTER TABLE densities ADD COLUMN IF NOT EXISTS recall DOUBLE;
 
 CREATE TABLE IF NOT EXISTS novelties (
