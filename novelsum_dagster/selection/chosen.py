@@ -3,6 +3,7 @@
 Belongs here: from settings to the call of a strategy. Does not: the strategies, writing a subset (`subset`).
 """
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,17 @@ def _rows(row_of: dict[str, int], ids: tuple[str, ...], name: str) -> list[int]:
 def _device(name: str) -> str:
     if name != "auto":
         return name
+    # Without the driver there is no GPU, and torch, which takes seconds to load, need not be asked.
+    if not any(map(_loads, ("libcuda.so.1", "nvcuda.dll"))):
+        return "cpu"
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
