@@ -219,6 +219,8 @@ def select(
     if not to_stdout:
         output_writer(output)
         _refuse_input_as_output(output, pool)
+    if picks is not None and (picks.suffix != ".parquet" or picks.absolute() == output.absolute()):
+        raise InputError(f"--picks: {picks} must end in .parquet and be another file than --output")
     reporter = _reporter()
     sources, embedding = _sources(pool, form), _embedding(model, device)
     with embedded_files(sources, embedding, max_reject_fraction, reporter, drop_near_duplicates) as files:
@@ -231,7 +233,12 @@ def select(
             write_records(records, output)
         if picks is not None:
             write_table(table, picks)
-    counts = {"read": files.snapshot.read, "pool": files.snapshot.kept, "selected": len(table)}
+    counts = {
+        "read": files.snapshot.read,
+        "pool": files.snapshot.kept,
+        "selected": len(table),
+        "tokens": sum(table["tokens"].to_pylist()),
+    }
     if as_json:
         settings = {**describe(chosen), **powers.model_dump()}
         print(json.dumps({**counts, "output": str(output), **settings}, indent=2))

@@ -23,7 +23,7 @@ from novelsum_dagster.pool.export import ChosenRecord, chosen_records
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.progress import Progress, Reporter, no_progress
-from novelsum_dagster.selection.chosen import choose_from_pool, require_enough
+from novelsum_dagster.selection.chosen import choose_from_pool, require_possible
 from novelsum_dagster.selection.subset import picks_table
 from novelsum_dagster.settings import Embedding, NearDuplicates, NovelSum, Pool, Selection, Source
 
@@ -107,7 +107,7 @@ def choose(
     Raises:
         ValueError: as `choose_from_pool` does.
     """
-    require_enough(selection, files.snapshot.kept)
+    require_possible(files.snapshot, files.root, selection)
     with reporter.step("density") as progress:
         factor = _density_factor(files.vectors, None, settings, progress)
     with reporter.step("selecting") as progress:

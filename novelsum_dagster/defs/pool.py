@@ -6,7 +6,7 @@ from novelsum_dagster.defs.steps import OWNERS, column_schema, recorded
 from novelsum_dagster.embedding.encoder import token_counter
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import SAMPLES, PoolSnapshot
-from novelsum_dagster.selection.chosen import require_enough
+from novelsum_dagster.selection.chosen import require_possible
 from novelsum_dagster.workspace import Workspace
 
 
@@ -21,7 +21,7 @@ def raw_pool(
             snapshot = build_snapshot(
                 settings.pool, settings.base, workspace.root, token_counter(settings.embedding), progress
             )
-        require_enough(settings.selection, snapshot.kept)
+        require_possible(snapshot, workspace.root, settings.selection)
         files = [
             dg.TableRecord(file.model_dump(include={"source", "file", "form", "read", "kept", "duplicates", "rejects"}))
             for file in snapshot.files

@@ -3,6 +3,8 @@
 Belongs here: turning the pipeline's outputs into rows. Does not: the database (`store`).
 """
 
+import json
+
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.embedding.store import VectorSet
 from novelsum_dagster.lineage.store import LineageStore, insert
@@ -53,7 +55,14 @@ def record_outputs(
         insert(
             connection,
             "selections",
-            [{"selection": subset.key, "folder": subset.folder, **subset.settings.model_dump(exclude={"key"})}],
+            [
+                {
+                    "selection": subset.key,
+                    "folder": subset.folder,
+                    **subset.settings.model_dump(exclude={"key", "options"}),
+                    "options": json.dumps(subset.settings.options, sort_keys=True),
+                }
+            ],
         )
         insert(
             connection,

@@ -15,7 +15,7 @@ from novelsum_dagster.pool.fields import field_values, positive_numbers
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.selection.inputs import check_k
-from novelsum_dagster.selection.limits import Quota
+from novelsum_dagster.selection.limits import Quota, limits_of
 from novelsum_dagster.selection.picks import Picks
 from novelsum_dagster.selection.strategies import select
 from novelsum_dagster.settings import Selection
@@ -72,10 +72,21 @@ def choose_from_pool(
     )
 
 
-def require_enough(selection: Selection, kept: int) -> None:
-    """Raise a ValueError unless k picks can be made out of the samples kept."""
+def require_possible(snapshot: PoolSnapshot, root: Path, selection: Selection) -> None:
+    """Check all that needs no vectors, before hours of embedding.
+
+    Raises:
+        InputError: for unknown ids, or samples without the field that the settings name.
+        ValueError: for k out of range, or limits that contradict each other or that no subset can keep.
+    """
     if selection.k is not None:
-        check_k(selection.k, kept)
+        check_k(selection.k, snapshot.kept)
+    if selection.quality is not None:
+        positive_numbers(snapshot, root, selection.quality)
+    if selection.strategy == "novelselect":
+        asked = _limits(snapshot, root, selection)
+        given = asked.pop("must_include", [])
+        limits_of(snapshot.kept, selection.k, **asked).take_given(given)
 
 
 def _limits(snapshot: PoolSnapshot, root: Path, selection: Selection) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from novelsum_dagster.diversity.novelsum import rank_weights
 from novelsum_dagster.diversity.vectors import as_rows, unit_rows
-from novelsum_dagster.selection.inputs import check_density_factor, check_indices, check_quality
+from novelsum_dagster.selection.inputs import check_indices, check_quality, factor_or_density
 
 _TILE_VALUES = 2**22
 """Distances held at a time by one thread: 16 MiB of float32."""
@@ -42,8 +42,10 @@ def standing(
     embeddings: ArrayLike,
     picks: ArrayLike,
     *,
-    density_factor: ArrayLike,
+    neighbors: int = 10,
+    density_power: float = 0.5,
     proximity_power: float = 1.0,
+    density_factor: ArrayLike | None = None,
     quality: ArrayLike | None = None,
     rows: ArrayLike | None = None,
 ) -> Standing:
@@ -54,21 +56,20 @@ def standing(
     Args:
         embeddings: (n, d), the pool.
         picks: rows picked so far, in order, at least one.
-        density_factor: (n,).
-        proximity_power: alpha, default 1.0.
-        quality: (n,), where the selection had one.
+        neighbors, density_power, proximity_power, density_factor, quality: as in the selection.
         rows: the samples asked for; None takes all. A rank needs the scores of all in any case.
 
     Raises:
         ValueError: as `novelselect` does; for no picks.
     """
-    units = unit_rows(as_rows(embeddings))
+    rows_ = as_rows(embeddings)
+    units = unit_rows(rows_)
     n = len(units)
     picked = check_indices(picks, n, "picks")
     if not len(picked):
         raise ValueError("picks: none given; before the first pick no sample has a score")
     asked = np.arange(n) if rows is None else check_indices(rows, n, "rows")
-    factor = check_density_factor(density_factor, n)
+    factor = factor_or_density(rows_, density_factor, neighbors, density_power)
     scores = exact_scores(np.arange(n), units, factor, picked, rank_weights(len(picked), proximity_power))
     if quality is not None:
         scores *= check_quality(quality, n)

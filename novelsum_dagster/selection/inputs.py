@@ -3,11 +3,13 @@
 Belongs here: ranges and shapes that all strategies share. Does not: the options of one strategy.
 """
 
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from novelsum_dagster.diversity.density import density
 from novelsum_dagster.diversity.vectors import as_rows, unit_rows
 
 
@@ -49,6 +51,8 @@ def check_inputs(
 
 def check_k(k: int, n: int) -> None:
     """Raise a ValueError unless k picks can be made out of n samples."""
+    if isinstance(k, bool) or not isinstance(k, Integral):
+        raise ValueError(f"k is {k!r}; a whole number is needed")
     if not 1 <= k <= n:
         raise ValueError(f"k is {k:,} and the pool has {n:,} samples; k must be from 1 to {n:,}")
 
@@ -60,6 +64,25 @@ def check_density_factor(factor: ArrayLike, n: int) -> NDArray[np.float64]:
         ValueError: unless they are n positive finite numbers; names the first row that is not.
     """
     return _positive(factor, n, "density_factor", "factors")
+
+
+def factor_or_density(
+    rows: NDArray[np.float32], given: ArrayLike | None, neighbors: int, density_power: float
+) -> NDArray[np.float64]:
+    """Return the density factors given, else those of the rows as their own reference: float64, (n,).
+
+    Raises:
+        ValueError: as `check_density_factor` and `density` do.
+    """
+    n = len(rows)
+    if given is not None:
+        return check_density_factor(given, n)
+    if not density_power >= 0:
+        raise ValueError(f"density_power is {density_power}; it must be 0 or more")
+    if density_power == 0:
+        return np.ones(n)
+    # An enormous power leaves the range of float64.
+    return check_density_factor(density(rows, neighbors=neighbors).factor(density_power), n)
 
 
 def check_quality(quality: ArrayLike, n: int) -> NDArray[np.float64]:

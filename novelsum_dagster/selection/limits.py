@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from novelsum_dagster.selection.inputs import check_cost, check_indices, check_k
+
 
 @dataclass(frozen=True)
 class Quota:
@@ -60,6 +62,7 @@ class Limits:
     ) -> None:
         self.budget = self.left = float(budget)
         self._counts_samples = cost is None
+        self._limit = "k" if self._counts_samples else "the budget"
         self._cost = np.ones(n) if cost is None else cost
         self._open = np.ones(n, np.bool_)
         self._open[must_exclude] = False
@@ -78,6 +81,17 @@ class Limits:
         self._changed = bool(len(must_exclude)) or any(group.has_full_label() for group in self._groups)
         for group in self._groups:
             self._check(group)
+
+    def take_given(self, picks: Sequence[int]) -> None:
+        """Count picks that are given, in order.
+
+        Raises:
+            ValueError: where one may not be picked.
+        """
+        for pick in picks:
+            if refusal := self._refusal(pick):
+                raise ValueError(f"row {pick} is to be picked first, but {refusal}; leave it out, or relax that")
+            self.add(pick)
 
     @property
     def most_picks(self) -> int:
@@ -116,10 +130,12 @@ class Limits:
             raise ValueError("the limits leave no sample to pick; raise the budget or the caps")
         return int(allowed[np.searchsorted(allowed, drawn) % len(allowed)])
 
-    def refusal(self, pick: int) -> str:
+    def _refusal(self, pick: int) -> str:
         """Return why a sample may not be picked now; empty if it may."""
         if not self._open[pick]:
             return "it is excluded or was picked before"
+        if self._cost[pick] > self.left and self._counts_samples:
+            return f"k is {self.budget:,.0f}, and so many are picked before it"
         if self._cost[pick] > self.left:
             return f"it costs {self._cost[pick]:,.0f} and {self.left:,.0f} of the budget are left"
         for group in self._groups:
@@ -147,12 +163,35 @@ class Limits:
         needed = group.reserve()
         if needed > self.left:
             raise ValueError(
-                f"the floors on {group.name} need {needed:,.0f}, and the budget is {self.left:,.0f}; lower the floors"
+                f"the floors on {group.name} need {needed:,.0f}, and {self._limit} is {self.left:,.0f}; lower them"
             )
         if self._counts_samples and group.room() < self.left:
             raise ValueError(
                 f"the caps on {group.name} leave {group.room():,} samples, and k is {self.left:,.0f}; raise the caps"
             )
+
+
+def limits_of(
+    n: int,
+    k: int | None,
+    *,
+    cost: ArrayLike | None = None,
+    budget: float | None = None,
+    quotas: Sequence[Quota] = (),
+    must_exclude: ArrayLike = (),
+) -> Limits:
+    """Return the limits as `novelselect` takes them.
+
+    Raises:
+        ValueError: for neither or both of k and budget, numbers out of range, or limits that no subset can keep.
+    """
+    excluded = check_indices(must_exclude, n, "must_exclude")
+    if k is not None and budget is None and cost is None:
+        check_k(k, n)
+        return Limits(n, k, None, quotas, excluded)
+    if k is None and budget is not None and cost is not None:
+        return Limits(n, budget, check_cost(cost, n), quotas, excluded)
+    raise ValueError("give either k, or budget and cost")
 
 
 class _Group:
@@ -174,8 +213,9 @@ class _Group:
         for label, cap, floor, size in zip(self._names, self._cap_left, self._floor_left, sizes, strict=True):
             if floor > min(cap, size):
                 raise ValueError(
-                    f"{quota.name} {label!r}: the floor is {floor:,}, and {min(cap, size):,} samples may be picked (cap"
-                    f" {cap:,}, {size:,} in the pool); lower the floor"
+                    f"{quota.name} {label!r}: the floor is {floor:,}, and {min(cap, size):,} samples may be picked"
+                    f" ({size:,} are not excluded" + (f", the cap is {cap:,}" if label in quota.caps else "") + ");"
+                    " lower the floor"
                 )
         # Cheapest first, to know what the floors still cost.
         cheapest = np.argsort(cost, kind="stable")

@@ -13,14 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
-from novelsum_dagster.diversity.density import density
 from novelsum_dagster.diversity.novelsum import rank_weights
 from novelsum_dagster.diversity.vectors import as_rows, unit_rows
 from novelsum_dagster.memory import available_memory, require_memory
 from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.selection.checkpoint import Checkpoint, Trace, selection_key
-from novelsum_dagster.selection.inputs import check_cost, check_density_factor, check_indices, check_k, check_quality
-from novelsum_dagster.selection.limits import Limits, Quota
+from novelsum_dagster.selection.inputs import check_indices, check_quality, factor_or_density
+from novelsum_dagster.selection.limits import Limits, Quota, limits_of
 from novelsum_dagster.selection.picks import Picks, Remaining, recorded
 from novelsum_dagster.selection.search import Found, Search
 
@@ -47,7 +46,7 @@ def novelselect(
     device: str = "cpu",
     threads: int | None = None,
     verify: int = 0,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     progress: Progress = no_progress,
 ) -> Picks:
     """Pick samples by the published algorithm, index for index, for a small part of its work.
@@ -90,13 +89,13 @@ def novelselect(
     """
     rows = as_rows(embeddings)
     n = len(rows)
-    excluded = check_indices(must_exclude, n, "must_exclude")
-    costs = None if cost is None else check_cost(cost, n)
-    limits = _limits(n, k, budget, costs, quotas, excluded)
+    limits = limits_of(n, k, cost=cost, budget=budget, quotas=quotas, must_exclude=must_exclude)
     most = limits.most_picks
+    if verify < 0:
+        raise ValueError(f"verify is {verify}; it must be 0 or more")
     given = _given(initial, must_include, n)
     qualities = None if quality is None else check_quality(quality, n)
-    factor = _factor(rows, density_factor, neighbors, density_power)
+    factor = factor_or_density(rows, density_factor, neighbors, density_power)
     units = unit_rows(rows)
     del rows
     saved = None
@@ -112,12 +111,13 @@ def novelselect(
             rows=units,
             factor=factor,
             quality=qualities,
-            cost=costs,
-            excluded=excluded,
+            cost=None if cost is None else np.asarray(cost, np.float64),
+            excluded=np.asarray(must_exclude, np.int64),
             given=given.indices,
         )
-        saved = Checkpoint(checkpoint, key)
+        saved = Checkpoint(Path(checkpoint), key)
         given = saved.load() or given
+    limits.take_given(given.indices.tolist())
     weights = rank_weights(max(most, len(given.indices)), proximity_power)
     with (
         threadpool_limits(1, user_api="blas"),
@@ -147,11 +147,6 @@ class _Run:
         self.trace = Trace.empty(max(most, len(given.indices)))
         self._search, self._limits, self._verify, self._saved = search, limits, verify, saved
         for row, pick in enumerate(given.indices.tolist()):
-            refusal = limits.refusal(pick)
-            if refusal:
-                raise ValueError(
-                    f"row {pick} is to be picked first, but {refusal}; take it out of the one or the other"
-                )
             self._add(pick, given.score[row], int(given.runner_up[row]), given.runner_up_score[row])
 
     def go_on(self, seed: int, report: Callable[[], None]) -> None:
@@ -159,9 +154,9 @@ class _Run:
         saved_at = time.monotonic()
         try:
             if not self._search.picked:
-                self._add(self._limits.first(seed), np.nan, -1, np.nan)
+                self._pick(Found(self._limits.first(seed), np.nan))
             while self._search.picked < len(self.trace.indices) and (found := self._next()) is not None:
-                self._add(found.best, found.score, found.second, found.second_score)
+                self._pick(found)
                 if self._search.picked % _REPORT_EVERY == 0:
                     report()
                 if time.monotonic() - saved_at > _SAVE_EVERY_SECONDS:
@@ -184,12 +179,15 @@ class _Run:
             self._search.verify(found, self._verify)
         return found
 
+    def _pick(self, found: Found) -> None:
+        self._add(found.best, found.score, found.second, found.second_score)
+        self._limits.add(found.best)
+
     def _add(self, pick: int, score: float, runner_up: int, runner_up_score: float) -> None:
         at = self._search.picked
         self.trace.indices[at], self.trace.score[at] = pick, score
         self.trace.runner_up[at], self.trace.runner_up_score[at] = runner_up, runner_up_score
         self._search.add(pick)
-        self._limits.add(pick)
 
     def _save(self) -> None:
         if self._saved and self._search.picked:
@@ -201,36 +199,6 @@ def _of_all(remaining: Remaining, picks: Trace) -> Remaining:
     score, at, is_exact = remaining.score.copy(), remaining.at.copy(), remaining.is_exact.copy()
     score[picks.indices], at[picks.indices], is_exact[picks.indices] = picks.score, np.arange(len(picks.indices)), True
     return Remaining(score, at, is_exact)
-
-
-def _limits(
-    n: int,
-    k: int | None,
-    budget: float | None,
-    cost: NDArray[np.float64] | None,
-    quotas: Sequence[Quota],
-    excluded: NDArray[np.int64],
-) -> Limits:
-    if k is not None and budget is None and cost is None:
-        check_k(k, n)
-        return Limits(n, k, None, quotas, excluded)
-    if k is None and budget is not None and cost is not None:
-        return Limits(n, budget, cost, quotas, excluded)
-    raise ValueError("give either k, or budget and cost")
-
-
-def _factor(
-    rows: NDArray[np.float32], given: ArrayLike | None, neighbors: int, density_power: float
-) -> NDArray[np.float64]:
-    n = len(rows)
-    if given is not None:
-        return check_density_factor(given, n)
-    if not density_power >= 0:
-        raise ValueError(f"density_power is {density_power}; it must be 0 or more")
-    if density_power == 0:
-        return np.ones(n)
-    # An enormous power leaves the range of float64.
-    return check_density_factor(density(rows, neighbors=neighbors).factor(density_power), n)
 
 
 def _given(initial: Picks | ArrayLike, must_include: ArrayLike, n: int) -> Trace:

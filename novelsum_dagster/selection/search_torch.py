@@ -171,7 +171,7 @@ def _device(name: str) -> "torch.device":
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}); use cpu, or cuda") from None
+        raise ValueError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}); use cpu") from None
     return device
 
 

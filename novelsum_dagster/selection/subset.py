@@ -11,7 +11,6 @@ Belongs here: writing one selection as a content-addressed folder. Does not: how
 | manifest.json | settings, keys of all inputs, counts a source, SHA-256 of every file |
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +48,8 @@ class SelectionSettings(Handle):
     k: int
     """Picks made."""
     seed: int
-    options: str
-    """All other settings of the selection that differ from their defaults, as JSON."""
+    options: dict[str, Any]
+    """All other settings of the selection that differ from their defaults."""
     density_power: float
     proximity_power: float
     snapshot: str
@@ -111,7 +110,7 @@ def describe(selection: Selection) -> dict[str, Any]:
     )
     own = rest.pop(selection.strategy, {})
     kept = {name: value for name, value in rest.items() if name not in STRATEGIES}
-    options = json.dumps({**kept, **own}, sort_keys=True)
+    options = {**kept, **own}
     return {"strategy": selection.strategy, "k": selection.k, "seed": selection.seed, "options": options}
 
 

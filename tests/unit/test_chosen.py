@@ -13,7 +13,7 @@ from novelsum_dagster.pool.fields import field_values, positive_numbers
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.selection import STRATEGIES, novelselect
-from novelsum_dagster.selection.chosen import choose_from_pool
+from novelsum_dagster.selection.chosen import choose_from_pool, require_possible
 from novelsum_dagster.selection.picks import Picks
 from novelsum_dagster.selection.subset import describe, remaining_table
 from novelsum_dagster.settings import Embedding, Pool, Selection, Source
@@ -75,6 +75,31 @@ def test_ids_quotas_and_columns(snapshot: PoolSnapshot, root: Path) -> None:
     assert sum(topics[index] == "a" for index in picks.indices) == 2
 
 
+def test_labels_may_be_numbers(snapshot: PoolSnapshot, root: Path) -> None:
+    turns = field_values(snapshot, root / "storage", "turns")
+    assert set(turns) == {2}
+    picks = _choose(snapshot, root, k=20, quotas=[{"column": "turns", "caps": {2: 20}}])
+    assert len(picks.indices) == 20
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"k": 61}, "k must be from 1 to 60"),
+        ({"k": 5, "quality": "meta.scroe"}, "'meta.scroe' is neither a column"),
+        ({"k": 5, "must_exclude": ["abc"]}, "no sample of the pool has the id 'abc'"),
+        ({"k": 5, "quotas": [{"column": "sorce", "caps": {"a": 1}}]}, "'sorce' is neither a column"),
+        ({"k": 5, "quotas": [{"column": "source", "floors": {"plain": 6}}]}, "need 6, and k is 5"),
+        ({"token_budget": 1}, "pays for no sample"),
+    ],
+)
+def test_what_cannot_be_is_refused_without_vectors(
+    snapshot: PoolSnapshot, root: Path, settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        require_possible(snapshot, root / "storage", Selection.model_validate(settings))
+
+
 def test_a_token_budget_takes_the_place_of_k(snapshot: PoolSnapshot, root: Path) -> None:
     tokens = np.array(field_values(snapshot, root / "storage", "tokens"))
     budget = int(tokens.sum()) // 3
@@ -111,6 +136,10 @@ def test_what_the_settings_name_must_be_there(snapshot: PoolSnapshot, root: Path
         ({"strategy": "kmeans", "token_budget": 5}, "token_budget works with strategy novelselect only"),
         ({"quotas": [{"column": "source", "caps": {"a": -1}}]}, "greater than or equal to 0"),
         ({"repr_filter": {"threshold": 2}}, "less than or equal to 1"),
+        ({"quotas": [{"column": "source"}]}, "give caps, floors or both"),
+        ({"strategy": "kmeans", "quality": "score"}, "quality changes nothing in strategy kmeans"),
+        ({"strategy": "qdit", "quality": "score"}, "qdit.quality_weight over 0, or neither"),
+        ({"strategy": "qdit", "qdit": {"quality_weight": 0.5}}, "qdit.quality_weight over 0, or neither"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(values: dict[str, Any], says: str) -> None:
@@ -120,9 +149,9 @@ def test_settings_that_contradict_each_other_are_refused(values: dict[str, Any],
 
 def test_the_record_names_what_differs_from_the_defaults() -> None:
     plain = describe(Selection(k=7))
-    assert plain == {"strategy": "novelselect", "k": 7, "seed": 42, "options": "{}"}
+    assert plain == {"strategy": "novelselect", "k": 7, "seed": 42, "options": {}}
     full = describe(Selection(strategy="repr_filter", quality="meta.score", repr_filter={"threshold": 0.5}))
-    assert full["options"] == '{"quality": "meta.score", "threshold": 0.5}'
+    assert full["options"] == {"quality": "meta.score", "threshold": 0.5}
     assert describe(Selection(k=7, verify=3, device="cpu")) == plain
 
 

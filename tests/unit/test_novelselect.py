@@ -450,7 +450,7 @@ def _with(row: int, value: float) -> NDArray[np.float32]:
         ({"must_exclude": [99]}, "must_exclude: row 99 is not in the pool"),
         ({"must_exclude": [1.5]}, "must_exclude: row numbers are needed"),
         ({"must_include": [4], "must_exclude": [3, 4]}, "row 4 is to be picked first, but it is excluded"),
-        ({"must_include": range(6)}, "row 5 is to be picked first, but .* budget"),
+        ({"must_include": range(6)}, "row 5 is to be picked first, but k is 5, and so many"),
         ({"must_exclude": range(30)}, "0 samples are left after must_exclude"),
         ({"proximity_power": -0.5}, "proximity_power is -0.5"),
         ({"density_power": -0.5}, "density_power is -0.5"),

@@ -50,7 +50,7 @@ class Curated:
             "strategy": "novelselect",
             "k": 10,
             "seed": 42,
-            "options": "{}",
+            "options": {},
             "density_power": 0.5,
             "proximity_power": 1.0,
         }
