@@ -24,7 +24,7 @@ from novelsum_dagster.selection.picks import Picks, Remaining, recorded
 from novelsum_dagster.selection.search import Found, Search
 
 _REPORT_EVERY = 10
-_SAVE_EVERY_SECONDS = 30.0
+_SAVE_EVERY_SECONDS = 10.0
 
 
 def novelselect(
@@ -77,7 +77,7 @@ def novelselect(
         device: "cpu", or a CUDA device as torch names it; the picks are the same.
         threads: on the CPU; None takes all cores that the process may use.
         verify: at every pick, score so many random candidates that were passed over, and compare.
-        checkpoint: a file to which picks are saved twice a minute and at an exception, and from which the same call
+        checkpoint: a file to which picks are saved every ten seconds and at an exception, and from which the same call
             goes on; it is removed at the end.
         progress: called with picks made and k, or cost spent and budget.
 
