@@ -103,11 +103,11 @@ def nearest_earlier(unit_rows: NDArray[np.float32]) -> tuple[NDArray[np.int64], 
     size = len(unit_rows)
     nearest = np.full(size, -1, dtype=np.int64)
     distance = np.full(size, np.nan)
+    later = np.triu(np.ones((min(size, _TILE),) * 2, dtype=np.bool_))
     for start in range(0, size, _TILE):
         stop = min(start + _TILE, size)
         cosines = unit_rows[start:stop] @ unit_rows[:stop].T
-        later = np.arange(stop)[None, :] >= np.arange(start, stop)[:, None]
-        cosines[later] = -np.inf
+        np.copyto(cosines[:, start:], -np.inf, where=later[: stop - start, : stop - start])
         best = cosines.argmax(1)
         nearest[start:stop] = best
         distance[start:stop] = np.maximum(1 - cosines[np.arange(stop - start), best].astype(np.float64), 0)

@@ -112,7 +112,7 @@ class CpuSearch(Search):
             self._score_all_distances(self._falling(self._inexact(candidates))[:2], round_)
         candidates = self._inexact(candidates)
         has_list = self._lists.lists.slot[candidates] >= 0
-        self._score_listed(candidates[has_list], round_)
+        self._score_listed(self._falling(candidates[has_list]), round_)
         stale = self._still(candidates[~has_list], round_.level)
         self._summarise(stale)
         self._score_all_distances(self._falling(stale), round_)
@@ -194,14 +194,13 @@ class CpuSearch(Search):
         kernels.merge_summaries(chunk, new, now, self._pool, self._summaries, self._bounds, self._sums, self._crude)
 
     def _score_listed(self, candidates: NDArray[np.int64], round_: Round) -> None:
-        """Score candidates that have a list, as far as they reach the level."""
+        """Score candidates that have a list, best in order of falling bounds, as far as they reach the level."""
         if not len(candidates):
             return
-        order = self._falling(candidates)
-        scored, scores = np.empty(len(order), np.int64), np.empty(len(order))
+        scored, scores = np.empty(len(candidates), np.int64), np.empty(len(candidates))
         count = kernels.score_listed(
-            order, self.picked, round_.best, round_.level, self._pool, self._weights, self._picked, self._lists.lists,
-            self._bounds, self._sums, self._crude, scored, scores,
+            candidates, self.picked, round_.best, round_.level, self._pool, self._weights, self._picked,
+            self._lists.lists, self._bounds, self._sums, self._crude, scored, scores,
         )  # fmt: skip
         round_.take(scored[:count], scores[:count])
 
