@@ -94,29 +94,34 @@ def check_quality(quality: ArrayLike, n: int) -> NDArray[np.float64]:
     return _positive(quality, n, "quality", "qualities")
 
 
-def _positive(values: ArrayLike, n: int, name: str, plural: str) -> NDArray[np.float64]:
-    checked = np.ascontiguousarray(values, dtype=np.float64)
-    if checked.shape != (n,):
-        raise ValueError(f"{name} has shape {checked.shape}; one value for each of the {n} samples is needed")
-    bad = np.flatnonzero(~(np.isfinite(checked) & (checked > 0)))
-    if len(bad):
-        raise ValueError(f"{name}: row {bad[0]} is {checked[bad[0]]}; {plural} must be positive and finite")
-    return checked
-
-
 def check_cost(cost: ArrayLike, n: int) -> NDArray[np.float64]:
     """Return costs as C-contiguous float64, (n,).
 
     Raises:
         ValueError: unless they are n finite numbers of 0 or more; names the first row that is not.
     """
-    checked = np.ascontiguousarray(cost, dtype=np.float64)
-    if checked.shape != (n,):
-        raise ValueError(f"cost has shape {checked.shape}; one value for each of the {n} samples is needed")
-    bad = np.flatnonzero(~(np.isfinite(checked) & (checked >= 0)))
-    if len(bad):
-        raise ValueError(f"cost: row {bad[0]} is {checked[bad[0]]}; costs must be finite and not negative")
+    checked = _one_each(cost, n, "cost")
+    _require(np.isfinite(checked) & (checked >= 0), checked, "cost", "costs must be finite and not negative")
     return checked
+
+
+def _positive(values: ArrayLike, n: int, name: str, plural: str) -> NDArray[np.float64]:
+    checked = _one_each(values, n, name)
+    _require(np.isfinite(checked) & (checked > 0), checked, name, f"{plural} must be positive and finite")
+    return checked
+
+
+def _one_each(values: ArrayLike, n: int, name: str) -> NDArray[np.float64]:
+    checked = np.ascontiguousarray(values, dtype=np.float64)
+    if checked.shape != (n,):
+        raise ValueError(f"{name} has shape {checked.shape}; one value for each of the {n} samples is needed")
+    return checked
+
+
+def _require(good: NDArray[np.bool_], values: NDArray[np.float64], name: str, demand: str) -> None:
+    bad = np.flatnonzero(~good)
+    if len(bad):
+        raise ValueError(f"{name}: row {bad[0]} is {values[bad[0]]}; {demand}")
 
 
 def check_indices(indices: ArrayLike, n: int, name: str) -> NDArray[np.int64]:

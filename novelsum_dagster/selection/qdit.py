@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from novelsum_dagster.diversity.density import find_rows
 from novelsum_dagster.memory import require_memory
 from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.selection.inputs import check_inputs
@@ -162,7 +163,7 @@ class _Dense:
         for start in range(0, self.size, _TILE):
             self._write(units[start : start + _TILE] @ units[start:].T, start)
         # BLAS sums differently at the edges of its blocks; exact duplicates must be alike.
-        first = _first_equal_row(units)
+        first = find_rows(units, units)
         repeated = np.flatnonzero(first != np.arange(self.size))
         for row in repeated:
             self._similarity[row] = self._similarity[first[row]]
@@ -231,12 +232,6 @@ class _Sparse:
         entries = slice(self._starts[pick], self._starts[pick + 1])
         samples = self._samples[entries]
         self._covered[samples] = np.maximum(self._covered[samples], self._similarity[entries])
-
-
-def _first_equal_row(units: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return the lowest row with the same bytes, for each row: int64, (n,)."""
-    first: dict[bytes, int] = {}
-    return np.array([first.setdefault(row.tobytes(), i) for i, row in enumerate(units)], dtype=np.int64)
 
 
 def _nearest(units: NDArray[np.float32], neighbors: int) -> NDArray[np.int64]:

@@ -17,8 +17,6 @@ _EXACT_RANKS = 32
 """Ranks that a summary keeps one by one: there the weights fall fastest."""
 _BIN_GROWTH = 1.1
 """How bins of ranks widen after that; wider ones cost more exact scores than they spare merges."""
-
-
 _AGREE, _ROUNDING = 1e-9, 1e-12
 """Scores that differ by less, relatively and for distances near 0, are the same."""
 _LARGEST_FACTOR = 2.0**100
@@ -156,6 +154,11 @@ def _scaled(values: NDArray[np.float64], largest: float) -> tuple[float, NDArray
     """Return a power of two, and positive values divided by it, none much over `largest`."""
     unit = float(2.0 ** (np.ceil(np.log2(values.max())) - np.log2(largest)))
     return unit, values / unit
+
+
+def cosine_slack(dimensions: int) -> float:
+    """Return by how much a float32 dot product of rows of length 1 may be off: at most d 2^-24, and a little more."""
+    return 1.01 * (dimensions + 8) * 2.0**-24
 
 
 def bin_edges(k: int) -> NDArray[np.int64]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from novelsum_dagster.selection import search_kernels as kernels
-from novelsum_dagster.selection.search import Found, Round, Search, bin_edges
+from novelsum_dagster.selection.search import Found, Round, Search, bin_edges, cosine_slack
 
 _LIST_BYTES = 2**30
 """Memory for lists of exact distances."""
@@ -67,8 +67,7 @@ class CpuSearch(Search):
         k = len(weights)
         self._threads = threads or len(os.sched_getaffinity(0))
         self._workers = ThreadPoolExecutor(self._threads, thread_name_prefix="novelselect")
-        # A float32 dot product of rows of length 1 is off by at most d 2^-24.
-        self._slack = 1.01 * (d + 8) * 2.0**-24
+        self._slack = cosine_slack(d)
         self._crude = 2.0 + self._slack
         coarse, scale = np.empty((n, d), np.int8), np.empty((n, 2), np.float32)
         kernels.coarsen(unit_rows, coarse, scale)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from novelsum_dagster.memory import NotEnoughMemory, readable_bytes
-from novelsum_dagster.selection.search import Found, Round, Search, bin_edges
+from novelsum_dagster.selection.search import Found, Round, Search, bin_edges, cosine_slack
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,7 @@ class TorchSearch(Search):
         self._q = torch.from_numpy(self._quality).to(to)
         self._w = torch.from_numpy(weights).to(to)
         self._sw = torch.cat([torch.zeros(1, dtype=torch.float64, device=to), self._w.cumsum(0)])
-        self._slack = 1.01 * (d + 8) * 2.0**-24
+        self._slack = cosine_slack(d)
         self._edges = torch.from_numpy(edges).to(to)
         self._summary = torch.zeros((n, len(edges) - 1), dtype=torch.float32, device=to)
         self._merged = 0
