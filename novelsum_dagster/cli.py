@@ -48,9 +48,13 @@ _SettingsFile = Annotated[
     typer.Option("--settings", "-s", help=f"Settings file. Default: ${SETTINGS_VARIABLE}, else ./curation.yaml."),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-_Neighbors = Annotated[int, typer.Option(min=1, help="K: neighbours in the density factor.")]
-_DensityPower = Annotated[float, typer.Option(min=0, help="beta: weight of the density factor; 0 leaves it out.")]
-_ProximityPower = Annotated[float, typer.Option(min=0, help="alpha: weight of near samples.")]
+_NEIGHBORS = "K: neighbours in the density factor."
+_DENSITY_POWER = "beta: weight of the density factor; 0 leaves it out."
+_PROXIMITY_POWER = "alpha: weight of near samples."
+_REPEAT = " Repeat for several."
+_Neighbors = Annotated[int, typer.Option(min=1, help=_NEIGHBORS)]
+_DensityPower = Annotated[float, typer.Option(min=0, help=_DENSITY_POWER)]
+_ProximityPower = Annotated[float, typer.Option(min=0, help=_PROXIMITY_POWER)]
 _Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of random draws and of the first pick.")]
 _Form = Annotated[
     str,
@@ -111,9 +115,21 @@ def measure(
         list[Path] | None,
         typer.Option("--reference", "-r", help="The pool that defines density; repeat for several files."),
     ] = None,
-    neighbors: _Neighbors = 10,
-    density_power: _DensityPower = 0.5,
-    proximity_power: _ProximityPower = 1.0,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Also write tables to this folder: measures, each sample's novelty."),
+    ] = None,
+    neighbors: Annotated[list[int] | None, typer.Option(min=1, help=_NEIGHBORS + _REPEAT + " [default: 10]")] = None,
+    density_power: Annotated[
+        list[float] | None, typer.Option(min=0, help=_DENSITY_POWER + _REPEAT + " [default: 0.5]")
+    ] = None,
+    proximity_power: Annotated[
+        list[float] | None, typer.Option(min=0, help=_PROXIMITY_POWER + _REPEAT + " [default: 1.0]")
+    ] = None,
+    neighbor_policy: Annotated[str, typer.Option(help="published, or self: drop only an equal point.")] = "published",
+    self_distance: Annotated[str, typer.Option(help="included (published), or excluded from a row.")] = "included",
+    density_side: Annotated[str, typer.Option(help="row (published), or column: the other sample's density.")] = "row",
+    aggregate: Annotated[str, typer.Option(help="mean (published), or sum.")] = "mean",
     seed: _Seed = 42,
     form: _Form = "any",
     model: _Model = PACKAGED_MODEL,
@@ -121,41 +137,57 @@ def measure(
     max_reject_fraction: _MaxRejects = 0.01,
     as_json: _Json = False,
 ) -> None:
-    """Measure NovelSum of one or more sets, at equal size.
+    """Measure the diversity of one or more sets, at equal size: NovelSum and the eleven other measures of the paper.
 
-    NovelSum depends on the number of samples, so larger sets are sampled down to the smallest. Without --reference,
-    density comes from all sets together.
+    Values depend on the number of samples, so larger sets are sampled down to the smallest. Without --reference,
+    density comes from all sets together. Give several values of K, beta or alpha to have NovelSum at every
+    combination, for hardly more time than one.
 
     Example: [bold]novelsum measure subset.jsonl random.jsonl --reference pool.parquet[/]
     """
-    from novelsum_dagster.oneshot import measure_sets
+    from novelsum_dagster.diversity.measures import Grid
+    from novelsum_dagster.oneshot import compare, embedded_files
+    from novelsum_dagster.report.comparison import comparison_json, write_comparison
 
-    powers = _validated(NovelSum, neighbors=neighbors, density_power=density_power, proximity_power=proximity_power)
-    embedding = _embedding(model, device)
-    reporter = _reporter()
-    vectors = {}
+    grid = Grid(tuple(neighbors or [10]), tuple(density_power or [0.5]), tuple(proximity_power or [1.0]))
+    powers = _validated(
+        NovelSum,
+        neighbors=grid.neighbors[0],
+        density_power=grid.density_powers[0],
+        proximity_power=grid.proximity_powers[0],
+        neighbor_policy=neighbor_policy,
+        self_distance=self_distance,
+        density_side=density_side,
+        aggregate=aggregate,
+    )
+    if output is not None and output.exists() and not output.is_dir():
+        raise InputError(f"--output: {output} is a file; name a folder")
+    embedding, reporter = _embedding(model, device), _reporter()
+    samples, ids, content = {}, {}, {}
     for path in sets:
         name = str(path)
-        if name in vectors:
+        if name in samples:
             raise InputError(f"{path}: given twice; name each set once")
-        vectors[name] = _vectors([path], form, embedding, max_reject_fraction, reporter)
-    pool = _vectors(reference, form, embedding, max_reject_fraction, reporter) if reference else None
-    measured = measure_sets(vectors, pool, powers, seed, reporter)
-    rows = []
-    for one in measured:
-        low, high = one.result.interval()
-        rows.append(
-            {"set": one.name, "samples": one.samples, "measured": one.measured, "novelsum": one.result.value,
-             "low": low, "high": high}
-        )  # fmt: skip
+        with embedded_files(_sources([path], form), embedding, max_reject_fraction, reporter) as files:
+            _say_rejects(files.snapshot, files.root)
+            samples[name], content[name] = files.samples, files.snapshot.key
+            ids[name] = files.snapshot.samples(files.root, ["id"])["id"].to_pylist()
+    pool = None
+    if reference:
+        with embedded_files(_sources(reference, form), embedding, max_reject_fraction, reporter) as files:
+            _say_rejects(files.snapshot, files.root)
+            pool, content["reference"] = files.vectors, files.snapshot.key
+    comparison = compare(samples, pool, powers, grid, seed, "cpu" if device == "mps" else device, reporter)
+    where = [str(path) for path in reference] if reference else "all sets together"
+    settings = {**powers.model_dump(), "seed": seed, "reference": where, "model": model}
+    if output is not None:
+        write_comparison(comparison, ids, settings, content, output)
     if as_json:
-        where = [str(path) for path in reference] if reference else "all sets together"
-        settings = {**powers.model_dump(), "seed": seed, "reference": where, "model": model}
-        print(json.dumps({"sets": rows, "settings": settings}, indent=2))
+        print(json.dumps(comparison_json(comparison, settings, content), indent=2))
         return
-    _print_sets("NovelSum", rows)
-    if any(row["samples"] != row["measured"] for row in rows):
-        _say(f"Sets of unequal size: each was measured on {rows[0]['measured']:,} samples, drawn with seed {seed}.")
+    _print_measures(comparison)
+    for note in comparison.notes:
+        _say(note)
 
 
 @app.command()
@@ -376,14 +408,6 @@ def _sources(paths: list[Path], form: str) -> list[Source]:
     return [_validated(Source, path=str(path), form=form) for path in paths]
 
 
-def _vectors(paths: list[Path], form: str, embedding: Embedding, max_rejects: float, reporter: Reporter) -> Any:
-    from novelsum_dagster.oneshot import embedded_files
-
-    with embedded_files(_sources(paths, form), embedding, max_rejects, reporter) as files:
-        _say_rejects(files.snapshot, files.root)
-        return files.vectors
-
-
 def _refuse_input_as_output(output: Path, pool: list[Path]) -> None:
     if any(path.exists() and output.exists() and path.samefile(output) for path in pool):
         raise InputError(f"{output}: is one of the inputs; write to another file")
@@ -450,11 +474,12 @@ def _summary(settings: Settings) -> dict[str, Any]:
             "near_duplicates_dropped": snapshot.near_duplicates_dropped,
         },
         "novelsum": [
-            {"set": row.set_name, "samples": row.size, "novelsum": row.novelsum, "low": row.low, "high": row.high}
+            {"set": row.set_name, "samples": row.size, "novelsum": row.value, "low": row.low, "high": row.high}
             for row in report.sets
+            if row.measure == "novelsum"
         ],
         "subset": str(root / subset.folder / "subset.jsonl"),
-        "report": str(root / report.folder),
+        "report": str(root / report.folder / "report.html"),
         "lineage": str(Workspace(settings).lineage.path),
     }
 
@@ -483,8 +508,54 @@ def _print_sets(title: str, rows: list[dict[str, Any]]) -> None:
         table.add_column(name, justify="left" if name == "set" else "right")
     for row in rows:
         interval = f"{row['low']:.4f} to {row['high']:.4f}"
-        table.add_row(row["set"], f"{row.get('measured', row['samples']):,}", f"{row['novelsum']:.4f}", interval)
+        table.add_row(row["set"], f"{row['samples']:,}", f"{row['novelsum']:.4f}", interval)
     Console().print(table)
+
+
+def _print_measures(comparison: Any) -> None:
+    """Print a row a measure and a column a set, as many sets side by side as the terminal has room for."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from novelsum_dagster.diversity.measures import MEASURES
+
+    console = Console()
+    abreast = max(1, (console.width - 30) // 22)
+    for start in range(0, len(comparison.sets), abreast):
+        shown = comparison.sets[start : start + abreast]
+        table = Table(
+            title=f"Diversity of {len(shown[0].rows):,} samples each, with half a 95 % interval",
+            caption="↓ lower is more diverse",
+            title_justify="left",
+            caption_justify="left",
+        )
+        table.add_column("measure", no_wrap=True)
+        for one in shown:
+            table.add_column(one.name, justify="right", overflow="fold", min_width=17)
+        for key, known in MEASURES.items():
+            if key in shown[0].values:
+                label = known.label + ("" if known.higher_is_diverse else " ↓")
+                table.add_row(label, *(_with_interval(one.values[key]) for one in shown))
+        console.print(table)
+        _print_grid(shown, console)
+
+
+def _print_grid(shown: list[Any], console: Any) -> None:
+    from rich.table import Table
+
+    if len(shown[0].grid) == 1:
+        return
+    table = Table(title="NovelSum at every setting", title_justify="left")
+    for name in ("K", "beta", "alpha", *(one.name for one in shown)):
+        table.add_column(name, justify="right", overflow="fold")
+    for powers in shown[0].grid:
+        settings = (str(powers.neighbors), f"{powers.density_power:g}", f"{powers.proximity_power:g}")
+        table.add_row(*settings, *(f"{one.grid[powers].value:.4f}" for one in shown))
+    console.print(table)
+
+
+def _with_interval(found: Any) -> str:
+    return f"{found.value:,.4f} ± {max(found.high - found.value, found.value - found.low):.2g}"
 
 
 def _print_pairs(pairs: list[tuple[str, str]]) -> None:

@@ -6,7 +6,7 @@ Vectors are kept in the user's cache folder, so that a text is embedded once; ev
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +16,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from novelsum_dagster.diversity.density import density
-from novelsum_dagster.diversity.novelsum import NovelSumResult, novelsum_with_density
+from novelsum_dagster.diversity.measures import Comparison, Grid, Samples, Yardstick, measure_sets
 from novelsum_dagster.embedding.encoder import token_counter
 from novelsum_dagster.embedding.store import embed, load_vectors
 from novelsum_dagster.pool.export import ChosenRecord, chosen_records
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import PoolSnapshot
-from novelsum_dagster.progress import Progress, Reporter, no_progress
+from novelsum_dagster.progress import Progress, Reporter
 from novelsum_dagster.selection.chosen import choose_from_pool, require_possible
 from novelsum_dagster.selection.subset import picks_table
-from novelsum_dagster.settings import Embedding, NearDuplicates, NovelSum, Pool, Selection, Source
+from novelsum_dagster.settings import Embedding, Measures, NearDuplicates, NovelSum, Pool, Selection, Source
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,10 @@ class EmbeddedFiles:
     root: Path
     vectors: NDArray[np.float32]
 
-
-@dataclass(frozen=True)
-class MeasuredSet:
-    """One set: `samples` it has, `measured` of them, the result."""
-
-    name: str
-    samples: int
-    measured: int
-    result: NovelSumResult
+    @property
+    def samples(self) -> Samples:
+        """The vectors with their texts, as measures take them."""
+        return Samples(self.vectors, self.snapshot.samples(self.root, ["text"])["text"].to_pylist())
 
 
 def cache_folder() -> Path:
@@ -109,7 +104,7 @@ def choose(
     """
     require_possible(files.snapshot, files.root, selection)
     with reporter.step("density") as progress:
-        factor = _density_factor(files.vectors, None, settings, progress)
+        factor = _density_factor(files.vectors, settings, progress)
     with reporter.step("selecting") as progress:
         picks = choose_from_pool(
             files.snapshot,
@@ -124,50 +119,41 @@ def choose(
     return table, chosen_records(files.snapshot, files.root, table["id"].to_pylist())
 
 
-def measure_sets(
-    sets: dict[str, NDArray[np.float32]],
+def compare(
+    sets: Mapping[str, Samples],
     reference: NDArray[np.float32] | None,
     settings: NovelSum,
+    grid: Grid,
     seed: int,
+    device: str,
     reporter: Reporter,
-) -> list[MeasuredSet]:
-    """Measure sets at equal size: larger ones are sampled, seeded, down to the smallest.
+) -> Comparison:
+    """Measure sets at equal size with all measures, the others at their default settings.
 
     Args:
-        sets: float32, (n, d), by name.
-        reference: float32, (r, d), for the density; None takes all sets together.
-        settings: of the measure.
-        seed: of the sampling.
+        sets: by name.
+        reference: float32, (r, d), the pool; None takes all sets together.
+        settings: variants of NovelSum.
+        grid: its K, beta and alpha.
+        seed: of sampling, clusterings and draws.
+        device: as `Yardstick` takes it.
         reporter: shows progress.
 
     Raises:
-        ValueError: as `density` and `novelsum_with_density` do.
+        ValueError: as `measure_sets` does.
     """
-    size = min(len(vectors) for vectors in sets.values())
-    together = np.concatenate(list(sets.values())) if reference is None else reference
-    measured = []
-    for name, vectors in sets.items():
-        rows = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:size])
-        with reporter.step(name) as progress:
-            factor = _density_factor(vectors[rows], together, settings)
-            result = novelsum_with_density(
-                vectors[rows], factor, proximity_power=settings.proximity_power, progress=progress
-            )
-        measured.append(MeasuredSet(name, len(vectors), size, result))
-    return measured
+    pool = np.concatenate([samples.vectors for samples in sets.values()]) if reference is None else reference
+    others = Measures()
+    with reporter.step("preparing"):
+        yardstick = Yardstick(pool, settings, others, grid=grid, seed=seed, device=device)
+    return measure_sets(sets, yardstick, measures=others, seed=seed, reporter=reporter)
 
 
-def _density_factor(
-    target: NDArray[np.float32],
-    reference: NDArray[np.float32] | None,
-    settings: NovelSum,
-    progress: Progress = no_progress,
-) -> NDArray[np.float64]:
+def _density_factor(vectors: NDArray[np.float32], settings: NovelSum, progress: Progress) -> NDArray[np.float64]:
     if settings.density_power == 0:
-        return np.ones(len(target))
+        return np.ones(len(vectors))
     found = density(
-        target,
-        reference,
+        vectors,
         neighbors=settings.neighbors,
         neighbor_policy=settings.neighbor_policy,
         index=settings.density_index,

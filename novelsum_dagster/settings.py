@@ -107,6 +107,27 @@ class NovelSum(_Section):
     )
     density_power: NonNegative = Field(0.5, description="beta, weight of the density factor.")
     proximity_power: NonNegative = Field(1.0, description="alpha, weight of near samples.")
+    self_distance: Literal["included", "excluded"] = Field(
+        "included", description="Whether a sample's distance 0 to itself has rank 1 in its row."
+    )
+    density_side: Literal["row", "column"] = Field(
+        "row", description="row: the density at the sample itself counts; column: at those it is compared with."
+    )
+    aggregate: Literal["mean", "sum"] = Field(
+        "mean", description="mean of the samples' weighted means, or sum of their weighted sums."
+    )
+
+
+class Measures(_Section):
+    """The parameters of the eleven other measures."""
+
+    ttr_tokens: PositiveInt = Field(
+        30_000, description="Words in a sample whose types TTR counts; as many as the smallest set has, if fewer."
+    )
+    knn_neighbor: PositiveInt = Field(1, description="KNN distance is to the k-th nearest other sample.")
+    inertia_clusters: PositiveInt = Field(200, description="Clusters of cluster inertia.")
+    partition_clusters: PositiveInt = Field(100, description="Clusters of partition entropy.")
+    ridge: Annotated[float, Field(gt=0)] = Field(1.0, description="r in log det(r I + K).")
 
 
 class Quota(_Section):
@@ -214,6 +235,23 @@ class Checks(_Section):
     max_source_share: Fraction = Field(0.9, description="Warn when one of several sources has more of the subset.")
 
 
+class Training(_Section):
+    """The proxy for performance: one small language model for each set, all with the same number of tokens."""
+
+    model: str | None = Field(
+        None, description="Causal language model to fine-tune: folder or hub name; default: a small one from scratch."
+    )
+    revision: str | None = Field(None, description="Commit of a hub model; required for one.")
+    tokens: PositiveInt = Field(500_000, description="Tokens that each model is trained on.")
+    context: Annotated[int, Field(ge=8)] = Field(128, description="Tokens in a training sequence.")
+    batch_size: PositiveInt = Field(4, description="Sequences a step.")
+    learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Peak learning rate, cosine to zero; default: 2e-3 from scratch, 5e-5 for a named model."
+    )
+    vocabulary: Annotated[int, Field(ge=300)] = Field(4096, description="Tokens of a from-scratch model's tokenizer.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: CUDA, then MPS, then CPU.")
+
+
 class Settings(_Section):
     """All settings of one curation. `base` is the folder that relative paths start from."""
 
@@ -221,6 +259,7 @@ class Settings(_Section):
     pool: Pool = Pool()
     embedding: Embedding = Embedding()
     novelsum: NovelSum = NovelSum()
+    measures: Measures = Measures()
     selection: Selection = Selection()
     checks: Checks = Checks()
     base: Path = Field(default_factory=Path.cwd, exclude=True)

@@ -4,10 +4,11 @@ import dagster as dg
 import numpy as np
 
 from novelsum_dagster.defs.steps import OWNERS, column_schema, picture, recorded
+from novelsum_dagster.devices import cuda_or_cpu
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable, build_density, build_novelty
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
 from novelsum_dagster.pool.snapshot import PoolSnapshot
-from novelsum_dagster.report.plots import novelty_histogram
+from novelsum_dagster.report.charts import novelty_histogram, png
 from novelsum_dagster.workspace import Workspace
 
 
@@ -58,7 +59,7 @@ def density(
         )
 
 
-@dg.asset(group_name="diversity", kinds={"numpy", "parquet"}, owners=OWNERS, code_version="1")
+@dg.asset(group_name="diversity", kinds={"numpy", "parquet"}, owners=OWNERS, code_version="2")
 def sample_novelty(
     context: dg.AssetExecutionContext,
     workspace: dg.ResourceParam[Workspace],
@@ -74,7 +75,8 @@ def sample_novelty(
                 workspace.root,
                 density,
                 vectors,
-                proximity_power=workspace.settings.novelsum.proximity_power,
+                settings=workspace.settings.novelsum,
+                device=cuda_or_cpu(workspace.settings.selection.device),
                 progress=progress,
             )
         rows = table.table(workspace.root)
@@ -86,7 +88,7 @@ def sample_novelty(
                 "dagster/column_schema": column_schema(rows.schema),
                 "pool_novelsum": table.novelsum,
                 "median_novelty": float(np.median(novelty)),
-                "histogram": picture(novelty_histogram(novelty, novelty[:0]), "Histogram of novelty in the pool"),
+                "histogram": picture(png(novelty_histogram(novelty, novelty[:0])), "Histogram of novelty in the pool"),
                 "path": dg.MetadataValue.path(str(workspace.root / table.file)),
             },
         )

@@ -8,13 +8,19 @@ from novelsum_dagster.defs.steps import OWNERS, picture, recorded
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
 from novelsum_dagster.pool.snapshot import PoolSnapshot
-from novelsum_dagster.report.novelsum_report import NovelSumReport, build_report
-from novelsum_dagster.report.plots import novelty_histogram
+from novelsum_dagster.report.novelsum_report import REPORT_COLUMNS, NovelSumReport, build_report
 from novelsum_dagster.selection.subset import Subset
 from novelsum_dagster.workspace import Workspace
 
+_PICTURES = {
+    "novelty": "Histogram of novelty, pool and subset",
+    "map": "Map of the pool and the chosen samples",
+    "coverage": "Share of each source in the pool and in the subset",
+    "lengths": "Tokens, turns and characters, pool and subset",
+}
 
-@dg.asset(group_name="diversity", kinds={"matplotlib", "parquet"}, owners=OWNERS, code_version="1")
+
+@dg.asset(group_name="diversity", kinds={"altair", "parquet"}, owners=OWNERS, code_version="2")
 def novelsum_report(
     context: dg.AssetExecutionContext,
     workspace: dg.ResourceParam[Workspace],
@@ -24,29 +30,35 @@ def novelsum_report(
     sample_novelty: NoveltyTable,
     selected_subset: Subset,
 ) -> dg.MaterializeResult[NovelSumReport]:
-    """NovelSum of pool samples, a random subset and the selected one, at equal size, density from the pool."""
+    """NovelSum and the eleven other measures of the selected subset beside a random one; a page to look at."""
     root = workspace.root
     with recorded(context, workspace) as step:
         ids, vectors = pool_vectors(root, raw_pool, embeddings)
         picked = selected_subset.picks(root, ["id"])["id"]
-        selected = np.asarray(pa.compute.index_in(picked, value_set=pa.array(ids, pa.string())), dtype=np.int64)
-        with step.reporter.step("measuring") as progress:
-            report = build_report(
-                root,
-                vectors,
-                density.table(root)["density_factor"].to_numpy(),
-                selected,
-                inputs={"density": density.key, "selection": selected_subset.key},
-                proximity_power=workspace.settings.novelsum.proximity_power,
-                seed=selected_subset.settings.seed,
-                progress=progress,
-            )
-        novelty = sample_novelty.table(root)["novelty"].to_numpy()
-        values = {f"novelsum_{row.set_name.replace(' ', '_')}": row.novelsum for row in report.sets}
+        report = build_report(
+            root,
+            raw_pool.samples(root, REPORT_COLUMNS),
+            vectors,
+            density.table(root)["density_factor"].to_numpy(),
+            sample_novelty.table(root)["novelty"].to_numpy(),
+            np.asarray(pa.compute.index_in(picked, value_set=pa.array(ids, pa.string())), dtype=np.int64),
+            inputs={
+                "snapshot": raw_pool.key,
+                "vectors": embeddings.key,
+                "density": density.key,
+                "novelty": sample_novelty.key,
+                "selection": selected_subset.key,
+            },
+            settings=workspace.settings,
+            seed=selected_subset.settings.seed,
+            reporter=step.reporter,
+        )
+        folder = root / report.folder
         return step.result(
             report,
-            **values,
-            sets=dg.MetadataValue.table([dg.TableRecord(row.model_dump()) for row in report.sets]),
-            histogram=picture(novelty_histogram(novelty, novelty[selected]), "Histogram of novelty, pool and subset"),
-            path=dg.MetadataValue.path(str(root / report.folder)),
+            **{f"{row.measure}_{row.set_name.replace(' ', '_')}": row.value for row in report.sets},
+            measures=dg.MetadataValue.table([dg.TableRecord(row.model_dump()) for row in report.sets]),
+            **{name: picture((folder / f"{name}.png").read_bytes(), text) for name, text in _PICTURES.items()},
+            page=dg.MetadataValue.url((folder / "report.html").as_uri()),
+            path=dg.MetadataValue.path(str(folder)),
         )

@@ -12,7 +12,8 @@ from novelsum_dagster.files import content_key
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.quality.suites import Subject
 from novelsum_dagster.quality.validate import require_passed
-from novelsum_dagster.report.plots import pool_map
+from novelsum_dagster.report.charts import png, pool_map
+from novelsum_dagster.report.tables import map_points
 from novelsum_dagster.selection.chosen import choose_from_pool
 from novelsum_dagster.selection.subset import PICK_COLUMNS, Subset, describe, write_subset
 from novelsum_dagster.settings import Selection, Settings, problems
@@ -73,7 +74,9 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
                     "dagster/column_schema": column_schema(table.schema, **PICK_COLUMNS),
                     "strategy": config.strategy,
                     "seed": config.seed,
-                    "map": picture(pool_map(vectors, picks.indices), "Map of the pool and the chosen samples"),
+                    "map": picture(
+                        png(pool_map(*map_points(vectors, picks.indices))), "Map of the pool and the chosen samples"
+                    ),
                     "first_picks": dg.MetadataValue.table(_first_rows(table)),
                     "path": dg.MetadataValue.path(str(root / subset.folder)),
                 },

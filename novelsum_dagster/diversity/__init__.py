@@ -1,6 +1,34 @@
-"""How diverse a set of samples is: density, NovelSum, and what they are made of."""
+"""How diverse a set of samples is: NovelSum, density, and the eleven measures that the paper compares it with."""
 
-from novelsum_dagster.diversity.density import Density, density
-from novelsum_dagster.diversity.novelsum import NovelSumResult, novelsum
+from novelsum_dagster.diversity.clusters import Partition, cluster_inertia, partition_entropy
+from novelsum_dagster.diversity.density import Density, densities, density
+from novelsum_dagster.diversity.distances import distsum_l2, facility_location, knn_distance
+from novelsum_dagster.diversity.lexical import WordCounts, ttr, vocd_d
+from novelsum_dagster.diversity.measured import Measured
+from novelsum_dagster.diversity.moments import Moments, distsum_cosine, log_determinant, radius, vendi_score
+from novelsum_dagster.diversity.novelsum import NovelSumResult, Powers, novelsum, novelsum_grid
 
-__all__ = ["Density", "NovelSumResult", "density", "novelsum"]
+__all__ = [
+    "Density",
+    "Measured",
+    "Moments",
+    "NovelSumResult",
+    "Partition",
+    "Powers",
+    "WordCounts",
+    "cluster_inertia",
+    "densities",
+    "density",
+    "distsum_cosine",
+    "distsum_l2",
+    "facility_location",
+    "knn_distance",
+    "log_determinant",
+    "novelsum",
+    "novelsum_grid",
+    "partition_entropy",
+    "radius",
+    "ttr",
+    "vendi_score",
+    "vocd_d",
+]

@@ -6,14 +6,14 @@ Belongs here: K-nearest-neighbour distances, exact and by a tuned index, and the
 distances between samples of a set (`novelsum`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from novelsum_dagster.diversity.vectors import as_rows
+from novelsum_dagster.diversity.vectors import distinct_rows, find_rows, searchable_rows
 from novelsum_dagster.memory import available_memory, require_memory
 from novelsum_dagster.progress import Progress, no_progress
 
@@ -30,8 +30,6 @@ _BLOCK_VALUES = 2**24
 """Coordinate differences held at a time: 64 MiB of float32."""
 _EPSILON = 1e-9
 """Keeps the factor finite where K neighbours are at distance 0 (published code)."""
-_LARGEST_NORM = 1e18
-"""FAISS forms up to (|x| + |y|)^2 in float32, which ends at 3.4e38."""
 _SAMPLE = 1000
 """Queries that tune the index, and others that measure it."""
 _TRAINED_ON = 40
@@ -119,78 +117,60 @@ def density(
         ValueError: for bad rows, rows too long to square in float32, unequal dimensions, or a setting out of range.
         NotEnoughMemory: where the index would not fit.
     """
+    found = densities(
+        target,
+        reference,
+        neighbors=(neighbors,),
+        neighbor_policy=neighbor_policy,
+        index=index,
+        min_recall=min_recall,
+        seed=seed,
+        progress=progress,
+    )
+    return found[neighbors]
+
+
+def densities(
+    target: ArrayLike,
+    reference: ArrayLike | None = None,
+    *,
+    neighbors: Sequence[int],
+    neighbor_policy: NeighborPolicy = "published",
+    index: DensityIndex = "auto",
+    min_recall: float = 0.99,
+    seed: int = 42,
+    progress: Progress = no_progress,
+) -> dict[int, Density]:
+    """Return the density for several K, from one search for the largest; `recall` is that search's.
+
+    Args:
+        target, reference, neighbor_policy, index, min_recall, seed, progress: as in `density`.
+        neighbors: values of K.
+
+    Raises:
+        ValueError, NotEnoughMemory: as `density` does.
+    """
     _check_settings(neighbors, neighbor_policy, index, min_recall)
-    rows = _searchable(target, "target")
-    given = rows if reference is None else _searchable(reference, "reference")
+    most = max(neighbors)
+    rows = searchable_rows(target, "target")
+    given = rows if reference is None else searchable_rows(reference, "reference")
     if given.shape[1] != rows.shape[1]:
         raise ValueError(f"target has {rows.shape[1]} dimensions, reference {given.shape[1]}; embed both alike")
     large = len(given) > EXACT_REFERENCE and len(rows) > EXACT_TARGETS
     approximate = min_recall < 1 and (index == "ivf" or (index == "auto" and large))
-    _require_memory(given, neighbors, approximate)
+    _require_memory(given, most, approximate)
     points, point_of = distinct_rows(given)
     own = None
     if neighbor_policy == "self":
         own = point_of if reference is None else find_rows(rows, points)
-    query = _Query(rows, own, neighbors, min(neighbors + 1, len(points)))
+    query = _Query(rows, own, most, min(most + 1, len(points)))
     search = _tuned_lists(query, points, min_recall, seed) if approximate else None
-    return _measured(query, search or _Exact(points), len(points), progress)
+    return _measured(query, search or _Exact(points), len(points), neighbors, progress)
 
 
-def distinct_rows(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return the distinct rows, (r, d), in order of first appearance, and the distinct row of each row, int64, (n,).
-
-    Rows are the same where every coordinate is equal; -0.0 equals 0.0. Takes finite rows; returns `rows` itself, not
-    a copy, where all differ. A sort of whole rows (`numpy.unique`) gives the same set, many times slower.
-    """
-    first = find_rows(rows, rows)
-    distinct = np.flatnonzero(first == np.arange(len(rows)))
-    points = rows if len(distinct) == len(rows) else rows[distinct]
-    return points, np.searchsorted(distinct, first).astype(np.int64)
-
-
-def find_rows(rows: NDArray[np.float32], points: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return the first of the points, (r, d), that equals each row, (n, d): int64, (n,), -1 where none does.
-
-    Hashes find candidates; their coordinates are then compared, so the answer is exact.
-    """
-    hashes = _row_hashes(points)
-    order = np.argsort(hashes, kind="stable")
-    hashes, wanted = hashes[order], _row_hashes(rows)
-    at, end = np.searchsorted(hashes, wanted), np.searchsorted(hashes, wanted, "right")
-    found = np.full(len(rows), -1, dtype=np.int64)
-    # More than one round only where unequal rows share a hash.
-    while len(still := np.flatnonzero((at < end) & (found < 0))):
-        candidates = order[at[still]]
-        equal = _pairs_equal(rows, still, points, candidates)
-        found[still[equal]] = candidates[equal]
-        at[still] += 1
-    return found
-
-
-def _row_hashes(rows: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """Return a hash of each row: its bits as integers, times fixed random numbers, summed modulo 2^64."""
-    multipliers = np.random.default_rng(0).integers(0, 2**64, rows.shape[1], dtype=np.uint64)
-    hashes = np.empty(len(rows), dtype=np.uint64)
-    for start in range(0, len(rows), _TILE):
-        # Adding 0.0 turns -0.0, which has other bits, into 0.0.
-        tile = rows[start : start + _TILE] + np.float32(0)
-        hashes[start : start + _TILE] = tile.view(np.uint32) @ multipliers
-    return hashes
-
-
-def _pairs_equal(
-    left: NDArray[np.float32], of_left: NDArray[Any], right: NDArray[np.float32], of_right: NDArray[Any]
-) -> NDArray[np.bool_]:
-    equal = np.empty(len(of_left), dtype=np.bool_)
-    for start in range(0, len(equal), _TILE):
-        tile = slice(start, start + _TILE)
-        equal[tile] = np.all(left[of_left[tile]] == right[of_right[tile]], axis=1)
-    return equal
-
-
-def _check_settings(neighbors: int, neighbor_policy: str, index: str, min_recall: float) -> None:
-    if neighbors < 1:
-        raise ValueError(f"neighbors is {neighbors}; it must be 1 or more")
+def _check_settings(neighbors: Sequence[int], neighbor_policy: str, index: str, min_recall: float) -> None:
+    if not neighbors or min(neighbors) < 1:
+        raise ValueError(f"neighbors is {', '.join(map(str, neighbors)) or 'empty'}; it must be 1 or more")
     if not 0 < min_recall <= 1:
         raise ValueError(f"min_recall is {min_recall}; it must be over 0 and at most 1")
     for name, value, known in (
@@ -199,20 +179,6 @@ def _check_settings(neighbors: int, neighbor_policy: str, index: str, min_recall
     ):
         if value not in known:
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
-
-
-def _searchable(embeddings: ArrayLike, name: str) -> NDArray[np.float32]:
-    rows = as_rows(embeddings, name)
-    with np.errstate(over="ignore"):
-        squared = np.einsum("ij,ij->i", rows, rows)
-    long = np.flatnonzero(~(squared <= _LARGEST_NORM**2))
-    if len(long):
-        norm = np.linalg.norm(rows[long[0]].astype(np.float64))
-        raise ValueError(
-            f"{name}: row {long[0]} has length {norm:.3g} ({len(long)} rows over {_LARGEST_NORM:g}), whose square"
-            " float32 cannot hold; scale or normalise all embeddings alike"
-        )
-    return rows
 
 
 def _require_memory(reference: NDArray[np.float32], neighbors: int, approximate: bool) -> None:
@@ -376,17 +342,23 @@ def _recall_of(query: _Query, exact: _Exact) -> Callable[[_Lists], float]:
     return recall
 
 
-def _measured(query: _Query, search: _Exact | _Lists, reference_size: int, progress: Progress) -> Density:
-    size, used = len(query.rows), query.neighbors
-    mean = np.empty(size)
+def _measured(
+    query: _Query, search: _Exact | _Lists, reference_size: int, neighbors: Sequence[int], progress: Progress
+) -> dict[int, Density]:
+    size = len(query.rows)
+    means = {k: np.empty(size) for k in neighbors}
+    used = dict(zip(neighbors, neighbors, strict=True))
     order = search.order(query.rows)
     for start in range(0, size, _TILE):
         chosen = order[start : start + _TILE]
         part = query.part(chosen)
         squared, ids = search.search(part.rows, part.asked)
         counts = part.counted(ids)
-        counted = counts.sum(axis=1)
-        mean[chosen] = np.where(counts, squared, 0).sum(axis=1, dtype=np.float64) / np.maximum(counted, 1)
-        used = min(used, int(counted.min()))
+        so_far = counts.cumsum(axis=1)
+        for k, mean in means.items():
+            nearest = counts & (so_far <= k)
+            counted = nearest.sum(axis=1)
+            mean[chosen] = np.where(nearest, squared, 0).sum(axis=1, dtype=np.float64) / np.maximum(counted, 1)
+            used[k] = min(used[k], int(counted.min()))
         progress(min(start + _TILE, size), size)
-    return Density(mean, query.neighbors, used, reference_size, search.name, search.recall)
+    return {k: Density(mean, k, used[k], reference_size, search.name, search.recall) for k, mean in means.items()}

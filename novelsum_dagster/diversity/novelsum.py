@@ -1,21 +1,40 @@
-"""NovelSum: the diversity of a set as the mean novelty of its samples.
+"""NovelSum: the diversity of a set as the mean novelty of its samples, in every variant.
 
-Belongs here: the measure and its confidence interval. Does not: density (`density`), choosing a subset
-(`selection`).
+Belongs here: the measure and its confidence interval. Does not: density (`density`), the other measures, choosing a
+subset (`selection`).
 """
 
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
 
-from novelsum_dagster.diversity.density import density
-from novelsum_dagster.diversity.vectors import as_rows, unit_rows
+from novelsum_dagster.diversity.density import DensityIndex, NeighborPolicy, densities
+from novelsum_dagster.diversity.measured import mean_interval
+from novelsum_dagster.diversity.vectors import as_rows, find_rows, unit_rows
 from novelsum_dagster.progress import Progress, no_progress
 
-_TILE_VALUES = 2**24
-"""Distances held at a time: 64 MiB of float32."""
-_RESAMPLES = 1000
+SelfDistance = Literal["included", "excluded"]
+DensitySide = Literal["row", "column"]
+Aggregate = Literal["mean", "sum"]
+
+_TILE_VALUES = 2**22
+"""Distances that a thread holds at a time: 16 MiB of float32, and twice that in float64."""
+_BEYOND = 3.0
+"""Over every cosine distance: ranks a sample last in its own row, where its weight is 0."""
+
+
+class Powers(NamedTuple):
+    """One setting of NovelSum: K, beta, alpha."""
+
+    neighbors: int
+    density_power: float
+    proximity_power: float
 
 
 @dataclass(frozen=True)
@@ -23,25 +42,23 @@ class NovelSumResult:
     """The diversity of a set of n samples.
 
     Attributes:
-        value: NovelSum, the mean novelty.
+        value: NovelSum: the mean of `novelty`, or its sum where `aggregate` is "sum".
         novelty: float64, (n,): each sample's density-weighted, proximity-weighted distance to the set.
+        aggregate: as asked for.
     """
 
     value: float
     novelty: NDArray[np.float64]
+    aggregate: Aggregate = "mean"
 
     def interval(self, confidence: float = 0.95, seed: int = 42) -> tuple[float, float]:
-        """Return a bootstrap percentile interval of the mean novelty over 1,000 resamples of the set's samples.
+        """Return a bootstrap percentile interval of the value over 1,000 resamples of the set's samples.
 
         It tells how far the value depends on single samples; distances are not recomputed for each resample.
         """
-        if len(self.novelty) < 2:
-            return self.value, self.value
-        generator = np.random.default_rng(seed)
-        size = len(self.novelty)
-        means = [self.novelty[generator.integers(0, size, size)].mean() for _ in range(_RESAMPLES)]
-        low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-        return float(low), float(high)
+        low, high = mean_interval(self.novelty, confidence, seed)
+        scale = len(self.novelty) if self.aggregate == "sum" else 1
+        return scale * low, scale * high
 
 
 def novelsum(
@@ -51,13 +68,21 @@ def novelsum(
     neighbors: int = 10,
     density_power: float = 0.5,
     proximity_power: float = 1.0,
+    neighbor_policy: NeighborPolicy = "published",
+    self_distance: SelfDistance = "included",
+    density_side: DensitySide = "row",
+    aggregate: Aggregate = "mean",
+    index: DensityIndex = "auto",
+    min_recall: float = 0.99,
+    device: str = "cpu",
     progress: Progress = no_progress,
 ) -> NovelSumResult:
-    """Return NovelSum of a set, as the published code computes it.
+    """Return NovelSum of a set; with its defaults, as the published code computes it.
 
     `v_i = s_i * sum_r r^-alpha d_(r)(i) / sum_r r^-alpha` over the whole ascending row of cosine distances, the
     sample itself included at rank 1; NovelSum is the mean of `v_i`. It depends on n: compare sets of equal size.
-    (Paper, section 4; UmeanNever/NovelSum.)
+    Equal rows are at distance 0 exactly, so NovelSum of identical samples is 0. (Paper,
+    section 4; UmeanNever/NovelSum.)
 
     Args:
         target: (n, d) embeddings of the set.
@@ -66,17 +91,87 @@ def novelsum(
         neighbors: K of the density factor, default 10.
         density_power: beta, default 0.5.
         proximity_power: alpha, default 1.0.
+        neighbor_policy, index, min_recall: as in `density`.
+        self_distance: "included" (default): the sample itself has rank 1, so the nearest other one has weight
+            2^-alpha. "excluded": the nearest other sample has rank 1.
+        density_side: "row" (default): a row is scaled by its own sample's factor. "column": each distance is scaled
+            by the other sample's, as in the paper's figure; ranks stay those of the distances, the lower index first
+            among equal ones.
+        aggregate: "mean" (default) of the weighted means; "sum" of the weighted sums, without division by the weights
+            or by n.
+        device: "cpu" (default), or a torch device such as "cuda", where pairs are then compared; density is searched
+            on the CPU.
         progress: called with rows done and n.
 
     Raises:
-        ValueError: for bad rows, unequal dimensions, or negative powers.
+        ValueError: for bad rows, unequal dimensions, negative powers or an unknown setting.
+    """
+    powers = Powers(neighbors, density_power, proximity_power)
+    found = novelsum_grid(
+        target,
+        reference,
+        neighbors=(neighbors,),
+        density_powers=(density_power,),
+        proximity_powers=(proximity_power,),
+        neighbor_policy=neighbor_policy,
+        self_distance=self_distance,
+        density_side=density_side,
+        aggregate=aggregate,
+        index=index,
+        min_recall=min_recall,
+        device=device,
+        progress=progress,
+    )
+    return found[powers]
+
+
+def novelsum_grid(
+    target: ArrayLike,
+    reference: ArrayLike | None = None,
+    *,
+    neighbors: Sequence[int] = (10,),
+    density_powers: Sequence[float] = (0.5,),
+    proximity_powers: Sequence[float] = (1.0,),
+    neighbor_policy: NeighborPolicy = "published",
+    self_distance: SelfDistance = "included",
+    density_side: DensitySide = "row",
+    aggregate: Aggregate = "mean",
+    index: DensityIndex = "auto",
+    min_recall: float = 0.99,
+    device: str = "cpu",
+    progress: Progress = no_progress,
+) -> dict[Powers, NovelSumResult]:
+    """Return NovelSum for every combination of K, beta and alpha, from one search and one sort of each row.
+
+    Args:
+        target, reference: as in `novelsum`.
+        neighbors: values of K.
+        density_powers: values of beta.
+        proximity_powers: values of alpha.
+        neighbor_policy, self_distance, density_side, aggregate, index, min_recall, device, progress: as in `novelsum`.
+
+    Raises:
+        ValueError: as `novelsum` does.
     """
     rows = as_rows(target, "target")
-    if density_power == 0:
-        factor = np.ones(len(rows))
-    else:
-        factor = density(rows, reference, neighbors=neighbors).factor(density_power)
-    return novelsum_with_density(rows, factor, proximity_power=proximity_power, progress=progress)
+    factors: dict[tuple[int, float], NDArray[np.float64]] = {}
+    needed = [beta for beta in density_powers if beta != 0]
+    if needed:
+        found = densities(
+            rows, reference, neighbors=neighbors, neighbor_policy=neighbor_policy, index=index, min_recall=min_recall
+        )
+        factors = {(k, beta): found[k].factor(beta) for k in neighbors for beta in needed}
+    factors |= {(k, 0.0): np.ones(len(rows)) for k in neighbors if 0 in density_powers}
+    return novelsum_with_densities(
+        rows,
+        factors,
+        proximity_powers=proximity_powers,
+        self_distance=self_distance,
+        density_side=density_side,
+        aggregate=aggregate,
+        device=device,
+        progress=progress,
+    )
 
 
 def novelsum_with_density(
@@ -86,7 +181,7 @@ def novelsum_with_density(
     proximity_power: float = 1.0,
     progress: Progress = no_progress,
 ) -> NovelSumResult:
-    """Return NovelSum of a set whose density factors are known.
+    """Return the published NovelSum of a set whose density factors are known.
 
     Args:
         target: (n, d) embeddings of the set.
@@ -95,21 +190,61 @@ def novelsum_with_density(
         progress: called with rows done and n.
 
     Raises:
-        ValueError: for bad rows or a negative power.
+        ValueError: for bad rows or factors, or a negative power.
     """
-    rows = unit_rows(as_rows(target, "target"), "target")
-    size = len(rows)
-    weights = rank_weights(size, proximity_power)
-    novelty = np.empty(size)
-    tile = max(1, _TILE_VALUES // size)
-    for start in range(0, size, tile):
-        stop = min(start + tile, size)
-        distances = 1 - rows[start:stop] @ rows.T
-        distances.sort(axis=1)
-        novelty[start:stop] = distances @ weights
-        progress(stop, size)
-    novelty *= density_factor / weights.sum()
-    return NovelSumResult(float(novelty.mean()), novelty)
+    found = novelsum_with_densities(
+        target, {(0, 0.0): density_factor}, proximity_powers=(proximity_power,), progress=progress
+    )
+    return next(iter(found.values()))
+
+
+def novelsum_with_densities(
+    target: ArrayLike,
+    density_factors: Mapping[tuple[int, float], NDArray[np.float64]],
+    *,
+    proximity_powers: Sequence[float] = (1.0,),
+    self_distance: SelfDistance = "included",
+    density_side: DensitySide = "row",
+    aggregate: Aggregate = "mean",
+    device: str = "cpu",
+    progress: Progress = no_progress,
+) -> dict[Powers, NovelSumResult]:
+    """Return NovelSum for every density factor and alpha.
+
+    Args:
+        target: (n, d) embeddings of the set.
+        density_factors: float64, (n,), by (K, beta).
+        proximity_powers: values of alpha.
+        self_distance, density_side, aggregate, device, progress: as in `novelsum`.
+
+    Raises:
+        ValueError: for bad rows or factors, a negative power or an unknown setting.
+    """
+    _check_variants(self_distance, density_side, aggregate)
+    units = unit_rows(as_rows(target, "target"), "target")
+    for (neighbors, beta), factor in density_factors.items():
+        if np.shape(factor) != (len(units),) or not np.isfinite(factor).all():
+            raise ValueError(
+                f"density factors of K {neighbors} and beta {beta}: shape {np.shape(factor)}; expected {len(units)}"
+                " finite values, one a sample"
+            )
+    excluded = self_distance == "excluded"
+    weights = np.stack([_weights(len(units), alpha, excluded) for alpha in proximity_powers], axis=1)
+    factors = np.stack(list(density_factors.values()), axis=1)
+    by_column = density_side == "column"
+    sums = _rank_sums(units, weights, factors if by_column else None, excluded, device, progress)
+    if not by_column:
+        sums = sums * factors[:, None, :]
+    if aggregate == "mean":
+        # One sample without itself has no weights and novelty 0.
+        sums /= np.maximum(weights.sum(axis=0), np.finfo(np.float64).tiny)[:, None]
+    results = {}
+    for column, (neighbors, beta) in enumerate(density_factors):
+        for row, alpha in enumerate(proximity_powers):
+            novelty = np.ascontiguousarray(sums[:, row, column])
+            value = float(novelty.sum() if aggregate == "sum" else novelty.mean())
+            results[Powers(neighbors, beta, alpha)] = NovelSumResult(value, novelty, aggregate)
+    return results
 
 
 def rank_weights(size: int, proximity_power: float) -> NDArray[np.float64]:
@@ -121,3 +256,115 @@ def rank_weights(size: int, proximity_power: float) -> NDArray[np.float64]:
     if not proximity_power >= 0:
         raise ValueError(f"proximity_power is {proximity_power}; it must be 0 or more")
     return np.arange(1, size + 1, dtype=np.float64) ** -proximity_power
+
+
+def _check_variants(self_distance: str, density_side: str, aggregate: str) -> None:
+    for name, value, known in (
+        ("self_distance", self_distance, get_args(SelfDistance)),
+        ("density_side", density_side, get_args(DensitySide)),
+        ("aggregate", aggregate, get_args(Aggregate)),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+
+
+def _weights(size: int, alpha: float, without_self: bool) -> NDArray[np.float64]:
+    weights = rank_weights(size, alpha)
+    if without_self:
+        weights[-1] = 0  # The sample itself is ranked last.
+    return weights
+
+
+def _rank_sums(
+    units: NDArray[np.float32],
+    weights: NDArray[np.float64],
+    columns: NDArray[np.float64] | None,
+    without_self: bool,
+    device: str,
+    progress: Progress,
+) -> NDArray[np.float64]:
+    """Return the weighted sums of each row's ranked distances: float64, (n, A, F), or (n, A, 1) without columns.
+
+    Args:
+        units: float32, (n, d), of length 1.
+        weights: float64, (n, A), by rank.
+        columns: float64, (n, F): what each sample's distances are scaled by before they are summed, not ranked.
+        without_self: rank the sample itself last.
+        device: "cpu", or a torch device.
+        progress: called with rows done and n.
+    """
+    size = len(units)
+    group = find_rows(units, units)
+    repeated = group if (group != np.arange(size)).any() else None
+    job = _Job(units, repeated, weights, columns, without_self)
+    sums = np.empty((size, weights.shape[1], 1 if columns is None else columns.shape[1]))
+    threads = len(os.sched_getaffinity(0)) if device == "cpu" else 1
+    # A row is ranked by one thread, so that rows and not BLAS share the processors.
+    tile = max(1, min(_TILE_VALUES // size, -(-size // threads)))
+    work = job.on_cpu if device == "cpu" else job.on(device)
+    done = 0
+    with threadpool_limits(1 if threads > 1 else None, "blas"), ThreadPoolExecutor(threads) as pool:
+        starts = range(0, size, tile)
+        for start, found in zip(starts, pool.map(lambda start: work(start, start + tile), starts), strict=True):
+            sums[start : start + tile] = found
+            done += len(found)
+            progress(done, size)
+    return sums
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The tiles of `_rank_sums`; `repeated` is the first row that equals each row, None where all differ."""
+
+    units: NDArray[np.float32]
+    repeated: NDArray[np.int64] | None
+    weights: NDArray[np.float64]
+    columns: NDArray[np.float64] | None
+    without_self: bool
+
+    def on_cpu(self, start: int, stop: int) -> NDArray[np.float64]:
+        distances = 1 - self.units[start:stop] @ self.units.T
+        np.maximum(distances, 0, out=distances)
+        own = np.arange(len(distances))
+        if self.repeated is not None:
+            distances[self.repeated[start:stop, None] == self.repeated] = 0
+        distances[own, start + own] = _BEYOND if self.without_self else 0
+        if self.columns is None:
+            distances.sort(axis=1)
+            return np.asarray(distances @ self.weights)[:, :, None]
+        order = np.argsort(distances, axis=1, kind="stable")
+        found = np.empty((len(distances), self.weights.shape[1], self.columns.shape[1]))
+        for number, weights in enumerate(self.weights.T):
+            weighted = np.empty_like(distances, dtype=np.float64)
+            np.put_along_axis(weighted, order, weights[None, :], axis=1)
+            weighted *= distances
+            found[:, number] = weighted @ self.columns
+        return found
+
+    def on(self, device: str) -> Callable[[int, int], NDArray[np.float64]]:
+        """Return the same computation on a torch device, where the rows stay."""
+        import torch
+
+        units = torch.from_numpy(self.units).to(device)
+        repeated = None if self.repeated is None else torch.from_numpy(self.repeated).to(device)
+        weights = torch.from_numpy(self.weights).to(device)
+        columns = None if self.columns is None else torch.from_numpy(self.columns).to(device)
+
+        def work(start: int, stop: int) -> NDArray[np.float64]:
+            distances = (1 - units[start:stop] @ units.T).clamp_(min=0)
+            own = torch.arange(len(distances), device=device)
+            if repeated is not None:
+                distances[repeated[start:stop, None] == repeated] = 0
+            distances[own, start + own] = _BEYOND if self.without_self else 0
+            if columns is None:
+                ranked = torch.sort(distances, dim=1).values
+                return np.asarray((ranked.double() @ weights).cpu().numpy())[:, :, None]
+            order = torch.sort(distances, dim=1, stable=True).indices
+            parts = []
+            for number in range(weights.shape[1]):
+                weighted = torch.empty_like(distances, dtype=torch.float64)
+                weighted.scatter_(1, order, weights[:, number].expand_as(order))
+                parts.append((weighted * distances) @ columns)
+            return np.asarray(torch.stack(parts, dim=1).cpu().numpy())
+
+        return work

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from novelsum_dagster.diversity.density import DensityIndex, NeighborPolicy, density, density_factor
-from novelsum_dagster.diversity.novelsum import novelsum_with_density
+from novelsum_dagster.diversity.novelsum import Aggregate, DensitySide, Powers, SelfDistance, novelsum_with_densities
 from novelsum_dagster.files import KEY_LENGTH, content_key, write_table
 from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.progress import Progress, no_progress
+from novelsum_dagster.settings import NovelSum
 
 
 class DensityTable(Handle):
@@ -46,12 +47,15 @@ class DensityTable(Handle):
 
 
 class NoveltyTable(Handle):
-    """One row a sample: id, novelty (float64). `novelsum` is their mean: NovelSum of the whole pool."""
+    """One row a sample: id, novelty (float64). `novelsum` is their mean, or their sum: NovelSum of the whole pool."""
 
     file: str
     density: str
     density_power: float
     proximity_power: float
+    self_distance: SelfDistance
+    density_side: DensitySide
+    aggregate: Aggregate
     novelsum: float
 
     def table(self, root: Path) -> pa.Table:
@@ -122,7 +126,8 @@ def build_novelty(
     density_table: DensityTable,
     vectors: NDArray[np.float32],
     *,
-    proximity_power: float,
+    settings: NovelSum,
+    device: str = "cpu",
     progress: Progress = no_progress,
 ) -> NoveltyTable:
     """Compute every sample's novelty within the pool and write the novelty table.
@@ -131,23 +136,33 @@ def build_novelty(
         root: the storage folder.
         density_table: of the same pool.
         vectors: float32, (n, d), in pool order.
-        proximity_power: alpha.
+        settings: alpha and the variant of NovelSum.
+        device: "cpu" (default), or a torch device.
         progress: called with samples done and n.
 
     Raises:
-        ValueError: as `novelsum_with_density` does.
+        ValueError: as `novelsum_with_densities` does.
     """
     table = density_table.table(root)
-    factor = table["density_factor"].to_numpy()
-    result = novelsum_with_density(vectors, factor, proximity_power=proximity_power, progress=progress)
-    settings = {"density": density_table.key, "proximity_power": proximity_power}
-    key = _write(root, "novelty", {"id": table["id"], "novelty": result.novelty}, settings)
+    powers = Powers(density_table.neighbors, density_table.density_power, settings.proximity_power)
+    variant = {name: getattr(settings, name) for name in ("self_distance", "density_side", "aggregate")}
+    found = novelsum_with_densities(
+        vectors,
+        {powers[:2]: table["density_factor"].to_numpy()},
+        proximity_powers=(settings.proximity_power,),
+        device=device,
+        progress=progress,
+        **variant,
+    )
+    result = found[powers]
+    described = {"density": density_table.key, "proximity_power": settings.proximity_power, **variant}
+    key = _write(root, "novelty", {"id": table["id"], "novelty": result.novelty}, described)
     return NoveltyTable(
         key=key,
         file=_file("novelty", key),
         density_power=density_table.density_power,
         novelsum=result.value,
-        **settings,
+        **described,
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from novelsum_dagster.devices import accelerator_or_cpu
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import file_hash
 from novelsum_dagster.settings import PACKAGED_MODEL, Embedding
@@ -140,7 +141,7 @@ class SentenceTransformerEncoder:
 
     def __init__(self, settings: Embedding, dtype: str | None = None) -> None:
         self._settings = settings
-        self.device = _device(settings.device)
+        self.device = accelerator_or_cpu(settings.device)
         chosen = dtype or ("float32" if self.device.startswith("cpu") else "bfloat16")
         self._model = self._load(chosen)
         self.dtype = chosen
@@ -195,21 +196,6 @@ def _timed(model: "SentenceTransformer") -> tuple[NDArray[np.float32], float]:
 def _encode(model: "SentenceTransformer", texts: list[str], batch_size: int) -> NDArray[np.float32]:
     vectors = model.encode(texts, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True)
     return np.asarray(vectors.float().cpu().numpy(), dtype=np.float32)
-
-
-def _device(wanted: str) -> str:
-    import torch
-
-    if wanted == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    missing = (wanted.startswith("cuda") and not torch.cuda.is_available()) or (
-        wanted == "mps" and not torch.backends.mps.is_available()
-    )
-    if missing:
-        raise InputError(f"embedding.device: {wanted} is not on this machine; use auto or cpu")
-    return wanted
 
 
 def _quiet() -> None:

@@ -66,7 +66,7 @@ def record_outputs(
         )
         insert(
             connection,
-            "measures",
+            "set_measures",
             [{"report": report.key, "selection": subset.key, **row.model_dump()} for row in report.sets],
         )
         row = {"run_id": run_id, "snapshot": snapshot.key, **keys, "selection": subset.key, "report": report.key}

@@ -83,6 +83,10 @@ CREATE TABLE IF NOT EXISTS novelties (
     novelsum DOUBLE NOT NULL
 );
 
+ALTER TABLE novelties ADD COLUMN IF NOT EXISTS self_distance VARCHAR;
+ALTER TABLE novelties ADD COLUMN IF NOT EXISTS density_side VARCHAR;
+ALTER TABLE novelties ADD COLUMN IF NOT EXISTS aggregate VARCHAR;
+
 CREATE TABLE IF NOT EXISTS selections (
     selection VARCHAR PRIMARY KEY,
     snapshot VARCHAR NOT NULL,
@@ -98,15 +102,17 @@ CREATE TABLE IF NOT EXISTS selections (
 
 ALTER TABLE selections ADD COLUMN IF NOT EXISTS options VARCHAR;
 
-CREATE TABLE IF NOT EXISTS measures (
+-- A database of an earlier version keeps its table measures, with NovelSum alone.
+CREATE TABLE IF NOT EXISTS set_measures (
     report VARCHAR NOT NULL,
     selection VARCHAR NOT NULL,
     set_name VARCHAR NOT NULL,
+    measure VARCHAR NOT NULL,
     size BIGINT NOT NULL,
-    novelsum DOUBLE NOT NULL,
+    value DOUBLE NOT NULL,
     low DOUBLE NOT NULL,
     high DOUBLE NOT NULL,
-    PRIMARY KEY (report, set_name)
+    PRIMARY KEY (report, set_name, measure)
 );
 
 CREATE TABLE IF NOT EXISTS run_outputs (

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from novelsum_dagster.diversity.density import distinct_rows
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
+from novelsum_dagster.diversity.vectors import distinct_rows
 from novelsum_dagster.embedding.store import VectorSet
 from novelsum_dagster.pool.snapshot import SAMPLES, PoolSnapshot
 from novelsum_dagster.report.novelsum_report import NovelSumReport
@@ -320,7 +320,7 @@ def _expect_few_near_duplicates_picked(subject: Subject) -> "list[Expectation]":
 def _report_values(subject: Subject) -> "pd.DataFrame":
     report = subject.output
     assert isinstance(report, NovelSumReport)
-    return _frame(selected=[report.of("selected").novelsum], random=[report.of("random").novelsum])
+    return _frame(selected=[report.of("selected").value], random=[report.of("random").value])
 
 
 def _expect_gain(subject: Subject) -> "list[Expectation]":

@@ -1,94 +1,186 @@
-"""The NovelSum report of a selection: the pool, a random subset and the selected subset, at equal size.
+"""The report of a selection: the pool, a random subset and the selected subset, measured alike and at equal size.
 
-Belongs here: which sets are measured, and the report's files. Does not: the measure, the plots' drawing (`plots`).
+Belongs here: which sets are measured, and the report's folder. Does not: the measures, the page's form (`page`).
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from novelsum_dagster.diversity.novelsum import novelsum_with_density
-from novelsum_dagster.files import content_key, write_json, write_table
+from novelsum_dagster.diversity.measures import (
+    MEASURES,
+    Comparison,
+    Factors,
+    Samples,
+    SetMeasures,
+    Yardstick,
+    measure_sets,
+)
+from novelsum_dagster.files import content_key, place_folder, temporary_folder, write_json
 from novelsum_dagster.pool.snapshot import Handle
-from novelsum_dagster.progress import Progress, no_progress
+from novelsum_dagster.progress import Reporter
+from novelsum_dagster.report.page import Contents, write_page
+from novelsum_dagster.settings import Settings
 
 POOL_DRAWS = 10
-"""Samples of the pool that are measured; the report gives their mean and range."""
+"""Samples of the pool whose NovelSum is measured; the report gives their mean and range."""
+POOL_SAMPLE, RANDOM, SELECTED = "pool sample", "random", "selected"
+REPORT_COLUMNS = ["id", "source", "tokens", "turns", "characters", "text"]
+"""What the report shows of the pool's samples."""
 
 
 class SetMeasure(BaseModel):
-    """NovelSum of one set.
+    """One measure of one set.
 
-    `low` and `high`: a 95 % bootstrap interval over the set's samples; for the pool sample the least and greatest of
-    its draws.
+    `low` and `high`: a 95 % bootstrap interval; for the pool sample the least and greatest of its draws.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     set_name: str
     size: int
-    novelsum: float
+    measure: str
+    value: float
     low: float
     high: float
 
 
 class NovelSumReport(Handle):
-    """NovelSum of sets of equal size, with density taken from the pool."""
+    """Measures of sets of equal size, with density taken from the pool."""
 
     folder: str
     sets: tuple[SetMeasure, ...]
 
-    def of(self, set_name: str) -> SetMeasure:
-        """Return the row of one set: `pool sample`, `random` or `selected`."""
-        return next(row for row in self.sets if row.set_name == set_name)
+    def of(self, set_name: str, measure: str = "novelsum") -> SetMeasure:
+        """Return one measure of one set: `pool sample` (NovelSum only), `random` or `selected`."""
+        return next(row for row in self.sets if (row.set_name, row.measure) == (set_name, measure))
 
 
 def build_report(
     root: Path,
+    samples: pa.Table,
     vectors: NDArray[np.float32],
     density_factor: NDArray[np.float64],
+    novelty: NDArray[np.float64],
     selected: NDArray[np.int64],
     *,
     inputs: dict[str, str],
-    proximity_power: float,
+    settings: Settings,
     seed: int,
-    progress: Progress = no_progress,
+    reporter: Reporter,
 ) -> NovelSumReport:
-    """Measure the three sets and write `novelsum.json` and `novelsum.parquet` under `root/reports`.
+    """Measure the sets and write the report's folder under `root/reports`: the page, its pictures and its tables.
 
     Args:
         root: the storage folder.
+        samples: the pool, `REPORT_COLUMNS`, in pool order.
         vectors: float32, (n, d), the pool.
-        density_factor: float64, (n,), against the pool.
-        selected: int64, (k,), rows of the selected subset.
+        density_factor: float64, (n,), against the pool, at the settings' K and beta.
+        novelty: float64, (n,), within the pool.
+        selected: int64, (k,), rows of the selected subset in pick order.
         inputs: keys of what was measured.
-        proximity_power: alpha.
-        seed: of the random subset and the pool's draws.
-        progress: called with sets measured and to measure.
+        settings: of the curation.
+        seed: of the random subset, the pool's draws and the measures.
+        reporter: shows progress.
+
+    Raises:
+        ValueError: as the measures do.
     """
-    size = len(selected)
     generator = np.random.default_rng(seed)
-    draws = [generator.permutation(len(vectors))[:size] for _ in range(POOL_DRAWS + 1)]
-    results = []
-    for rows in [selected, *draws]:
-        results.append(novelsum_with_density(vectors[rows], density_factor[rows], proximity_power=proximity_power))
-        progress(len(results), len(draws) + 1)
-    pool = np.array([result.value for result in results[2:]])
-    sets = [
-        SetMeasure(set_name="pool sample", size=size, novelsum=pool.mean(), low=pool.min(), high=pool.max()),
-        *(
-            SetMeasure(
-                set_name=name, size=size, novelsum=result.value, low=result.interval()[0], high=result.interval()[1]
-            )
-            for name, result in (("random", results[1]), ("selected", results[0]))
-        ),
+    draws = [generator.permutation(len(vectors))[: len(selected)] for _ in range(POOL_DRAWS + 1)]
+    factors = {(settings.novelsum.neighbors, settings.novelsum.density_power): density_factor}
+    with reporter.step("preparing"):
+        yardstick = Yardstick(
+            vectors, settings.novelsum, settings.measures, seed=seed, device=settings.selection.device
+        )
+    sets = {RANDOM: draws[0], SELECTED: selected}
+    comparison = measure_sets(
+        {name: Samples(vectors[rows], _texts(samples, rows)) for name, rows in sets.items()},
+        yardstick,
+        measures=settings.measures,
+        factors={name: _of_rows(factors, rows) for name, rows in sets.items()},
+        seed=seed,
+        reporter=reporter,
+    )
+    pool = [next(iter(yardstick.novelsum(vectors[rows], _of_rows(factors, rows)).values())).value for rows in draws[1:]]
+    rows = [_pool_row(pool, len(selected)), *(row for one in comparison.sets for row in _rows(one))]
+    described: dict[str, Any] = {"inputs": inputs, "settings": _described(settings), "seed": seed}
+    key = content_key({**described, "sets": [row.model_dump() for row in rows]})
+    contents = Contents(
+        title="Diversity of the selected subset",
+        measures=pa.Table.from_pylist([_labelled(row) for row in rows]),
+        samples=samples,
+        vectors=vectors,
+        novelty=novelty,
+        selected=selected,
+        settings={**described["settings"], "seed": seed},
+        hashes={**inputs, "report": key},
+        notes=(*_notes(comparison, len(selected)),),
+    )
+    with reporter.step("report"), temporary_folder(root / "reports") as folder:
+        write_json({**described, "sets": [row.model_dump() for row in rows]}, folder / "novelsum.json")
+        write_page(folder, contents)
+        place_folder(folder, root / "reports" / f"report={key}")
+    return NovelSumReport(key=key, folder=f"reports/report={key}", sets=tuple(rows))
+
+
+def _texts(samples: pa.Table, rows: NDArray[np.int64]) -> list[str]:
+    texts: list[str] = samples["text"].take(pa.array(rows)).to_pylist()
+    return texts
+
+
+def _of_rows(factors: Factors, rows: NDArray[np.int64]) -> Factors:
+    return {key: factor[rows] for key, factor in factors.items()}
+
+
+def _pool_row(found: list[float], size: int) -> SetMeasure:
+    return SetMeasure(
+        set_name=POOL_SAMPLE,
+        size=size,
+        measure="novelsum",
+        value=float(np.mean(found)),
+        low=min(found),
+        high=max(found),
+    )
+
+
+def _rows(one: SetMeasures) -> list[SetMeasure]:
+    return [
+        SetMeasure(
+            set_name=one.name, size=len(one.rows), measure=key, value=found.value, low=found.low, high=found.high
+        )
+        for key, found in one.values.items()
     ]
-    settings = {"inputs": inputs, "proximity_power": proximity_power, "seed": seed}
-    key = content_key({**settings, "sets": [row.model_dump() for row in sets]})
-    folder = f"reports/report={key}"
-    write_json({**settings, "sets": [row.model_dump() for row in sets]}, root / folder / "novelsum.json")
-    write_table(pa.Table.from_pylist([row.model_dump() for row in sets]), root / folder / "novelsum.parquet")
-    return NovelSumReport(key=key, folder=folder, sets=tuple(sets))
+
+
+def _labelled(row: SetMeasure) -> dict[str, Any]:
+    known = MEASURES[row.measure]
+    return {
+        "set": row.set_name,
+        "size": row.size,
+        "measure": row.measure,
+        "label": known.label,
+        "family": known.family,
+        "value": row.value,
+        "low": row.low,
+        "high": row.high,
+        "higher_is_diverse": known.higher_is_diverse,
+    }
+
+
+def _described(settings: Settings) -> dict[str, Any]:
+    sections = ("pool", "embedding", "novelsum", "measures", "selection")
+    return {name: getattr(settings, name).model_dump(mode="json") for name in sections}
+
+
+def _notes(comparison: Comparison, size: int) -> tuple[str, ...]:
+    return (
+        f"All sets have {size:,} samples, because the measures depend on the number of samples.",
+        f"The pool sample's NovelSum is the mean of {POOL_DRAWS} random draws, and its interval their range; the other"
+        " intervals are 95 % bootstrap intervals over samples.",
+        *comparison.notes,
+    )

@@ -3,13 +3,13 @@
 Belongs here: from settings to the call of a strategy. Does not: the strategies, writing a subset (`subset`).
 """
 
-import ctypes
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from novelsum_dagster.devices import cuda_or_cpu
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.pool.fields import field_values, positive_numbers
 from novelsum_dagster.pool.snapshot import PoolSnapshot
@@ -56,7 +56,7 @@ def choose_from_pool(
         options = {
             **_limits(snapshot, root, selection),
             "proximity_power": proximity_power,
-            "device": _device(selection.device),
+            "device": cuda_or_cpu(selection.device),
             "verify": selection.verify,
             "checkpoint": checkpoint,
         }
@@ -115,22 +115,3 @@ def _rows(row_of: dict[str, int], ids: tuple[str, ...], name: str) -> list[int]:
     if unknown:
         raise InputError(f"selection.{name}: no sample of the pool has the id {unknown[0]!r} ({len(unknown)} such ids)")
     return [row_of[id_] for id_ in ids]
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    # Without the driver there is no GPU, and torch, which takes seconds to load, need not be asked.
-    if not any(map(_loads, ("libcuda.so.1", "nvcuda.dll"))):
-        return "cpu"
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True

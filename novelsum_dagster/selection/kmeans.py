@@ -8,11 +8,10 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from novelsum_dagster.diversity.clusters import centres_of, nearest_centre
 from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.selection.inputs import check_inputs
 from novelsum_dagster.selection.picks import Picks, recorded
-
-_ITERATIONS = 20
 
 
 def kmeans(
@@ -48,20 +47,9 @@ def kmeans(
     wanted = min(k, math.ceil(math.sqrt(n))) if clusters is None else clusters
     if not 1 <= wanted <= n:
         raise ValueError(f"clusters is {wanted:,} and the pool has {n:,} samples; clusters must be from 1 to {n:,}")
-    labels = _clustered(inputs.units, wanted, seed)
+    labels = nearest_centre(inputs.units, centres_of(inputs.units, wanted, seed))
     progress(k, k)
     return recorded(_drawn_in_turn(labels, wanted, seed)[:k], *inputs)
-
-
-def _clustered(units: NDArray[np.float32], clusters: int, seed: int) -> NDArray[np.int64]:
-    """Return the cluster of each row: int64, (n,)."""
-    import faiss
-
-    # Small clusters are fine here; without this FAISS warns on standard output.
-    trained = faiss.Kmeans(units.shape[1], clusters, niter=_ITERATIONS, seed=seed, min_points_per_centroid=1)
-    trained.train(units)
-    _, labels = trained.index.search(units, 1)
-    return np.asarray(labels[:, 0], dtype=np.int64)
 
 
 def _drawn_in_turn(labels: NDArray[np.int64], clusters: int, seed: int) -> NDArray[np.int64]:

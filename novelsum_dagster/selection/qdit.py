@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from novelsum_dagster.diversity.density import find_rows
+from novelsum_dagster.diversity.vectors import find_rows
 from novelsum_dagster.memory import require_memory
 from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.selection.inputs import check_inputs

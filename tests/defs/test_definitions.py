@@ -18,7 +18,7 @@ HEAVY = [
     "duckdb",
     "faiss",
     "great_expectations",
-    "matplotlib",
+    "altair",
     "numba",
     "pandas",
     "scipy",

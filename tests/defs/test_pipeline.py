@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from novelsum_dagster.defs.handles import read_handle
-from novelsum_dagster.diversity import novelsum
+from novelsum_dagster.diversity import novelsum, vendi_score
+from novelsum_dagster.diversity.measures import MEASURES
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
 from novelsum_dagster.files import file_hash
 from novelsum_dagster.lineage.store import LineageStore
@@ -67,8 +68,11 @@ def test_the_subset_is_what_novelselect_picks(curation: Curation, result: dg.Exe
     assert table["rank"].to_pylist() == list(range(1, 21))
     np.testing.assert_allclose(table["score"].to_pylist()[1:], picks.score[1:])
     report = read_handle(curation.root, "novelsum_report", NovelSumReport)
-    assert report.of("selected").novelsum == pytest.approx(novelsum(vectors[picks.indices], vectors).value)
-    assert report.of("selected").novelsum > report.of("random").novelsum
+    chosen = vectors[picks.indices]
+    assert report.of("selected").value == pytest.approx(novelsum(chosen, vectors).value)
+    assert report.of("selected").value > report.of("random").value
+    assert report.of("selected", "vendi_score").value == pytest.approx(vendi_score(chosen).value)
+    assert {row.measure for row in report.sets if row.set_name == "selected"} == set(MEASURES)
 
 
 def test_the_subset_is_written_in_its_original_form(curation: Curation, result: dg.ExecuteInProcessResult) -> None:
@@ -90,7 +94,7 @@ def test_the_subset_is_written_in_its_original_form(curation: Curation, result: 
 def test_the_lineage_knows_the_run(curation: Curation, result: dg.ExecuteInProcessResult) -> None:
     counts = {
         "runs": 1, "steps": 7, "snapshots": 1, "source_files": 2, "embeddings": 1, "densities": 1, "novelties": 1,
-        "selections": 1, "measures": 3, "run_outputs": 1, "samples": 100, "origins": 101, "rejects": 1,
+        "selections": 1, "set_measures": 25, "run_outputs": 1, "samples": 100, "origins": 101, "rejects": 1,
         "density": 100, "novelty": 100, "picks": 20,
     }  # fmt: skip
     with LineageStore(curation.root).reading() as connection:

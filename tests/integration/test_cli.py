@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from novelsum_dagster.diversity.measures import MEASURES
 from tests.pools import alpaca, write_jsonl, write_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,11 +157,33 @@ def test_measure_ranks_the_selected_over_the_first(folder: Path) -> None:
     found = _json(_novelsum(folder, *sets, "--json"))
     best, first = found["sets"]
     assert (best["samples"], best["measured"], first["samples"], first["measured"]) == (15, 15, 20, 15)
-    assert best["novelsum"] > first["novelsum"]
-    assert best["low"] < best["novelsum"] < best["high"]
-    shown = _novelsum(folder, *sets)
-    assert f"{best['novelsum']:.4f}" in shown.stdout
+    mine, theirs = best["measures"]["novelsum"], first["measures"]["novelsum"]
+    assert mine["value"] > theirs["value"]
+    assert mine["low"] < mine["value"] < mine["high"]
+    assert set(best["measures"]) == set(MEASURES)
+    assert any("unequal size" in note for note in found["notes"])
+    shown = _novelsum(folder, *sets, "--output", "measured")
+    assert f"{mine['value']:.4f}" in shown.stdout
     assert "unequal size" in shown.stderr
+    rows = pq.read_table(folder / "measured" / "measures.parquet").to_pylist()
+    assert (
+        next(row for row in rows if (row["set"], row["measure"]) == ("best.jsonl", "novelsum"))["value"]
+        == mine["value"]
+    )
+    novelty = pq.read_table(folder / "measured" / "novelty.parquet").to_pylist()
+    assert np.mean([row["novelty"] for row in novelty if row["set"] == "best.jsonl"]) == pytest.approx(mine["value"])
+
+
+def test_measure_gives_every_combination_and_variant(folder: Path) -> None:
+    options = ["--neighbors", "2", "--neighbors", "3", "--proximity-power", "0", "--proximity-power", "1"]
+    variant = ["--self-distance", "excluded", "--density-side", "column", "--aggregate", "sum"]
+    found = _json(_novelsum(folder, "measure", "pool/one.jsonl", *options, *variant, "--json"))
+    grid = found["sets"][0]["novelsum"]
+    assert [(row["neighbors"], row["proximity_power"]) for row in grid] == [(2, 0), (2, 1), (3, 0), (3, 1)]
+    assert len({row["value"] for row in grid}) == 4
+    assert found["settings"]["density_side"] == "column"
+    table = _novelsum(folder, "measure", "pool/one.jsonl", *options, *variant).stdout
+    assert f"{grid[3]['value']:.4f}" in table
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from novelsum_dagster import memory
+from novelsum_dagster.diversity import vectors
 from novelsum_dagster.diversity.tables import build_density
+from novelsum_dagster.diversity.vectors import distinct_rows, find_rows
 from novelsum_dagster.memory import NotEnoughMemory
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.quality.suites import Subject, suites_of
@@ -17,7 +19,7 @@ from novelsum_dagster.settings import NovelSum, Settings
 
 # The package has a function of the same name.
 module = importlib.import_module("novelsum_dagster.diversity.density")
-density, distinct_rows, find_rows = module.density, module.distinct_rows, module.find_rows
+density = module.density
 
 
 def _rows(n: int, d: int = 16, seed: int = 0) -> np.ndarray:
@@ -117,7 +119,7 @@ def test_negative_zero_is_zero() -> None:
 
 
 def test_rows_that_share_a_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_row_hashes", lambda rows: np.zeros(len(rows), dtype=np.uint64))
+    monkeypatch.setattr(vectors, "_row_hashes", lambda rows: np.zeros(len(rows), dtype=np.uint64))
     rows = np.array([[1.0], [2.0], [1.0], [3.0], [2.0]], dtype=np.float32)
     points, point_of = distinct_rows(rows)
     assert points.ravel().tolist() == [1, 2, 3]

@@ -16,12 +16,13 @@ from novelsum_dagster.embedding.store import VectorSet, embed, pool_vectors
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
+from novelsum_dagster.progress import LogReporter
 from novelsum_dagster.quality.suites import SUITES, Subject, suites_of
 from novelsum_dagster.quality.validate import check, require_passed, validate
-from novelsum_dagster.report.novelsum_report import NovelSumReport, build_report
+from novelsum_dagster.report.novelsum_report import REPORT_COLUMNS, NovelSumReport, build_report
 from novelsum_dagster.selection import novelselect
 from novelsum_dagster.selection.subset import Subset, write_subset
-from novelsum_dagster.settings import Checks, Embedding, Pool, Settings
+from novelsum_dagster.settings import Checks, Embedding, NovelSum, Pool, Settings
 from tests.pools import alpaca, write_jsonl
 
 SETTINGS = Settings()
@@ -42,7 +43,7 @@ class Curated:
         self.vectors_set = embed(self.root, settings, ids, samples["text"].to_pylist(), self.pool.key)
         _, self.vectors = pool_vectors(self.root, self.pool, self.vectors_set)
         self.density = build_density(self.root, ids, self.vectors, self.vectors_set.key, neighbors=5, density_power=0.5)
-        self.novelty = build_novelty(self.root, self.density, self.vectors, proximity_power=1.0)
+        self.novelty = build_novelty(self.root, self.density, self.vectors, settings=NovelSum(neighbors=5))
         factor = self.density.factor(self.root, 0.5)
         picks = novelselect(self.vectors, 10, density_factor=factor)
         keys = {"snapshot": self.pool.key, "vectors": self.vectors_set.key, "density": self.density.key}
@@ -56,7 +57,16 @@ class Curated:
         }
         self.subset = write_subset(self.pool, self.root, picks, {**chosen, **keys})
         self.report = build_report(
-            self.root, self.vectors, factor, picks.indices, inputs=keys, proximity_power=1.0, seed=42
+            self.root,
+            self.pool.samples(self.root, REPORT_COLUMNS),
+            self.vectors,
+            factor,
+            self.novelty.table(self.root)["novelty"].to_numpy(),
+            picks.indices,
+            inputs=keys,
+            settings=SETTINGS,
+            seed=42,
+            reporter=LogReporter(lambda line: None),
         )
 
     def subject(self, output: Any, vectors: np.ndarray | None = None) -> Subject:
@@ -221,7 +231,7 @@ def test_favoured_near_duplicates_warn(curated: Curated) -> None:
 
 def test_a_subset_that_gains_nothing_warns(curated: Curated) -> None:
     sets = tuple(
-        row.model_copy(update={"novelsum": 0.1} if row.set_name == "selected" else {}) for row in curated.report.sets
+        row.model_copy(update={"value": 0.1} if row.set_name == "selected" else {}) for row in curated.report.sets
     )
     worse = curated.report.model_copy(update={"sets": sets})
     assert isinstance(worse, NovelSumReport)

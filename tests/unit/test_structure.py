@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "novelsum_dagster"
-PURE = ["pool", "embedding", "diversity", "selection", "lineage", "quality", "report"]
+PURE = ["pool", "embedding", "diversity", "selection", "lineage", "quality", "report", "study"]
 
 
 def _imports(path: Path) -> set[str]:

@@ -1,0 +1,147 @@
+"""Measures that compare pairs of samples: DistSum L2, KNN distance, facility location.
+
+Belongs here: those measures, a tile of pairs at a time. Does not: NovelSum, which ranks whole rows (`novelsum`).
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from novelsum_dagster.diversity.measured import Measured
+from novelsum_dagster.diversity.vectors import as_rows, find_rows, unit_rows
+from novelsum_dagster.progress import Progress, no_progress
+
+if TYPE_CHECKING:
+    import torch
+
+_TILE_VALUES = 2**24
+"""Distances held at a time."""
+
+
+def distsum_l2(target: ArrayLike, *, device: str = "cpu", progress: Progress = no_progress) -> Measured:
+    """Return DistSum L2: the mean Euclidean distance over all n^2 ordered pairs, a sample with itself among them.
+
+    Rows are taken as given. (Paper, section 3.)
+
+    Args:
+        target: (n, d) embeddings.
+        device: "cpu" (default), or a torch device that has float64, such as "cuda".
+        progress: called with rows done and n.
+
+    Raises:
+        ValueError: for bad rows.
+    """
+    import torch
+
+    rows = torch.from_numpy(as_rows(target, "target")).to(device).double()
+    # Distances stay, and what cancels in |x|^2 + |y|^2 - 2xy becomes small.
+    rows = rows - rows.mean(dim=0)
+    squares = (rows * rows).sum(dim=1)
+    size = len(rows)
+    means = np.empty(size)
+    tile = max(1, _TILE_VALUES // (2 * size))
+    for start in range(0, size, tile):
+        stop = min(start + tile, size)
+        distances = torch.addmm(squares[start:stop, None] + squares, rows[start:stop], rows.T, alpha=-2)
+        own = torch.arange(stop - start, device=device)
+        distances[own, start + own] = 0
+        means[start:stop] = distances.clamp_(min=0).sqrt_().mean(dim=1).cpu().numpy()
+        progress(stop, size)
+    value = float(means.mean())
+    return Measured(value, 2 * (means - value))
+
+
+def knn_distance(
+    target: ArrayLike, *, neighbor: int = 1, device: str = "cpu", progress: Progress = no_progress
+) -> Measured:
+    """Return the mean cosine distance of each sample to its k-th nearest other one; 0 for one sample.
+
+    (Stasaski and Hearst, 2022; paper, section 3.)
+
+    Args:
+        target: (n, d) embeddings.
+        neighbor: k, default 1; the farthest other sample where the set has fewer.
+        device: "cpu" (default), or a torch device.
+        progress: called with rows done and n.
+
+    Raises:
+        ValueError: for bad rows, or k below 1.
+    """
+    if neighbor < 1:
+        raise ValueError(f"neighbor is {neighbor}; it must be 1 or more")
+    units = unit_rows(as_rows(target, "target"), "target")
+    if len(units) == 1:
+        return Measured(0.0, np.zeros(1))
+    found = _to_nearest(units, units, min(neighbor, len(units) - 1), device, progress, without_self=True)
+    return Measured(float(found.mean()), found - found.mean())
+
+
+def facility_location(
+    target: ArrayLike, pool: ArrayLike | None = None, *, device: str = "cpu", progress: Progress = no_progress
+) -> Measured:
+    """Return the sum, over the pool, of the cosine distance to the nearest sample of the set.
+
+    LOWER is better covered, so more diverse. The interval is over the pool's samples, of which there are m. (Farahani
+    and Hekmatfar, 2009; paper, section 3.)
+
+    Args:
+        target: (n, d) embeddings of the set.
+        pool: (m, d) embeddings; None takes the target, whose distance is 0.
+        device: "cpu" (default), or a torch device.
+        progress: called with rows of the pool done and m.
+
+    Raises:
+        ValueError: for bad rows, or unequal dimensions.
+    """
+    units = unit_rows(as_rows(target, "target"), "target")
+    covered = units if pool is None else unit_rows(as_rows(pool, "pool"), "pool")
+    if covered.shape[1] != units.shape[1]:
+        raise ValueError(f"target has {units.shape[1]} dimensions, pool {covered.shape[1]}; embed both alike")
+    found = _to_nearest(covered, units, 1, device, progress)
+    # Among near-duplicates, rounded cosines may put another sample before the equal one.
+    found[find_rows(covered, units) >= 0] = 0
+    return Measured(float(found.sum()), len(found) * (found - found.mean()))
+
+
+def _to_nearest(
+    rows: NDArray[np.float32],
+    others: NDArray[np.float32],
+    rank: int,
+    device: str,
+    progress: Progress,
+    without_self: bool = False,
+) -> NDArray[np.float64]:
+    """Return the cosine distance of each unit row, (n, d), to the rank-th nearest of the others: float64, (n,)."""
+    import torch
+
+    points = torch.from_numpy(others).to(device)
+    size = len(rows)
+    found = np.empty(size)
+    tile = max(1, min(_TILE_VALUES // len(others), size))
+    for start in range(0, size, tile):
+        stop = min(start + tile, size)
+        part = torch.from_numpy(rows[start:stop]).to(device)
+        cosines = part @ points.T
+        if without_self:
+            own = torch.arange(stop - start, device=device)
+            cosines[own, start + own] = -2
+        found[start:stop] = _distances_to(part, points, _best(cosines, rank)).cpu().numpy()
+        progress(stop, size)
+    return found
+
+
+def _best(cosines: "torch.Tensor", rank: int) -> "torch.Tensor":
+    """Return the column of the rank-th highest cosine of each row."""
+    if rank == 1:
+        return cosines.argmax(dim=1)
+    return cosines.topk(rank, dim=1).indices[:, -1]
+
+
+def _distances_to(rows: "torch.Tensor", points: "torch.Tensor", nearest: "torch.Tensor") -> "torch.Tensor":
+    """Return the cosine distance of unit rows, each to its point, as half the squared L2 distance.
+
+    1 - cos in float32 loses near-duplicates in rounding; equal rows are at 0 exactly this way.
+    """
+    differences = rows.double() - points[nearest].double()
+    return (differences * differences).sum(dim=1) / 2

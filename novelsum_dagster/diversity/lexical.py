@@ -1,0 +1,296 @@
+"""Lexical diversity: how many different words a set of texts uses, as TTR and vocd-D.
+
+Both depend on nothing but how often each word occurs, so counts of parts of a set can be merged.
+
+Belongs here: what counts as a word, word counts, the two measures and the influence of each text. Does not: measures
+that need embeddings (`novelsum`).
+"""
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import regex
+from numpy.typing import NDArray
+
+from novelsum_dagster.diversity.measured import Measured
+
+TTR_TOKENS = 30_000
+"""Words a sample for TTR, unless told otherwise."""
+TTR_DRAWS = 100
+"""Samples for TTR, unless told otherwise."""
+VOCD_LIMIT = 1e6
+"""Largest vocd-D. Where D is larger, the 1,600 samples hold fewer than two repeated words on average, too few to tell
+it from infinity, which is D where every word differs."""
+
+VOCD_WORDS = 50
+"""Words that vocd-D needs."""
+
+_VOCD_SIZES = np.arange(35, VOCD_WORDS + 1)
+_VOCD_DRAWS = 100
+_VOCD_LEAST = 1e-3
+"""Under the D of a set of one word, which is about 0.012."""
+
+# The prolonged sound marks, which are of no one script, stand in kana only.
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\u30fc\uff70"
+_LETTER = rf"[\p{{L}}--[{_UNSPACED}]]"
+_START = rf"[[\p{{L}}\p{{N}}_]--[{_UNSPACED}]]"
+_REST = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--[{_UNSPACED}]]"
+# Hyphens, and the invisible joiners inside Persian and Indic words.
+_JOINER = r"[\-\u2010\u2011\u200c\u200d]"
+# The backtick and the accents without a letter are Unicode symbols too, but serve as quotation marks.
+_SYMBOL = r"[\p{Sm}\p{Sc}\p{So}\^#%\&*/@\\\{\}]"
+_WORD = regex.compile(
+    rf"""
+      {_START}{_REST}*+ (?: (?<=[\p{{L}}\p{{M}}]) {_JOINER} (?={_LETTER}) {_REST}*+ )*+
+    | [{_UNSPACED}] \p{{M}}*+
+    | <-+>?
+    | (?: [!:](?==) | -+(?=[=>]) )? {_SYMBOL}++
+    """,
+    regex.V1 | regex.VERBOSE,
+)
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text in order, lower-cased, in Unicode normal form NFC.
+
+    A word is a run of letters, marks, digits and underscores; letters on both sides of a hyphen belong to one word.
+    A Han, Hiragana or Katakana character is a word by itself. An unbroken run of symbols, such as `==`, `->`, `{}` or
+    `|`, is a word. Dropped are `. , ; : ! ? ( ) [ ]`, quotation marks, apostrophes, backticks and dashes, hence the
+    minus sign and the not sign too, save in `-=`, `->`, `<-`, `:=` and `!=`. Plain ASCII prose without digits has as
+    many words and different words as in lexicalrichness: both take "don't" for two. Thai, Lao, Khmer and Burmese have
+    no spaces either: an unbroken run of them is one word here.
+    """
+    found: list[str] = _WORD.findall(unicodedata.normalize("NFC", text.lower()))
+    return found
+
+
+@dataclass(frozen=True)
+class WordCounts:
+    """How often each word occurs in a set of texts. Counts of parts add up to those of the whole.
+
+    Figures depend on the counts alone, not on the order of texts, of merges or of words.
+
+    Attributes:
+        counts: occurrences, 1 or more, of each word. Not to be changed.
+    """
+
+    counts: Mapping[str, int]
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> "WordCounts":
+        """Return the counts of the texts' words."""
+        return cls({}).updated(texts)
+
+    def updated(self, texts: Iterable[str]) -> "WordCounts":
+        """Return new counts with the texts' words added."""
+        counts = Counter(self.counts)
+        for text in texts:
+            counts.update(words(text))
+        return WordCounts(counts)
+
+    def merged(self, other: "WordCounts") -> "WordCounts":
+        """Return the counts of both sets together."""
+        counts = Counter(self.counts)
+        counts.update(other.counts)
+        return WordCounts(counts)
+
+    @property
+    def tokens(self) -> int:
+        """Words, each occurrence counted."""
+        return sum(self.counts.values())
+
+    @property
+    def types(self) -> int:
+        """Different words."""
+        return len(self.counts)
+
+    def ttr(self, tokens: int = TTR_TOKENS, draws: int = TTR_DRAWS, seed: int = 42) -> float:
+        """Return the part of different words in a sample of `tokens` words, over 0 and at most 1.
+
+        Args:
+            tokens: words a sample, drawn without replacement, default 30,000. TTR falls as this grows: compare only
+                values of equal `tokens`. Those of the whole set give types / tokens exactly.
+            draws: samples whose mean is returned, default 100.
+            seed: of the samples, default 42.
+
+        Raises:
+            ValueError: for fewer words than `tokens`, or `tokens` or `draws` under 1.
+        """
+        return _ttr(self._frequencies(), tokens, draws, seed)
+
+    def vocd_d(self, seed: int = 42) -> float:
+        """Return vocd-D, as `vocd_d` does.
+
+        Raises:
+            ValueError: for fewer than 50 words.
+        """
+        return _vocd_d(self._frequencies(), seed)
+
+    def _frequencies(self) -> NDArray[np.int64]:
+        return np.fromiter(self.counts.values(), dtype=np.int64, count=self.types)
+
+
+def ttr(texts: Sequence[str], *, tokens: int = TTR_TOKENS, draws: int = TTR_DRAWS, seed: int = 42) -> Measured:
+    """Return the type-token ratio: the part of different words in a sample of `tokens` words of n texts.
+
+    Args:
+        texts: n texts, split by `words`.
+        tokens: words a sample, drawn without replacement, default 30,000. TTR falls as this grows: compare only
+            values of equal `tokens`.
+        draws: samples whose mean is the value, default 100.
+        seed: of the samples, default 42.
+
+    Returns:
+        The value, over 0 and at most 1, and each text's influence, float64, (n,), on its expectation over draws with
+        replacement.
+
+    Raises:
+        ValueError: for fewer words than `tokens`, or `tokens` or `draws` under 1.
+    """
+    return Occurrences.of(texts).ttr(tokens, draws, seed)
+
+
+def vocd_d(texts: Sequence[str], *, seed: int = 42) -> Measured:
+    """Return vocd-D of n texts: the D whose curve best fits how TTR falls with the size of a sample.
+
+    For each size N of 35 to 50 words the mean TTR of 100 samples without replacement is taken, and D fitted to
+    `TTR(N) = (D / N) (sqrt(1 + 2 N / D) - 1)` by least squares. D hardly depends on how long the texts are: about
+    0.012 where all words are the same, 10 to 100 in most prose. (McKee, Malvern and Richards 2000, Measuring
+    vocabulary diversity using dedicated software, Literary and Linguistic Computing 15(3).)
+
+    Args:
+        texts: n texts, split by `words`.
+        seed: of the samples, default 42.
+
+    Returns:
+        D, at most 1,000,000, which stands for infinity, as where every word differs; and each text's influence,
+        float64, (n,), on the fit to the expected TTR over draws with replacement. At the limit influence is 0.
+
+    Raises:
+        ValueError: for fewer than 50 words.
+    """
+    return Occurrences.of(texts).vocd_d(seed)
+
+
+@dataclass(frozen=True)
+class Occurrences:
+    """Which word stands where in n texts of t words together, v of them different.
+
+    Attributes:
+        lengths: int64, (n,): words of each text.
+        codes: int64, (t,): the words, text after text, numbered by first appearance.
+        frequencies: int64, (v,): occurrences of each word.
+    """
+
+    lengths: NDArray[np.int64]
+    codes: NDArray[np.int64]
+    frequencies: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> "Occurrences":
+        """Split the texts into words, once for both measures."""
+        code_of: defaultdict[str, int] = defaultdict()
+        code_of.default_factory = code_of.__len__
+        parts = [np.fromiter(map(code_of.__getitem__, words(text)), dtype=np.int64) for text in texts]
+        codes = np.concatenate([np.empty(0, dtype=np.int64), *parts])
+        lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
+        return cls(lengths, codes, np.bincount(codes))
+
+    @property
+    def tokens(self) -> int:
+        """Words, each occurrence counted."""
+        return len(self.codes)
+
+    def ttr(self, tokens: int = TTR_TOKENS, draws: int = TTR_DRAWS, seed: int = 42) -> Measured:
+        """Return what the function `ttr` returns for the texts.
+
+        Raises:
+            ValueError: as `ttr` does.
+        """
+        value = _ttr(self.frequencies, tokens, draws, seed)
+        return Measured(value, self._influence(_ttr_slope(self.frequencies, tokens)))
+
+    def vocd_d(self, seed: int = 42) -> Measured:
+        """Return what the function `vocd_d` returns for the texts.
+
+        Raises:
+            ValueError: for fewer than 50 words.
+        """
+        value = _vocd_d(self.frequencies, seed)
+        if value >= VOCD_LIMIT:
+            return Measured(value, np.zeros(len(self.lengths)))
+        fitted = _curve_slope(value)
+        slopes = [_ttr_slope(self.frequencies, int(size)) for size in _VOCD_SIZES]
+        return Measured(value, self._influence(fitted @ slopes / (fitted @ fitted)))
+
+    def _influence(self, slope: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return each text's influence, (n,), on a value with these partial derivatives by the words' shares, (v,)."""
+        text_of = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        gained = np.bincount(text_of, weights=slope[self.codes], minlength=len(self.lengths))
+        # A heavier text adds its own words and thins all others.
+        thinned = self.lengths * (self.frequencies @ slope / len(self.codes))
+        return np.asarray((gained - thinned) * (len(self.lengths) / len(self.codes)), dtype=np.float64)
+
+
+def _ttr(frequencies: NDArray[np.int64], tokens: int, draws: int, seed: int) -> float:
+    for name, value in (("tokens", tokens), ("draws", draws)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be 1 or more")
+    _require_words(frequencies, tokens, f"TTR over {tokens:,} words", "lower tokens to what there is, or add texts")
+    return _mean_ttr(frequencies, tokens, draws, np.random.default_rng(seed))
+
+
+def _vocd_d(frequencies: NDArray[np.int64], seed: int) -> float:
+    _require_words(frequencies, VOCD_WORDS, f"vocd-D, which needs {VOCD_WORDS}", "add texts")
+    generator = np.random.default_rng(seed)
+    return _fitted([_mean_ttr(frequencies, int(size), _VOCD_DRAWS, generator) for size in _VOCD_SIZES])
+
+
+def _require_words(frequencies: NDArray[np.int64], needed: int, what: str, remedy: str) -> None:
+    found = int(frequencies.sum())
+    if found < needed:
+        raise ValueError(f"the texts hold {found:,} words, too few for {what}; {remedy}")
+
+
+def _mean_ttr(frequencies: NDArray[np.int64], size: int, draws: int, generator: np.random.Generator) -> float:
+    # Sorted, so that the same words in another order give the same draws.
+    ends = np.cumsum(np.sort(frequencies))
+    types = 0
+    for _ in range(draws):
+        places = generator.choice(ends[-1], size, replace=False, shuffle=False)
+        types += len(np.unique(np.searchsorted(ends, places, side="right")))
+    # In this order the mean over the whole set is exactly types / tokens.
+    return types / draws / size
+
+
+def _ttr_slope(frequencies: NDArray[np.int64], size: int) -> NDArray[np.float64]:
+    """Return the partial derivatives, (v,), by each word's share p of E TTR = sum_w (1 - (1 - p_w)^size) / size."""
+    shares = frequencies / frequencies.sum()
+    return np.asarray((1 - shares) ** (size - 1), dtype=np.float64)
+
+
+def _fitted(ratios: Sequence[float]) -> float:
+    """Return the D, at most the limit, whose curve is nearest to the mean TTR at each size, by least squares."""
+    from scipy.optimize import brentq
+
+    def descent(logarithm: float) -> float:
+        d = np.exp(logarithm)
+        return float(_curve_slope(d) @ (_curve(d) - ratios) * d)
+
+    if descent(np.log(VOCD_LIMIT)) <= 0:
+        return VOCD_LIMIT
+    return float(np.exp(brentq(descent, np.log(_VOCD_LEAST), np.log(VOCD_LIMIT), xtol=1e-12)))
+
+
+def _curve(d: float) -> NDArray[np.float64]:
+    """Return (D / N) (sqrt(1 + 2 N / D) - 1) at each size N, (16,), in a form exact for large D too."""
+    return np.asarray(2 / (1 + np.sqrt(1 + 2 * _VOCD_SIZES / d)), dtype=np.float64)
+
+
+def _curve_slope(d: float) -> NDArray[np.float64]:
+    """Return the derivative of the curve by D at each size, (16,)."""
+    root = np.sqrt(1 + 2 * _VOCD_SIZES / d)
+    return np.asarray(2 * _VOCD_SIZES / (d * d * root * (1 + root) ** 2), dtype=np.float64)

@@ -1,0 +1,375 @@
+"""The twelve measures side by side: NovelSum and the eleven that the paper compares it with.
+
+Belongs here: the table of measures, measuring sets alike and at equal size. Does not: any measure; printing.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from novelsum_dagster.devices import cuda_or_cpu
+from novelsum_dagster.diversity.clusters import Partition, cluster_inertia, partition_entropy
+from novelsum_dagster.diversity.density import densities
+from novelsum_dagster.diversity.distances import distsum_l2, facility_location, knn_distance
+from novelsum_dagster.diversity.lexical import VOCD_WORDS, Occurrences
+from novelsum_dagster.diversity.moments import Moments, distsum_cosine, log_determinant, radius, vendi_score
+from novelsum_dagster.diversity.novelsum import NovelSumResult, Powers, novelsum_with_densities
+from novelsum_dagster.progress import Reporter
+from novelsum_dagster.settings import Measures, NovelSum
+
+Factors = Mapping[tuple[int, float], NDArray[np.float64]]
+"""Density factors, float64, (n,), by (K, beta)."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is known of a measure: its name in print, its family in the paper, and which way is more diverse."""
+
+    label: str
+    family: str
+    higher_is_diverse: bool = True
+
+
+MEASURES: dict[str, Measure] = {
+    "novelsum": Measure("NovelSum", "novelty"),
+    "ttr": Measure("TTR", "words"),
+    "vocd_d": Measure("vocd-D", "words"),
+    "distsum_cosine": Measure("DistSum cosine", "distances"),
+    "distsum_l2": Measure("DistSum L2", "distances"),
+    "knn_distance": Measure("KNN distance", "distances"),
+    "cluster_inertia": Measure("Cluster inertia", "distances"),
+    "radius": Measure("Radius", "distances"),
+    "facility_location": Measure("Facility location", "distribution", higher_is_diverse=False),
+    "partition_entropy": Measure("Partition entropy", "distribution"),
+    "vendi_score": Measure("Vendi score", "distribution"),
+    "log_determinant": Measure("Log-determinant distance", "distribution"),
+}
+"""All measures by the name that tables and files use."""
+
+LEXICAL = ("ttr", "vocd_d")
+
+
+class _Result(Protocol):
+    @property
+    def value(self) -> float: ...
+
+    def interval(self) -> tuple[float, float]: ...
+
+
+@dataclass(frozen=True)
+class Value:
+    """The value of a measure, and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A set to be measured: float32, (n, d), and its n texts, without which the lexical measures are left out."""
+
+    vectors: NDArray[np.float32]
+    texts: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class SetMeasures:
+    """The measures of one set.
+
+    Attributes:
+        name: of the set.
+        samples: that the set has.
+        rows: int64, (m,): those that were measured.
+        values: by measure, in the order of `MEASURES`.
+        grid: NovelSum at every K, beta and alpha asked for; the first is `values["novelsum"]`.
+    """
+
+    name: str
+    samples: int
+    rows: NDArray[np.int64]
+    values: dict[str, Value]
+    grid: dict[Powers, NovelSumResult]
+
+    @property
+    def novelsum(self) -> NovelSumResult:
+        """NovelSum at the first setting, with each sample's novelty."""
+        return next(iter(self.grid.values()))
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return a row a measure: set, size, measure, label, family, value, low, high, higher_is_diverse."""
+        return [
+            {
+                "set": self.name,
+                "size": len(self.rows),
+                "measure": key,
+                "label": MEASURES[key].label,
+                "family": MEASURES[key].family,
+                "value": found.value,
+                "low": found.low,
+                "high": found.high,
+                "higher_is_diverse": MEASURES[key].higher_is_diverse,
+            }
+            for key, found in self.values.items()
+        ]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The settings of NovelSum that are asked for at once: every combination of K, beta and alpha."""
+
+    neighbors: tuple[int, ...]
+    density_powers: tuple[float, ...]
+    proximity_powers: tuple[float, ...]
+
+    @classmethod
+    def of(cls, settings: NovelSum) -> "Grid":
+        """Return the one combination that the settings name."""
+        return cls((settings.neighbors,), (settings.density_power,), (settings.proximity_power,))
+
+
+class Yardstick:
+    """What all sets are measured against, prepared once.
+
+    Args:
+        reference: float32, (r, d): the pool, which defines density, cells and what is to be covered.
+        novelsum: variants of NovelSum and how density is searched.
+        measures: parameters of the other measures.
+        grid: K, beta and alpha of NovelSum; None takes those of `novelsum`.
+        seed: of clusterings, draws and intervals.
+        device: `auto`, "cpu" or a CUDA device.
+
+    Raises:
+        ValueError: for bad rows.
+        InputError: where the device is not on this machine.
+    """
+
+    def __init__(
+        self,
+        reference: NDArray[np.float32],
+        novelsum: NovelSum,
+        measures: Measures,
+        *,
+        grid: Grid | None = None,
+        seed: int = 42,
+        device: str = "auto",
+    ) -> None:
+        self.reference = reference
+        self.grid = grid or Grid.of(novelsum)
+        self._novelsum = novelsum
+        self._measures = measures
+        self._seed = seed
+        self._device = cuda_or_cpu(device)
+        self.cells = min(measures.partition_clusters, len(reference))
+        self._partition = Partition.of(reference, clusters=self.cells, seed=seed)
+
+    def factors(self, vectors: NDArray[np.float32]) -> tuple[Factors, int]:
+        """Return the density factors of a set, (n, d), and the fewest neighbours that were used.
+
+        Raises:
+            ValueError: as `densities` does.
+        """
+        needed = [beta for beta in self.grid.density_powers if beta]
+        factors: dict[tuple[int, float], NDArray[np.float64]] = {}
+        used = max(self.grid.neighbors)
+        if needed:
+            found = densities(
+                vectors,
+                self.reference,
+                neighbors=self.grid.neighbors,
+                neighbor_policy=self._novelsum.neighbor_policy,
+                index=self._novelsum.density_index,
+                min_recall=self._novelsum.min_recall,
+            )
+            used = found[used].neighbors_used
+            factors = {(k, beta): found[k].factor(beta) for k in self.grid.neighbors for beta in needed}
+        flat = {(k, 0.0): np.ones(len(vectors)) for k in self.grid.neighbors if 0 in self.grid.density_powers}
+        all_factors = {**factors, **flat}
+        return {
+            (k, float(beta)): all_factors[k, float(beta)]
+            for k in self.grid.neighbors
+            for beta in self.grid.density_powers
+        }, used
+
+    def novelsum(self, vectors: NDArray[np.float32], factors: Factors) -> dict[Powers, NovelSumResult]:
+        """Return NovelSum of a set, (n, d), at every setting of the grid.
+
+        Raises:
+            ValueError: as `novelsum_with_densities` does.
+        """
+        return novelsum_with_densities(
+            vectors,
+            factors,
+            proximity_powers=self.grid.proximity_powers,
+            self_distance=self._novelsum.self_distance,
+            density_side=self._novelsum.density_side,
+            aggregate=self._novelsum.aggregate,
+            device=self._device,
+        )
+
+    def measure(
+        self,
+        name: str,
+        samples: Samples,
+        rows: NDArray[np.int64],
+        *,
+        factors: Factors,
+        words: Occurrences | None,
+        ttr_tokens: int,
+        reporter: Reporter,
+    ) -> SetMeasures:
+        """Return all measures of some samples of a set.
+
+        Args:
+            name: of the set.
+            samples: the set.
+            rows: int64, (m,): those to be measured.
+            factors: their density factors.
+            words: of their texts; None leaves the lexical measures out.
+            ttr_tokens: words a sample for TTR, at most as many as there are.
+            reporter: shows progress.
+
+        Raises:
+            ValueError: as the measures do.
+        """
+        vectors = samples.vectors[rows]
+        with reporter.step(name) as progress:
+            grid = self.novelsum(vectors, factors)
+            values = {"novelsum": _value(next(iter(grid.values())))}
+            asked = list(self._others(vectors, words, ttr_tokens))
+            for done, (key, compute) in enumerate(asked, 1):
+                progress(done, len(asked) + 1)
+                values[key] = _value(compute())
+            progress(len(asked) + 1, len(asked) + 1)
+        return SetMeasures(
+            name, len(samples.vectors), rows, {key: values[key] for key in MEASURES if key in values}, grid
+        )
+
+    def _others(
+        self, vectors: NDArray[np.float32], words: Occurrences | None, ttr_tokens: int
+    ) -> Iterator[tuple[str, Callable[[], _Result]]]:
+        settings, device, seed = self._measures, self._device, self._seed
+        if words is not None:
+            yield "ttr", lambda: words.ttr(ttr_tokens, seed=seed)
+            yield "vocd_d", lambda: words.vocd_d(seed)
+        moments = Moments.of(vectors, device=device)
+        yield "distsum_cosine", lambda: distsum_cosine(vectors, moments=moments)
+        yield "distsum_l2", lambda: distsum_l2(vectors, device=device)
+        yield "knn_distance", lambda: knn_distance(vectors, neighbor=settings.knn_neighbor, device=device)
+        yield "cluster_inertia", lambda: cluster_inertia(vectors, clusters=settings.inertia_clusters, seed=seed)
+        yield "radius", lambda: radius(vectors, moments=moments)
+        yield "facility_location", lambda: facility_location(vectors, self.reference, device=device)
+        yield "partition_entropy", lambda: partition_entropy(vectors, partition=self._partition)
+        yield "vendi_score", lambda: vendi_score(vectors, moments=moments)
+        yield "log_determinant", lambda: log_determinant(vectors, ridge=settings.ridge, moments=moments)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Sets measured alike: `sets` in the order given, and in `notes` what a reader must know, as sentences."""
+
+    sets: list[SetMeasures]
+    notes: tuple[str, ...]
+    ttr_tokens: int | None
+
+
+def measure_sets(
+    sets: Mapping[str, Samples],
+    yardstick: Yardstick,
+    *,
+    measures: Measures,
+    factors: Mapping[str, Factors] | None = None,
+    seed: int = 42,
+    reporter: Reporter,
+) -> Comparison:
+    """Measure sets at equal size: larger ones are sampled, seeded, down to the smallest.
+
+    Args:
+        sets: by name.
+        yardstick: what they are measured against.
+        measures: parameters of the other measures.
+        factors: density factors of each set's samples, where they are known.
+        seed: of the sampling.
+        reporter: shows progress.
+
+    Raises:
+        ValueError: as the measures do.
+    """
+    size = min(len(samples.vectors) for samples in sets.values())
+    rows = {name: _drawn(len(samples.vectors), size, seed) for name, samples in sets.items()}
+    words, ttr_tokens = _words(sets, rows, measures)
+    notes = [*_size_notes(sets, size, seed), *_word_notes(words, ttr_tokens, measures)]
+    if yardstick.cells < measures.partition_clusters:
+        notes.append(f"Partition entropy was taken over {yardstick.cells:,} cells: the reference has no more samples.")
+    measured = []
+    for name, samples in sets.items():
+        chosen = rows[name]
+        if factors is None:
+            known, used = yardstick.factors(samples.vectors[chosen])
+            notes += _neighbor_notes(name, used, yardstick)
+        else:
+            known = {key: factor[chosen] for key, factor in factors[name].items()}
+        measured.append(
+            yardstick.measure(
+                name,
+                samples,
+                chosen,
+                factors=known,
+                words=words.get(name) if ttr_tokens else None,
+                ttr_tokens=ttr_tokens or 0,
+                reporter=reporter,
+            )
+        )
+    return Comparison(measured, tuple(notes), ttr_tokens)
+
+
+def _value(result: _Result) -> Value:
+    return Value(result.value, *result.interval())
+
+
+def _drawn(samples: int, size: int, seed: int) -> NDArray[np.int64]:
+    return np.sort(np.random.default_rng(seed).permutation(samples)[:size])
+
+
+def _words(
+    sets: Mapping[str, Samples], rows: Mapping[str, NDArray[np.int64]], measures: Measures
+) -> tuple[dict[str, Occurrences], int | None]:
+    """Return the words of each set that has texts, and how many TTR samples; None where there are too few."""
+    words = {
+        name: Occurrences.of([samples.texts[row] for row in rows[name]])
+        for name, samples in sets.items()
+        if samples.texts is not None
+    }
+    fewest = min((found.tokens for found in words.values()), default=0)
+    return words, min(fewest, measures.ttr_tokens) if fewest >= VOCD_WORDS else None
+
+
+def _size_notes(sets: Mapping[str, Samples], size: int, seed: int) -> list[str]:
+    if all(len(samples.vectors) == size for samples in sets.values()):
+        return []
+    return [f"Sets of unequal size: each was measured on {size:,} samples, drawn with seed {seed}."]
+
+
+def _word_notes(words: Mapping[str, Occurrences], ttr_tokens: int | None, measures: Measures) -> list[str]:
+    if not words:
+        return []
+    if ttr_tokens is None:
+        poorest = min(words, key=lambda name: words[name].tokens)
+        return [
+            f"TTR and vocd-D were left out: {poorest} has {words[poorest].tokens:,} words, and they need {VOCD_WORDS}."
+        ]
+    if ttr_tokens < measures.ttr_tokens:
+        return [f"TTR was taken over {ttr_tokens:,} words, all that the smallest set has."]
+    return []
+
+
+def _neighbor_notes(name: str, used: int, yardstick: Yardstick) -> list[str]:
+    if used == max(yardstick.grid.neighbors):
+        return []
+    return [
+        f"The reference has too few distinct samples for {max(yardstick.grid.neighbors)} neighbours; {used} were used"
+        f" in {name}."
+    ]

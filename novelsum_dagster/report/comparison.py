@@ -1,0 +1,90 @@
+"""A comparison of sets as JSON and as tables on disk.
+
+Belongs here: the form in which measures of sets are given to other programs. Does not: measuring (`measures`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pc
+
+from novelsum_dagster.diversity.measures import Comparison, SetMeasures
+from novelsum_dagster.files import replacing, write_json, write_table
+
+
+def comparison_json(comparison: Comparison, settings: dict[str, Any], content: Mapping[str, str]) -> dict[str, Any]:
+    """Return a comparison as a JSON-able value.
+
+    Args:
+        comparison: what was measured.
+        settings: of the measures.
+        content: content hash of each set, and of the reference.
+    """
+    return {
+        "sets": [_set_json(one, content.get(one.name)) for one in comparison.sets],
+        "settings": {**settings, "ttr_tokens": comparison.ttr_tokens},
+        "content": dict(content),
+        "notes": list(comparison.notes),
+    }
+
+
+def write_comparison(
+    comparison: Comparison,
+    ids: Mapping[str, Sequence[str]],
+    settings: dict[str, Any],
+    content: Mapping[str, str],
+    folder: Path,
+) -> None:
+    """Write a comparison to a folder: comparison.json, and as .csv and .parquet measures, novelsum and novelty.
+
+    Args:
+        comparison: what was measured.
+        ids: ids of each set's samples, in order.
+        settings: of the measures.
+        content: content hash of each set, and of the reference.
+        folder: where to.
+    """
+    write_json(comparison_json(comparison, settings, content), folder / "comparison.json")
+    write_both(pa.Table.from_pylist([row for one in comparison.sets for row in one.records()]), folder / "measures")
+    write_both(pa.Table.from_pylist([row for one in comparison.sets for row in grid_records(one)]), folder / "novelsum")
+    novelty = [
+        pa.table(
+            {
+                "set": [one.name] * len(one.rows),
+                "id": [ids[one.name][row] for row in one.rows],
+                "novelty": one.novelsum.novelty,
+            }
+        )
+        for one in comparison.sets
+    ]
+    write_both(pa.concat_tables(novelty), folder / "novelty")
+
+
+def grid_records(one: SetMeasures) -> list[dict[str, Any]]:
+    """Return a row a setting of NovelSum: set, neighbors, density_power, proximity_power, value, low, high."""
+    rows = []
+    for powers, found in one.grid.items():
+        low, high = found.interval()
+        rows.append({"set": one.name, **powers._asdict(), "value": found.value, "low": low, "high": high})
+    return rows
+
+
+def write_both(table: pa.Table, path: Path) -> None:
+    """Write a table as `path`.csv and `path`.parquet."""
+    write_table(table, path.with_suffix(".parquet"))
+    with replacing(path.with_suffix(".csv")) as temporary:
+        pc.write_csv(table, temporary)
+
+
+def _set_json(one: SetMeasures, content: str | None) -> dict[str, Any]:
+    return {
+        "set": one.name,
+        "content": content,
+        "samples": one.samples,
+        "measured": len(one.rows),
+        "measures": {key: asdict(found) for key, found in one.values.items()},
+        "novelsum": [{name: row[name] for name in row if name != "set"} for row in grid_records(one)],
+    }

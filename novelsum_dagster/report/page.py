@@ -1,0 +1,428 @@
+"""The report that people look at: one HTML file that loads nothing, and its figures and tables as files beside it.
+
+Belongs here: the page's words and numbers, writing the folder. Does not: measuring, drawing (`charts`), computing
+(`tables`). How it looks is in `page.html`.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+from numpy.typing import NDArray
+
+from novelsum_dagster.files import write_bytes, write_table
+from novelsum_dagster.report import charts, tables
+
+if TYPE_CHECKING:
+    import altair as alt
+
+_TEMPLATE = Path(__file__).with_name("page.html")
+_MOST_ROWS = 50
+"""Sources in the page's table; the file beside it has all."""
+_START = """
+for (const figure of document.querySelectorAll("figure[data-chart]")) {
+  const name = figure.dataset.chart;
+  const spec = JSON.parse(document.getElementById(`spec-${name}`).textContent);
+  figure.classList.add("live");
+  vegaEmbed(figure.querySelector("div"), spec, { actions: false, renderer: figure.dataset.renderer })
+    .catch((error) => {
+      figure.classList.remove("live");
+      console.error(name, error);
+    });
+}
+"""
+"""Draws each figure in place of its still picture, which stays where drawing fails, and for print."""
+
+
+BEST, NARROWLY = "best", "best, narrowly"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the report shows.
+
+    Attributes:
+        title: of the page.
+        measures: a row a set and measure: set, measure (key), label, family (string), size (integer), value, low, high
+            (float64, null or NaN where there is none), higher_is_diverse (bool); rows keep their order.
+        samples: the pool, (n,), in pool order: id, source, text (string), tokens, turns, characters (integer).
+        vectors: float32, (n, d), in pool order.
+        novelty: float64, (n,), of each sample within the pool.
+        selected: int64, (k,), rows in pick order, k >= 1; may hold a row more than once.
+        settings: nested values, shown as a table.
+        hashes: content hashes of what was measured, by name.
+        notes: sentences on how it was measured.
+    """
+
+    title: str
+    measures: pa.Table
+    samples: pa.Table
+    vectors: NDArray[np.float32]
+    novelty: NDArray[np.float64]
+    selected: NDArray[np.int64]
+    settings: dict[str, Any]
+    hashes: dict[str, str]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """A figure of the page; `alternative` says in words what it shows."""
+
+    chart: "alt.TopLevelMixin"
+    alternative: str
+    renderer: str = "svg"
+    scale_factor: float = 2
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A figure as the template takes it: `spec` is JSON that is safe within a script element."""
+
+    name: str
+    alternative: str
+    renderer: str
+    spec: str
+    still: str
+
+
+def write_page(folder: Path, contents: Contents) -> None:
+    """Write report.html, and each figure (PNG) and table (CSV, Parquet) of it; equal contents give equal bytes.
+
+    Args:
+        folder: is made where it is missing; files of the same names are replaced, the page last.
+        contents: what to show.
+
+    Raises:
+        ValueError: where the arrays do not belong together, nothing is selected, or a picked vector is all zeros.
+    """
+    _check(contents)
+    points, explained = tables.map_points(contents.vectors, contents.selected)
+    found = _tables(contents, points)
+    for name, table in found.items():
+        write_table(table, folder / f"{name}.parquet")
+        write_bytes(_csv(table), folder / f"{name}.csv")
+    drawn = {}
+    for name, figure in _figures(contents, found, explained).items():
+        picture = charts.png(figure.chart, figure.scale_factor)
+        write_bytes(picture, folder / f"{name}.png")
+        drawn[name] = _drawn(name, figure, picture)
+    write_bytes(_html(contents, found, drawn).encode(), folder / "report.html")
+
+
+def _check(contents: Contents) -> None:
+    n = len(contents.samples)
+    for name, size in (("vectors", len(contents.vectors)), ("novelty", len(contents.novelty))):
+        if size != n:
+            raise ValueError(f"{name}: {size:,} rows, but the pool has {n:,} samples")
+    if not len(contents.selected):
+        raise ValueError("selected: no rows; a report needs a subset of at least one sample")
+    if contents.selected.min() < 0 or contents.selected.max() >= n:
+        raise ValueError(f"selected: rows {contents.selected.min()} to {contents.selected.max()}; the pool has {n:,}")
+
+
+def _tables(contents: Contents, points: pa.Table) -> dict[str, pa.Table]:
+    samples, selected = contents.samples, contents.selected
+    return {
+        "measures": contents.measures,
+        "novelty": pa.table(
+            {
+                "id": samples["id"],
+                "novelty": contents.novelty,
+                "selected": np.isin(np.arange(len(samples)), selected),
+            }
+        ),
+        "map": pa.table(
+            {
+                "id": samples["id"],
+                "x": points["x"],
+                "y": points["y"],
+                "source": samples["source"],
+                "rank": points["rank"],
+                "snippet": tables.snippets(samples["text"]),
+            }
+        ),
+        "coverage": tables.coverage(samples["source"], selected),
+        "lengths": tables.lengths(samples, selected),
+        "nearest_pairs": tables.nearest_pairs(samples, contents.vectors, selected),
+    }
+
+
+def _figures(contents: Contents, found: dict[str, pa.Table], explained: tuple[float, float]) -> dict[str, _Figure]:
+    picked = contents.novelty[contents.selected]
+    middle = f"{_number(np.median(contents.novelty))} in the pool and {_number(np.median(picked))} in the subset"
+    sources = "; ".join(
+        f"{_short(row['source'])}: {row['pool_share']:.1%} of the pool, {row['selected_share']:.1%} of the subset"
+        for row in found["coverage"].slice(0, 10).to_pylist()
+    )
+    return {
+        "novelty": _Figure(
+            charts.novelty_histogram(contents.novelty, picked), f"Histogram of novelty. The median is {middle}."
+        ),
+        # Twenty thousand points are too many for elements of their own, and their picture is large.
+        "map": _Figure(
+            charts.pool_map(found["map"], explained),
+            "Scatter plot of the pool on its first two principal components, the picked samples as triangles.",
+            "canvas",
+            1.5,
+        ),
+        "coverage": _Figure(charts.coverage_bars(found["coverage"]), f"Bars of each source's share. {sources}."),
+        "lengths": _Figure(
+            charts.length_ranges(found["lengths"]),
+            "Ranges of tokens, turns and characters. " + " ".join(_length_sentences(found["lengths"])),
+        ),
+    }
+
+
+def _drawn(name: str, figure: _Figure, picture: bytes) -> _Drawn:
+    spec = {**figure.chart.to_dict(), "width": "container", "description": figure.alternative}
+    still = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    return _Drawn(name, figure.alternative, figure.renderer, _in_script(spec), still)
+
+
+def _in_script(value: Any) -> str:
+    """Return a value as JSON that can end no script element, whatever texts it holds."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for letter in "<>&\u2028\u2029":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text
+
+
+def _csv(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pa_csv.write_csv(table, buffer)
+    return buffer.getvalue()
+
+
+def _html(contents: Contents, found: dict[str, pa.Table], drawn: dict[str, _Drawn]) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    scripts = [_bundle(), _START]
+    sets, families = _measures(contents.measures)
+    coverage = found["coverage"].to_pylist()
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        title=contents.title,
+        summary=_summary(contents, found, families),
+        sets=sets,
+        families=families,
+        notes=contents.notes,
+        figures=drawn,
+        shown=min(charts.MAX_POOL_POINTS, found["map"]["rank"].null_count),
+        picks_shown=min(charts.MAX_PICKS, len(found["map"]) - found["map"]["rank"].null_count),
+        pool_size=len(contents.samples),
+        coverage=coverage[:_MOST_ROWS],
+        more_sources=len(coverage) - len(coverage[:_MOST_ROWS]),
+        lengths=_lengths(found["lengths"]),
+        length_sentences=_length_sentences(found["lengths"]),
+        pairs=found["nearest_pairs"].to_pylist(),
+        repeats=len(contents.selected) - len(tables.first_picks(contents.selected)),
+        settings=list(_flat(contents.settings)),
+        hashes=contents.hashes,
+        scripts=scripts,
+        script_hashes=[base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts],
+    )
+
+
+@cache
+def _bundle() -> str:
+    """Return Vega, Vega-Lite and Vega-Embed as one script, which sets `vegaEmbed`."""
+    import vl_convert
+
+    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    # An element ends at these whatever the script means by them; browsers hash a script with plain line ends.
+    return script.replace("</script", "<\\/script").replace("<!--", "\\x3c!--").replace("\r\n", "\n")
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One value of the table of measures; `best` is "", `BEST`, or `NARROWLY` where another set's interval overlaps."""
+
+    value: str
+    interval: str
+    best: str
+
+
+@dataclass(frozen=True)
+class _Row:
+    label: str
+    higher_is_diverse: bool
+    cells: dict[str, _Cell]
+
+
+def _measures(measures: pa.Table) -> tuple[dict[str, str], dict[str, list[_Row]]]:
+    """Return the sets with their sizes in words, and the rows of each family by its name."""
+    sizes: dict[str, list[int]] = {}
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in measures.to_pylist():
+        sizes.setdefault(row["set"], []).append(row["size"])
+        rows.setdefault(row["measure"], {})[row["set"]] = row
+    families: dict[str, list[_Row]] = {}
+    for by_set in rows.values():
+        one = next(iter(by_set.values()))
+        best = _best(by_set)
+        cells = {name: _Cell(*_value_and_interval(row), best.get(name, "")) for name, row in by_set.items()}
+        families.setdefault(one["family"], []).append(_Row(one["label"], one["higher_is_diverse"], cells))
+    return {name: _size_words(of) for name, of in sizes.items()}, families
+
+
+def _best(by_set: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Return the mark of the most diverse sets of one measure; no marks where all are equal."""
+    known = {name: row for name, row in by_set.items() if not _missing(row["value"])}
+    values = {row["value"] for row in known.values()}
+    if len(values) < 2:
+        return {}
+    top = (max if next(iter(known.values()))["higher_is_diverse"] else min)(values)
+    winners = [name for name, row in known.items() if row["value"] == top]
+    close = any(
+        _overlap(known[winner], row) for winner in winners for name, row in known.items() if name not in winners
+    )
+    return dict.fromkeys(winners, NARROWLY if close else BEST)
+
+
+def _overlap(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    if any(_missing(row[bound]) for row in (a, b) for bound in ("low", "high")):
+        return False
+    return bool(a["low"] <= b["high"] and b["low"] <= a["high"])
+
+
+def _missing(value: float | None) -> bool:
+    return value is None or math.isnan(value)
+
+
+def _size_words(sizes: list[int]) -> str:
+    low, high = min(sizes), max(sizes)
+    return f"{_counted(low, 'sample')}" if low == high else f"{low:,} to {_counted(high, 'sample')}"
+
+
+def _value_and_interval(row: dict[str, Any]) -> tuple[str, str]:
+    if _missing(row["value"]):
+        return "not measured", ""
+    places = _places(row["value"])
+    if _missing(row["low"]) or _missing(row["high"]):
+        return _number(row["value"], places), ""
+    return _number(row["value"], places), f"{_number(row['low'], places)} to {_number(row['high'], places)}"
+
+
+def _places(value: float) -> int:
+    """Return the decimal places that show four significant digits; none beyond a thousand."""
+    return 3 if value == 0 else min(9, max(0, 3 - math.floor(math.log10(abs(value)))))
+
+
+def _number(value: float, places: int | None = None) -> str:
+    return f"{value:,.{_places(value) if places is None else places}f}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _summary(contents: Contents, found: dict[str, pa.Table], families: dict[str, list[_Row]]) -> list[str]:
+    picks, n = len(contents.selected), len(contents.samples)
+    first = f"This report compares a subset of {_counted(picks, 'sample')} with the pool of {n:,} it was picked from."
+    length = _length_sentences(found["lengths"])[0]
+    return [first, *_winners(families), length, *_largest_shift(found["coverage"].to_pylist())]
+
+
+def _winners(families: dict[str, list[_Row]]) -> Iterator[str]:
+    rows = [row for family in families.values() for row in family]
+    marks = [[(name, cell.best) for name, cell in row.cells.items() if cell.best] for row in rows]
+    wins = Counter(name for found in marks for name, _ in found).most_common()
+    if not wins:
+        return
+    name, count = wins[0]
+    first = f"{count:,} {'finds' if count == 1 else 'find'} “{name}” the most diverse set"
+    rest = [f"{count:,} “{name}”" for name, count in wins[1:]]
+    yield f"Of {_counted(len(rows), 'measure')} of diversity, {_listed([first, *rest])}."
+    narrow = sum(any(mark == NARROWLY for _, mark in found) for found in marks)
+    if narrow:
+        yield f"For {narrow:,} of the {len(rows):,} the intervals overlap, so chance may decide."
+
+
+def _largest_shift(coverage: list[dict[str, Any]]) -> Iterator[str]:
+    if len(coverage) == 1:
+        yield f"All samples come from one source, “{_short(coverage[0]['source'])}”."
+        return
+    row = max(coverage, key=lambda row: abs(row["selected_share"] - row["pool_share"]))
+    shares = f"{row['pool_share']:.1%} of the pool and {row['selected_share']:.1%} of the subset"
+    yield f"Of {len(coverage):,} sources, “{_short(row['source'])}” changes most: it is {shares}."
+
+
+def _short(source: str) -> str:
+    return tables.shortened(source, 40)
+
+
+def _listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def _length_sentences(lengths: pa.Table) -> list[str]:
+    """Return how the subset's lengths compare with the pool's, a sentence each for tokens, characters and turns."""
+    rows = {(row["quantity"], row["statistic"]): row for row in lengths.to_pylist()}
+    sentences = [
+        f"The subset's median sample has {_times(rows[quantity, 'median'], quantity)}."
+        for quantity in ("tokens", "characters")
+    ]
+    # The median number of turns is nearly always 2.
+    return [*sentences, f"On average its samples have {_times(rows['turns', 'mean'], 'turns')}."]
+
+
+def _times(row: dict[str, Any], quantity: str) -> str:
+    pool, subset = _length(row["pool"]), _length(row["subset"])
+    numbers = f"({subset} against {pool})"
+    if row["ratio"] is None:
+        return f"{subset} {quantity}, where the pool's has none"
+    if 0.95 <= row["ratio"] <= 1.05:
+        return f"about as many {quantity} as the pool's {numbers}"
+    return f"{row['ratio']:.2g} times as many {quantity} as the pool's {numbers}"
+
+
+def _lengths(lengths: pa.Table) -> list[dict[str, Any]]:
+    """Return the rows of the page's table: a quantity and a set, or their ratio."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in lengths.to_pylist():
+        by_set = found.setdefault(row["quantity"], {"pool": [], "subset": [], "subset / pool": []})
+        for name in ("pool", "subset"):
+            by_set[name].append(_length(row[name]))
+        by_set["subset / pool"].append("none" if row["ratio"] is None else f"{row['ratio']:.2f}")
+    return [
+        {"quantity": quantity, "set": name, "values": values}
+        for quantity, by_set in found.items()
+        for name, values in by_set.items()
+    ]
+
+
+def _length(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}".removesuffix(".0")
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield each setting with its dotted key, in the order given."""
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _setting(value)
+
+
+def _setting(value: Any) -> str:
+    if value is None or value in ({}, [], ()):
+        return "not set"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(item, str | int | float) for item in value):
+        return ", ".join(map(str, value))
+    return json.dumps(value, ensure_ascii=False, default=str)

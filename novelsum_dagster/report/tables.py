@@ -1,0 +1,208 @@
+"""The figures of a report as tables: map, coverage, lengths, nearest pairs.
+
+Belongs here: computing from arrays and the pool's table. Does not: drawing (`charts`), files and words (`page`).
+"""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from novelsum_dagster.diversity.vectors import unit_rows
+
+PAIRS = 20
+SNIPPET = 160
+"""Characters of a text that are shown."""
+QUANTITIES = ("tokens", "turns", "characters")
+QUANTILES = {"p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95}
+_DIGITS = 4
+_TILE = 2048
+_SPARE = 4 * PAIRS
+"""Pairs kept in float32, so that the closest in float64 are among them."""
+
+
+def map_points(vectors: NDArray[np.float32], selected: NDArray[np.int64]) -> tuple[pa.Table, tuple[float, float]]:
+    """Return each sample's place on the pool's first two principal components.
+
+    Args:
+        vectors: float32, (n, d).
+        selected: int64, (k,), rows in pick order.
+
+    Returns:
+        A table of n rows: x, y (float64, four digits of the map's extent) and rank (int64, from 1, null where the
+        sample was not picked; the first where it was picked more than once); and the shares of variance of x and y.
+    """
+    points, explained = _plane(vectors)
+    rank = np.zeros(len(vectors), dtype=np.int64)
+    rank[selected[::-1]] = np.arange(len(selected), 0, -1)  # Backwards, so that the first pick of a row stays.
+    points = _rounded(points)
+    table = pa.table({"x": points[:, 0], "y": points[:, 1], "rank": pa.array(rank, mask=rank == 0)})
+    return table, explained
+
+
+def _plane(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float64], tuple[float, float]]:
+    from sklearn.decomposition import PCA
+
+    points, explained = np.zeros((len(vectors), 2)), np.zeros(2)
+    components = min(2, *vectors.shape)
+    if len(vectors) > 1:  # One point has no variance, and PCA warns about it.
+        pca = PCA(n_components=components, random_state=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            points[:, :components] = pca.fit_transform(vectors)
+        explained[:components] = np.nan_to_num(pca.explained_variance_ratio_)
+    return points, (float(explained[0]), float(explained[1]))
+
+
+def _rounded(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    extent = float(np.abs(points).max(initial=0.0))
+    if extent == 0:
+        return points
+    rounded: NDArray[np.float64] = np.round(points, _DIGITS - math.ceil(math.log10(extent)))
+    return rounded + 0.0  # Turns -0.0 into 0.0.
+
+
+def coverage(sources: pa.ChunkedArray, selected: NDArray[np.int64]) -> pa.Table:
+    """Return how many samples of each source are in the pool and in the subset, most frequent in the pool first.
+
+    Args:
+        sources: string, (n,).
+        selected: int64, (k,); a row that it holds twice counts twice.
+
+    Returns:
+        A table: source, pool, pool_share, selected, selected_share.
+    """
+    encoded = sources.combine_chunks().dictionary_encode()
+    names: list[str] = encoded.dictionary.to_pylist()
+    codes = encoded.indices.to_numpy()
+    pool = np.bincount(codes, minlength=len(names))
+    picked = np.bincount(codes[selected], minlength=len(names))
+    order = sorted(range(len(names)), key=lambda code: (-pool[code], names[code]))
+    return pa.table(
+        {
+            "source": pa.array([names[code] for code in order], pa.string()),
+            "pool": pool[order],
+            "pool_share": pool[order] / max(1, pool.sum()),
+            "selected": picked[order],
+            "selected_share": picked[order] / max(1, picked.sum()),
+        }
+    )
+
+
+def lengths(samples: pa.Table, selected: NDArray[np.int64]) -> pa.Table:
+    """Return quantiles and mean of tokens, turns and characters, in the pool and in the subset.
+
+    Args:
+        samples: the pool, with columns tokens, turns and characters.
+        selected: int64, (k,); a row that it holds twice counts twice.
+
+    Returns:
+        A table: quantity, statistic (a key of `QUANTILES`, or "mean"), pool, subset (float64), ratio (subset / pool;
+        null where the pool's is 0).
+    """
+    rows = []
+    for quantity in QUANTITIES:
+        pool = samples[quantity].to_numpy().astype(np.float64)
+        pairs = [_statistics(pool), _statistics(pool[selected])]
+        for statistic in (*QUANTILES, "mean"):
+            whole, part = (of[statistic] for of in pairs)
+            ratio = part / whole if whole else None
+            rows.append({"quantity": quantity, "statistic": statistic, "pool": whole, "subset": part, "ratio": ratio})
+    kinds = [("quantity", pa.string()), ("statistic", pa.string())]
+    numbers = [(name, pa.float64()) for name in ("pool", "subset", "ratio")]
+    return pa.Table.from_pylist(rows, schema=pa.schema(kinds + numbers))
+
+
+def _statistics(values: NDArray[np.float64]) -> dict[str, float]:
+    quantiles = np.quantile(values, list(QUANTILES.values()))
+    return {**{name: float(value) for name, value in zip(QUANTILES, quantiles, strict=True)}, "mean": values.mean()}
+
+
+def nearest_pairs(samples: pa.Table, vectors: NDArray[np.float32], selected: NDArray[np.int64]) -> pa.Table:
+    """Return the `PAIRS` closest pairs of different samples within the subset, closest first.
+
+    A row that was picked more than once counts once: it is not paired with itself.
+
+    Args:
+        samples: the pool, with columns id, source and text.
+        vectors: float32, (n, d), in pool order.
+        selected: int64, (k,), rows in pick order.
+
+    Returns:
+        A table: distance (float64, cosine), then id, source and snippet of both, the earlier pick as `_a`.
+
+    Raises:
+        ValueError: where a picked row is all zeros, which has no cosine.
+    """
+    rows = first_picks(selected)
+    first, second, distance = closest(unit_rows(vectors[rows], "subset"), PAIRS)
+    columns: dict[str, pa.Array | NDArray[np.float64]] = {"distance": distance}
+    for side, of in (("a", rows[first]), ("b", rows[second])):
+        taken = samples.select(["id", "source", "text"]).take(pa.array(of))
+        columns[f"id_{side}"], columns[f"source_{side}"] = taken["id"], taken["source"]
+        columns[f"snippet_{side}"] = snippets(taken["text"])
+    return pa.table(columns)
+
+
+def first_picks(selected: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the distinct rows among the picks, int64, in the order in which each was picked first."""
+    return selected[np.sort(np.unique(selected, return_index=True)[1])]
+
+
+def closest(units: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Return the closest pairs of rows, in tiles: rows a < b, int64, and cosine distances, float64; at most `count`.
+
+    Args:
+        units: float32, (m, d), rows of length 1.
+        count: pairs wanted, at most `PAIRS`.
+    """
+    spare = (np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64))
+    for top in range(0, len(units), _TILE):
+        for left in range(top, len(units), _TILE):
+            spare = _closer(spare, units, top, left)
+    _, first, second = spare
+    # 1 - cosine of near-duplicates is lost in the rounding of float32; half the squared difference is not.
+    difference = units[first].astype(np.float64) - units[second]
+    distance = np.einsum("ij,ij->i", difference, difference) / 2
+    order = np.lexsort((second, first, distance))[:count]
+    return first[order], second[order], distance[order]
+
+
+_Pairs = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
+
+
+def _closer(spare: _Pairs, units: NDArray[np.float32], top: int, left: int) -> _Pairs:
+    """Return the closest `_SPARE` of the pairs so far and those of one tile."""
+    distance = 1 - units[top : top + _TILE] @ units[left : left + _TILE].T
+    if top == left:
+        distance[np.tril_indices(len(distance))] = np.inf
+    flat = distance.ravel()
+    limit = spare[0][-1] if len(spare[0]) == _SPARE else np.float32(3)
+    near = np.flatnonzero(flat <= limit)
+    if len(near) > _SPARE:
+        near = near[flat[near] <= np.partition(flat[near], _SPARE - 1)[_SPARE - 1]]
+    first, second = np.divmod(near, distance.shape[1])
+    values = np.concatenate([spare[0], flat[near]])
+    firsts, seconds = np.concatenate([spare[1], first + top]), np.concatenate([spare[2], second + left])
+    order = np.lexsort((seconds, firsts, values))[:_SPARE]
+    return values[order], firsts[order], seconds[order]
+
+
+def snippets(texts: pa.ChunkedArray) -> pa.Array:
+    """Return the beginning of each text on one line, at most `SNIPPET` characters, without invisible ones."""
+    beginnings = pc.utf8_slice_codeunits(texts, 0, 4 * SNIPPET).to_pylist()
+    return pa.array([shortened(_visible(text), SNIPPET) for text in beginnings], pa.string())
+
+
+def _visible(text: str) -> str:
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    # Controls and marks of direction would change how what stands around the snippet is shown.
+    return "".join(letter for letter in line if letter.isprintable())
+
+
+def shortened(text: str, length: int) -> str:
+    """Return `text`, cut to `length` characters, the last of them an ellipsis where something was cut."""
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
