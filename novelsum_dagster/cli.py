@@ -1,6 +1,7 @@
 """The command `novelsum`: everything that a terminal needs.
 
-Belongs here: arguments, tables, JSON, exit codes. Does not: the work (`oneshot`, `definitions`).
+Belongs here: arguments, tables, JSON, exit codes. Does not: the work (`oneshot`, `definitions`), the studies'
+commands (`cli_study`).
 
 Results go to standard output, everything else to standard error. Exit codes: 0 done; 1 the pipeline failed; 2 bad
 input, settings or arguments; 130 interrupted.
@@ -19,35 +20,27 @@ from typing import Annotated, Any
 
 import typer
 
+from novelsum_dagster.cli_study import study
 from novelsum_dagster.errors import InputError
-from novelsum_dagster.progress import LogReporter, Reporter, TerminalReporter
-from novelsum_dagster.settings import (
-    PACKAGED_MODEL,
-    SETTINGS_VARIABLE,
-    Embedding,
-    NovelSum,
-    Selection,
-    Settings,
-    Source,
-    load_settings,
-    settings_path,
+from novelsum_dagster.settings import PACKAGED_MODEL, Embedding, NovelSum, Selection, Settings, Source
+from novelsum_dagster.terminal import (
+    AsJson,
+    Seed,
+    SettingsFile,
+    folder_to_write,
+    new_app,
+    new_reporter,
+    say,
+    settings_in,
 )
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    help="How diverse is an instruction-tuning dataset, and which subset is most diverse?\n\n"
+app = new_app(
+    "How diverse is an instruction-tuning dataset, and which subset is most diverse?\n\n"
     "[bold]measure[/] and [bold]select[/] work on files at once. [bold]run[/] curates a pool by a settings file, with"
-    " checks, lineage and reports; [bold]ui[/] shows it in the Dagster UI.",
+    " checks, lineage and reports; [bold]ui[/] shows it in the Dagster UI; [bold]study[/] tries the measures."
 )
+app.add_typer(study, name="study")
 
-_SettingsFile = Annotated[
-    Path | None,
-    typer.Option("--settings", "-s", help=f"Settings file. Default: ${SETTINGS_VARIABLE}, else ./curation.yaml."),
-]
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 _NEIGHBORS = "K: neighbours in the density factor."
 _DENSITY_POWER = "beta: weight of the density factor; 0 leaves it out."
 _PROXIMITY_POWER = "alpha: weight of near samples."
@@ -55,7 +48,6 @@ _REPEAT = " Repeat for several."
 _Neighbors = Annotated[int, typer.Option(min=1, help=_NEIGHBORS)]
 _DensityPower = Annotated[float, typer.Option(min=0, help=_DENSITY_POWER)]
 _ProximityPower = Annotated[float, typer.Option(min=0, help=_PROXIMITY_POWER)]
-_Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of random draws and of the first pick.")]
 _Form = Annotated[
     str,
     typer.Option(help="any (each record's own), auto (the first's), alpaca, sharegpt, messages, prompt_completion."),
@@ -66,18 +58,18 @@ _MaxRejects = Annotated[float, typer.Option(min=0, max=1, help="Fail when more t
 
 
 @app.command()
-def run(settings: _SettingsFile = None, as_json: _Json = False) -> None:
+def run(settings: SettingsFile = None, as_json: AsJson = False) -> None:
     """Curate a pool: read, embed, measure, select, check and record it, as the settings file says.
 
     A run that was interrupted goes on at the last shard of vectors; a second run embeds only new samples.
 
     Example: [bold]novelsum run --settings curation.yaml[/]
     """
-    chosen = _settings(settings)
+    chosen = settings_in(settings)
     home = _prepare_home(chosen)
     from novelsum_dagster.definitions import CURATE_JOB, build_defs
 
-    job = build_defs(chosen, _reporter()).resolve_job_def(CURATE_JOB)
+    job = build_defs(chosen, new_reporter()).resolve_job_def(CURATE_JOB)
     with _instance(chosen) as instance:
         result = job.execute_in_process(
             instance=instance,
@@ -86,7 +78,7 @@ def run(settings: _SettingsFile = None, as_json: _Json = False) -> None:
         )
     _say_checks(result)
     if _was_interrupted(result):
-        _say("novelsum: interrupted; what was embedded is kept")
+        say("novelsum: interrupted; what was embedded is kept")
         raise typer.Exit(130)
     if not result.success:
         _say_failures(result)
@@ -130,12 +122,12 @@ def measure(
     self_distance: Annotated[str, typer.Option(help="included (published), or excluded from a row.")] = "included",
     density_side: Annotated[str, typer.Option(help="row (published), or column: the other sample's density.")] = "row",
     aggregate: Annotated[str, typer.Option(help="mean (published), or sum.")] = "mean",
-    seed: _Seed = 42,
+    seed: Seed = 42,
     form: _Form = "any",
     model: _Model = PACKAGED_MODEL,
     device: _Device = "auto",
     max_reject_fraction: _MaxRejects = 0.01,
-    as_json: _Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure the diversity of one or more sets, at equal size: NovelSum and the eleven other measures of the paper.
 
@@ -160,9 +152,9 @@ def measure(
         density_side=density_side,
         aggregate=aggregate,
     )
-    if output is not None and output.exists() and not output.is_dir():
-        raise InputError(f"--output: {output} is a file; name a folder")
-    embedding, reporter = _embedding(model, device), _reporter()
+    if output is not None:
+        folder_to_write("--output", output)
+    embedding, reporter = _embedding(model, device), new_reporter()
     samples, ids, content = {}, {}, {}
     for path in sets:
         name = str(path)
@@ -187,7 +179,7 @@ def measure(
         return
     _print_measures(comparison)
     for note in comparison.notes:
-        _say(note)
+        say(note)
 
 
 @app.command()
@@ -217,12 +209,12 @@ def select(
     neighbors: _Neighbors = 10,
     density_power: _DensityPower = 0.5,
     proximity_power: _ProximityPower = 1.0,
-    seed: _Seed = 42,
+    seed: Seed = 42,
     form: _Form = "any",
     model: _Model = PACKAGED_MODEL,
     device: _Device = "auto",
     max_reject_fraction: _MaxRejects = 0.01,
-    as_json: _Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Choose the k samples that make a subset most diverse, and write them as they were, in pick order.
 
@@ -253,7 +245,7 @@ def select(
         _refuse_input_as_output(output, pool)
     if picks is not None and (picks.suffix != ".parquet" or picks.absolute() == output.absolute()):
         raise InputError(f"--picks: {picks} must end in .parquet and be another file than --output")
-    reporter = _reporter()
+    reporter = new_reporter()
     sources, embedding = _sources(pool, form), _embedding(model, device)
     with embedded_files(sources, embedding, max_reject_fraction, reporter, drop_near_duplicates) as files:
         _say_rejects(files.snapshot, files.root)
@@ -275,19 +267,19 @@ def select(
         settings = {**describe(chosen), **powers.model_dump()}
         print(json.dumps({**counts, "output": str(output), **settings}, indent=2))
     else:
-        _say(f"{len(table):,} of {files.snapshot.kept:,} samples written" + ("" if to_stdout else f" to {output}"))
+        say(f"{len(table):,} of {files.snapshot.kept:,} samples written" + ("" if to_stdout else f" to {output}"))
 
 
 @app.command()
 def ui(
-    settings: _SettingsFile = None,
+    settings: SettingsFile = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 3000,
 ) -> None:
     """Open the Dagster UI over the pool of a settings file, on http://127.0.0.1:3000."""
-    chosen = _settings(settings)
+    chosen = settings_in(settings)
     _prepare_home(chosen)
     with _instance(chosen):
-        _say(f"The Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
+        say(f"The Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
     dev = ["dagster", "dev", "-m", "novelsum_dagster.definitions", "-h", "127.0.0.1", "-p", str(port)]
     raise typer.Exit(_run_group([sys.executable, "-W", "ignore", "-m", *dev]))
 
@@ -323,7 +315,7 @@ def demo_pool(
     from novelsum_dagster.pool.demo import write_demo_pool
 
     counts = write_demo_pool(folder)
-    _say(f"{sum(counts.values()):,} samples in {len(counts)} files in {folder}")
+    say(f"{sum(counts.values()):,} samples in {len(counts)} files in {folder}")
 
 
 def main() -> None:
@@ -332,34 +324,11 @@ def main() -> None:
     try:
         app()
     except ValueError as error:
-        _say(f"novelsum: error: {error}")
+        say(f"novelsum: error: {error}")
         sys.exit(2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-def _reporter() -> Reporter:
-    if not sys.stderr.isatty():
-        return LogReporter(_say)
-    return TerminalReporter(os.fdopen(os.dup(sys.stderr.fileno()), "w"))
-
-
-def _settings(path: Path | None) -> Settings:
-    """Read the settings file in force, and pass its name on to Dagster's processes."""
-    chosen = path.expanduser().resolve() if path else settings_path()
-    if not chosen.exists():
-        raise InputError(
-            f"{chosen}: no such settings file. The least one is:\n\n"
-            "pool:\n  sources:\n    - path: my-data/*.jsonl\nselection:\n  k: 1000\n"
-        )
-    settings = load_settings(chosen)
-    os.environ[SETTINGS_VARIABLE] = str(chosen)
-    return settings
 
 
 def _prepare_home(settings: Settings) -> str:
@@ -416,20 +385,20 @@ def _refuse_input_as_output(output: Path, pool: list[Path]) -> None:
 def _say_rejects(snapshot: Any, root: Path) -> None:
     for file in snapshot.files:
         if file.rejects or file.duplicates:
-            _say(f"{file.file}: {file.rejects:,} bad records and {file.duplicates:,} duplicates left out")
+            say(f"{file.file}: {file.rejects:,} bad records and {file.duplicates:,} duplicates left out")
         if not file.complete:
-            _say(f"{file.file}: warning: damaged; its end was not read")
+            say(f"{file.file}: warning: damaged; its end was not read")
     for row in snapshot.table(root, "rejects", ["file", "position", "reason", "detail"]).slice(0, 10).to_pylist():
-        _say(f"  {row['file']}, record {row['position']}: {row['reason']}: {row['detail']}")
+        say(f"  {row['file']}, record {row['position']}: {row['reason']}: {row['detail']}")
     if snapshot.rejects > 10:
-        _say(f"  and {snapshot.rejects - 10:,} more")
+        say(f"  and {snapshot.rejects - 10:,} more")
 
 
 def _say_checks(result: Any) -> None:
     for found in result.get_asset_check_evaluations():
         if not found.passed:
             name = f"{found.asset_key.to_user_string()}: {found.check_name}"
-            _say(f"check {'failed' if found.blocking else 'warns'}: {name}: {found.description}")
+            say(f"check {'failed' if found.blocking else 'warns'}: {name}: {found.description}")
 
 
 def _was_interrupted(result: Any) -> bool:
@@ -449,8 +418,8 @@ def _say_failures(result: Any) -> None:
         if event.is_step_failure:
             data = event.step_failure_data
             text = data.user_failure_data.description if data.user_failure_data else data.error.to_string()
-            _say(f"novelsum: {event.step_key} failed: {text}")
-    _say("Nothing that was done is lost: run again once it is mended.")
+            say(f"novelsum: {event.step_key} failed: {text}")
+    say("Nothing that was done is lost: run again once it is mended.")
 
 
 def _summary(settings: Settings) -> dict[str, Any]:

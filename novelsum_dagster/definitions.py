@@ -13,12 +13,13 @@ from novelsum_dagster.defs.novelty import density, sample_novelty
 from novelsum_dagster.defs.pool import raw_pool
 from novelsum_dagster.defs.reports import novelsum_report
 from novelsum_dagster.defs.selection import selection_asset
+from novelsum_dagster.defs.study import GROUP, study_assets
 from novelsum_dagster.progress import Reporter
 from novelsum_dagster.settings import Settings, load_settings, settings_path
 from novelsum_dagster.workspace import Workspace
 
 CURATE_JOB = "curate"
-"""Materialises every asset and runs every check."""
+"""Materialises every asset but the study's, and runs every check."""
 
 
 def build_defs(settings: Settings, reporter: Reporter | None = None) -> dg.Definitions:
@@ -30,10 +31,23 @@ def build_defs(settings: Settings, reporter: Reporter | None = None) -> dg.Defin
     """
     workspace = Workspace(settings, reporter)
     return dg.Definitions(
-        assets=[raw_pool, embeddings, density, sample_novelty, selection_asset(settings), novelsum_report, lineage],
+        assets=[
+            raw_pool,
+            embeddings,
+            density,
+            sample_novelty,
+            selection_asset(settings),
+            novelsum_report,
+            lineage,
+            *study_assets(settings),
+        ],
         asset_checks=asset_checks(),
         jobs=[
-            dg.define_asset_job(CURATE_JOB, dg.AssetSelection.all(), description="From sources to an audited subset.")
+            dg.define_asset_job(
+                CURATE_JOB,
+                dg.AssetSelection.all() - dg.AssetSelection.groups(GROUP),
+                description="From sources to an audited subset.",
+            )
         ],
         # One process for a run: steps share the imported libraries, which cost seconds each.
         executor=dg.in_process_executor,

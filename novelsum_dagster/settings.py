@@ -34,6 +34,7 @@ PACKAGED_MODEL = "all-MiniLM-L6-v2"
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Label = Annotated[str, BeforeValidator(str)]
 """A value of a column; numbers are compared as they are written."""
+Strategy = Literal["novelselect", "random", "farthest", "kmeans", "kcenter", "qdit", "repr_filter", "duplicate"]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -176,9 +177,7 @@ class Duplicate(_Section):
 class Selection(_Section):
     """Which subset is chosen. Limits, device and verify are for novelselect."""
 
-    strategy: Literal["novelselect", "random", "farthest", "kmeans", "kcenter", "qdit", "repr_filter", "duplicate"] = (
-        Field("novelselect", description="How samples are chosen.")
-    )
+    strategy: Strategy = Field("novelselect", description="How samples are chosen.")
     k: PositiveInt | None = Field(1000, description="Size of the subset.")
     token_budget: PositiveInt | None = Field(None, description="In place of k: the most tokens of the subset.")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="Seed of the first pick and of random draws.")
@@ -252,6 +251,36 @@ class Training(_Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: CUDA, then MPS, then CPU.")
 
 
+class Study(_Section):
+    """The correlation study: sets of every strategy, measured, and what models tuned on them achieve."""
+
+    sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field((1000,), description="Sizes of the sets.")
+    strategies: tuple[Strategy, ...] = Field(
+        ("novelselect", "random", "farthest", "kmeans", "kcenter", "qdit", "repr_filter", "duplicate"),
+        description="How sets are chosen.",
+    )
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = Field(
+        (42, 43, 44), description="A set each, where a strategy draws; the first also seeds everything else."
+    )
+    copies: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
+        (2, 5, 20), description="Duplication rates of strategy duplicate: copies of each sample."
+    )
+    held_out: PositiveInt = Field(50, description="Samples of each source kept out of all sets, for evaluation.")
+    neighbors: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
+        (5, 10), description="Values of K that NovelSum is compared at."
+    )
+    density_powers: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = Field(
+        (0, 0.25, 0.5), description="Values of beta."
+    )
+    proximity_powers: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = Field(
+        (0, 1, 2), description="Values of alpha."
+    )
+    performance: str | None = Field(
+        None, description="CSV file (set, performance) of figures of your own; default: a small model is trained."
+    )
+    training: Training = Training()
+
+
 class Settings(_Section):
     """All settings of one curation. `base` is the folder that relative paths start from."""
 
@@ -262,6 +291,7 @@ class Settings(_Section):
     measures: Measures = Measures()
     selection: Selection = Selection()
     checks: Checks = Checks()
+    study: Study = Study()
     base: Path = Field(default_factory=Path.cwd, exclude=True)
 
     @property

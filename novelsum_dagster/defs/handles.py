@@ -4,7 +4,7 @@ Belongs here: the IO manager and its files. Does not: bulk data, which steps wri
 """
 
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args, get_origin
 
 import dagster as dg
 
@@ -14,15 +14,16 @@ from novelsum_dagster.pool.snapshot import Handle
 AnyHandle = TypeVar("AnyHandle", bound=Handle)
 
 
-def read_handle(root: Path, asset: str, kind: type[AnyHandle]) -> AnyHandle:
-    """Return an asset's newest handle.
+def read_handle(root: Path, asset: str, kind: type[AnyHandle], partition: str | None = None) -> AnyHandle:
+    """Return an asset's newest handle, or that of one partition.
 
     Raises:
         dg.Failure: where the asset is not materialised yet, or its file is damaged.
     """
-    path = _path(root, asset)
+    path = _path(root, asset, partition)
     if not path.exists():
-        raise dg.Failure(f"{asset} is not materialised yet; materialise it first", allow_retries=False)
+        what = f"{asset}, partition {partition}," if partition else asset
+        raise dg.Failure(f"{what} is not materialised yet; materialise it first", allow_retries=False)
     try:
         return kind.model_validate_json(path.read_bytes())
     except ValueError as error:
@@ -34,6 +35,9 @@ def read_handle(root: Path, asset: str, kind: type[AnyHandle]) -> AnyHandle:
 class HandleIOManager(dg.IOManager):
     """Keeps the newest handle of each asset in `root/assets/<asset>.json`, written atomically.
 
+    A partition's is in `root/assets/<asset>/<partition>.json`. An input of several partitions is annotated
+    `dict[str, Handle]`, by partition.
+
     Args:
         root: the storage folder.
     """
@@ -43,14 +47,20 @@ class HandleIOManager(dg.IOManager):
 
     def handle_output(self, context: dg.OutputContext, obj: Handle) -> None:
         """Write a handle."""
-        path = _path(self._root, context.asset_key.to_user_string())
+        partition = context.partition_key if context.has_partition_key else None
+        path = _path(self._root, context.asset_key.to_user_string(), partition)
         write_bytes((obj.model_dump_json(indent=2) + "\n").encode(), path)
 
-    def load_input(self, context: dg.InputContext) -> Handle:
-        """Read the handle that the input's type annotation names."""
-        kind: type[Handle] = context.dagster_type.typing_type
-        return read_handle(self._root, context.asset_key.to_user_string(), kind)
+    def load_input(self, context: dg.InputContext) -> Handle | dict[str, Handle]:
+        """Read the handle that the input's type annotation names, or those of all partitions that it needs."""
+        asset, kind = context.asset_key.to_user_string(), context.dagster_type.typing_type
+        if get_origin(kind) is dict:
+            of_partition: type[Handle] = get_args(kind)[1]
+            return {key: read_handle(self._root, asset, of_partition, key) for key in context.asset_partition_keys}
+        partition = context.asset_partition_key if context.has_asset_partitions else None
+        handle: Handle = read_handle(self._root, asset, kind, partition)
+        return handle
 
 
-def _path(root: Path, asset: str) -> Path:
-    return root / "assets" / f"{asset}.json"
+def _path(root: Path, asset: str, partition: str | None = None) -> Path:
+    return root / "assets" / (f"{asset}/{partition}.json" if partition else f"{asset}.json")

@@ -367,7 +367,7 @@ def _of_set() -> "alt.Color":
 def _styled(chart: Any, description: str, height: int) -> "alt.TopLevelMixin":
     styled: alt.TopLevelMixin = (
         chart.properties(width=_WIDTH, height=height, description=description, background="white")
-        .configure(font=_FONT, padding=4)
+        .configure(font=_FONT, padding={"left": 4, "top": 4, "right": 16, "bottom": 4})
         .configure_view(stroke=None)
         .configure_axis(
             labelColor=_INK, titleColor=_INK, labelFontSize=12, titleFontSize=12, titleFontWeight="normal",

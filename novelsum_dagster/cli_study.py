@@ -1,0 +1,201 @@
+"""The commands `novelsum study ...`: trying the measures themselves.
+
+Belongs here: arguments, tables and JSON of the studies. Does not: the studies (`study`).
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from novelsum_dagster.errors import InputError
+from novelsum_dagster.settings import Settings
+from novelsum_dagster.terminal import (
+    AsJson,
+    Seed,
+    SettingsFile,
+    folder_to_write,
+    new_app,
+    new_reporter,
+    say,
+    settings_in,
+)
+
+study = new_app("Try the measures themselves: on simulated selections, and against the performance of models.")
+
+
+@study.command()
+def simulate(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write tables and pictures to this folder.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Draws of every pool.")] = 5,
+    seed: Seed = 42,
+    as_json: AsJson = False,
+) -> None:
+    """Rank selections that a person can rank by eye, and count which measures agree.
+
+    Pools in the plane and in 64 dimensions, uniform, clustered and of varying density; selections spread out, in one
+    cluster, of duplicates, of outliers, of dense areas only.
+
+    Example: [bold]novelsum study simulate --output simulation[/]
+    """
+    from novelsum_dagster.study.simulate import LEFT_OUT, write_simulation
+    from novelsum_dagster.study.simulate import simulate as simulated
+
+    if output is not None:
+        folder_to_write("--output", output)
+    with new_reporter().step("simulating") as progress:
+        found = simulated(seed, repeats, progress)
+    if output is not None:
+        write_simulation(output, found)
+    rows = found.scores.to_pylist()
+    if as_json:
+        print(json.dumps({"scores": rows, "seed": seed, "repeats": repeats, "left_out": LEFT_OUT}, indent=2))
+        return
+    _print_simulation(rows)
+    say(LEFT_OUT)
+    _say_where(output)
+
+
+@study.command()
+def correlate(
+    settings: SettingsFile = None,
+    performance: Annotated[
+        Path | None,
+        typer.Option(help="CSV (set, performance) with your own figures; else a small model is trained on each set."),
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(help="In place of a study: CSV (strategy, performance, and a column a measure) to correlate."),
+    ] = None,
+    list_sets: Annotated[bool, typer.Option("--list-sets", help="Only print the names of the study's sets.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write tables and pictures to this folder.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Correlate all measures with performance, over sets that every strategy chose from a pool.
+
+    The pool is what [bold]novelsum run[/] last read and embedded; sets, training and the values of K, beta and alpha
+    are settings (study). What was done is kept: a study that was broken off goes on where it was.
+
+    Example: [bold]novelsum study correlate --settings curation.yaml[/]
+    """
+    from novelsum_dagster.study.correlate import outcome_json, read_scatter, write_outcome
+
+    if output is not None:
+        folder_to_write("--output", output)
+    if table is not None:
+        if performance is not None or list_sets:
+            raise InputError("--table has performance and sets of its own; leave --performance and --list-sets out")
+        outcome, kept = read_scatter(table), None
+    else:
+        chosen = _with_performance(settings_in(settings), performance)
+        if list_sets:
+            return _print_set_names(chosen, as_json)
+        outcome, kept = _studied(chosen)
+    if output is not None:
+        write_outcome(outcome, output)
+    if as_json:
+        print(json.dumps(outcome_json(outcome), indent=2))
+        return
+    _print_outcome(outcome)
+    say(f"Performance: {outcome.performance}. Above 0: more diverse sets perform better.")
+    _say_where(output or kept)
+
+
+def _with_performance(settings: Settings, performance: Path | None) -> Settings:
+    if performance is None:
+        return settings
+    changed = settings.study.model_copy(update={"performance": str(performance.expanduser().absolute())})
+    return settings.model_copy(update={"study": changed})
+
+
+def _studied(settings: Settings) -> tuple[Any, Path]:
+    from dagster import Failure
+
+    from novelsum_dagster.defs.handles import read_handle
+    from novelsum_dagster.embedding.store import VectorSet
+    from novelsum_dagster.pool.snapshot import PoolSnapshot
+    from novelsum_dagster.study.run import correlate as correlated
+
+    root = settings.storage_path
+    try:
+        snapshot = read_handle(root, "raw_pool", PoolSnapshot)
+        vectors = read_handle(root, "embeddings", VectorSet)
+    except Failure as failure:
+        raise InputError(f"{failure.description}: novelsum run") from None
+    kept, outcome = correlated(root, snapshot, vectors, settings, new_reporter())
+    return outcome, root / kept.folder
+
+
+def _print_set_names(settings: Settings, as_json: bool) -> None:
+    from novelsum_dagster.study.sets import recipes
+
+    planned = recipes(settings.study)
+    if as_json:
+        print(json.dumps([recipe.model_dump() for recipe in planned.values()], indent=2))
+        return
+    for name in planned:
+        print(name)
+
+
+def _print_simulation(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from novelsum_dagster.study.simulate import ALL
+
+    pools = list(dict.fromkeys((row["pool"], row["dimensions"]) for row in rows if row["pool"] != ALL))
+    table = Table(title="Comparisons ranked as a person would", title_justify="left")
+    table.add_column("measure", no_wrap=True)
+    table.add_column("all", justify="right")
+    for pool, dimensions in pools:
+        table.add_column(f"{dimensions}-D {pool}", justify="right")
+    for row in sorted(rows, key=lambda row: -row["share"]):
+        if row["pool"] == ALL:
+            of = {(one["pool"], one["dimensions"]): one["share"] for one in rows if one["measure"] == row["measure"]}
+            table.add_row(row["label"], f"{row['share']:.0%}", *(f"{of[pool]:.0%}" for pool in pools))
+    Console().print(table)
+
+
+def _print_outcome(outcome: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from novelsum_dagster.study.correlation import ALL_SETS, METHODS, SELECTING
+
+    found = {(one.measure, one.group, one.method): one for one in outcome.correlations}
+    ranked = sorted(outcome.measures, key=lambda name: -(found[name, ALL_SETS, "pearson"].r or -2.0))
+    table = Table(title=f"Correlation with performance, {len(outcome.sets)} sets", title_justify="left")
+    table.add_column("measure")
+    for name in ("Pearson", "95 % interval", "Spearman", "Kendall"):
+        table.add_column(name, justify="right")
+    chosen = found[ranked[0], SELECTING, "pearson"].sets
+    table.add_column(f"Pearson, {chosen} sets of selection strategies", justify="right")
+    for name in ranked:
+        everywhere = [found[name, ALL_SETS, method] for method in METHODS]
+        among = found[name, SELECTING, "pearson"]
+        low, high = everywhere[0].low, everywhere[0].high
+        interval = "" if low is None else f"{low:.2f} to {high:.2f}"
+        table.add_row(
+            outcome.measures[name], _r(everywhere[0]), interval, _r(everywhere[1]), _r(everywhere[2]), _r(among)
+        )
+    Console().print(table)
+    if outcome.grid and outcome.grid[0]["pearson"] is not None:
+        best = outcome.grid[0]
+        print(
+            f"NovelSum agrees best at K = {best['neighbors']}, beta = {best['density_power']:g},"
+            f" alpha = {best['proximity_power']:g}: Pearson {best['pearson']:.3f}, Spearman {best['spearman']:.3f}"
+        )
+
+
+def _r(one: Any) -> str:
+    return "undefined" if one.r is None else f"{one.r:.3f}"
+
+
+def _say_where(folder: Path | None) -> None:
+    if folder is not None:
+        say(f"Tables and pictures: {folder}")

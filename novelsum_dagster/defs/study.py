@@ -1,0 +1,151 @@
+"""The assets of the correlation study: its pool, and for every set (a partition) the set, its measures, its proxy."""
+
+import dagster as dg
+
+from novelsum_dagster.defs.steps import OWNERS, picture, recorded
+from novelsum_dagster.embedding.store import VectorSet
+from novelsum_dagster.pool.snapshot import PoolSnapshot
+from novelsum_dagster.settings import Settings
+from novelsum_dagster.study.correlate import StudyCorrelation, keep_outcome
+from novelsum_dagster.study.correlation import ALL_SETS, records
+from novelsum_dagster.study.pool import StudyData, StudyPool, build_study_pool
+from novelsum_dagster.study.run import outcome_of
+from novelsum_dagster.study.sets import (
+    StudyMeasures,
+    StudyPerformance,
+    StudySet,
+    build_set,
+    measure_set,
+    recipes,
+    study_yardstick,
+    train_on_set,
+)
+from novelsum_dagster.workspace import Workspace
+
+GROUP = "study"
+
+
+@dg.asset(group_name=GROUP, kinds={"faiss", "parquet"}, owners=OWNERS, code_version="1")
+def study_pool(
+    context: dg.AssetExecutionContext,
+    workspace: dg.ResourceParam[Workspace],
+    raw_pool: PoolSnapshot,
+    embeddings: VectorSet,
+) -> dg.MaterializeResult[StudyPool]:
+    """What the study's sets are chosen from: the pool without the samples held out for evaluation."""
+    settings = workspace.settings
+    with recorded(context, workspace) as step, step.reporter.step("study pool") as progress:
+        pool = build_study_pool(workspace.root, raw_pool, embeddings, settings.novelsum, settings.study, progress)
+        return step.result(pool, samples=pool.samples, held_out=pool.held_out, neighbors=list(pool.neighbors))
+
+
+def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
+    """Return the study's assets; a partition is a set that the settings name."""
+    planned = recipes(settings.study)
+    partitions = dg.StaticPartitionsDefinition(list(planned))
+
+    @dg.asset(group_name=GROUP, kinds={"parquet"}, owners=OWNERS, code_version="1", partitions_def=partitions)
+    def study_set(
+        context: dg.AssetExecutionContext,
+        workspace: dg.ResourceParam[Workspace],
+        raw_pool: PoolSnapshot,
+        embeddings: VectorSet,
+        study_pool: StudyPool,
+    ) -> dg.MaterializeResult[StudySet]:
+        """One set of the study, chosen by its strategy."""
+        data = StudyData(workspace.root, raw_pool, embeddings, study_pool)
+        recipe = planned[context.partition_key]
+        with recorded(context, workspace) as step, step.reporter.step(f"choosing {recipe.name}") as progress:
+            chosen = build_set(data, recipe, settings.novelsum, progress)
+            return step.result(chosen, **recipe.model_dump(exclude={"name"}))
+
+    @dg.asset(group_name=GROUP, kinds={"torch"}, owners=OWNERS, code_version="1", partitions_def=partitions)
+    def study_measures(
+        context: dg.AssetExecutionContext,
+        workspace: dg.ResourceParam[Workspace],
+        raw_pool: PoolSnapshot,
+        embeddings: VectorSet,
+        study_pool: StudyPool,
+        study_set: StudySet,
+    ) -> dg.MaterializeResult[StudyMeasures]:
+        """All measures of one set, NovelSum at every K, beta and alpha of the study."""
+        data = StudyData(workspace.root, raw_pool, embeddings, study_pool)
+        with recorded(context, workspace) as step:
+            yardstick = study_yardstick(
+                data, settings.novelsum, settings.measures, settings.study, settings.selection.device
+            )
+            found = measure_set(data, study_set, settings, yardstick, step.reporter)
+            return step.result(found, **{name: one.value for name, one in found.values.items()})
+
+    @dg.asset(group_name=GROUP, kinds={"torch"}, owners=OWNERS, code_version="1", partitions_def=partitions)
+    def study_performance(
+        context: dg.AssetExecutionContext,
+        workspace: dg.ResourceParam[Workspace],
+        raw_pool: PoolSnapshot,
+        embeddings: VectorSet,
+        study_pool: StudyPool,
+        study_set: StudySet,
+    ) -> dg.MaterializeResult[StudyPerformance]:
+        """The proxy for performance: what a small model trained on one set costs on held-out text, in bits per byte."""
+        data = StudyData(workspace.root, raw_pool, embeddings, study_pool)
+        with recorded(context, workspace) as step, step.reporter.step("training") as progress:
+            trained = train_on_set(data, study_set, settings.study, progress)
+            return step.result(trained, **trained.losses)
+
+    if settings.study.performance is None:
+        return [study_pool, study_set, study_measures, study_performance, _correlation_of_proxies(settings)]
+    return [study_pool, study_set, study_measures, _correlation_of_figures(settings)]
+
+
+def _correlation_of_proxies(settings: Settings) -> dg.AssetsDefinition:
+    @dg.asset(group_name=GROUP, kinds={"altair", "parquet"}, owners=OWNERS, code_version="1")
+    def study_correlation(
+        context: dg.AssetExecutionContext,
+        workspace: dg.ResourceParam[Workspace],
+        study_measures: dict[str, StudyMeasures],
+        study_performance: dict[str, StudyPerformance],
+    ) -> dg.MaterializeResult[StudyCorrelation]:
+        """How well each measure agrees with what the models trained on the sets achieve."""
+        return _correlated(context, workspace, settings, study_measures, study_performance)
+
+    return study_correlation
+
+
+def _correlation_of_figures(settings: Settings) -> dg.AssetsDefinition:
+    @dg.asset(group_name=GROUP, kinds={"altair", "parquet"}, owners=OWNERS, code_version="1")
+    def study_correlation(
+        context: dg.AssetExecutionContext,
+        workspace: dg.ResourceParam[Workspace],
+        study_measures: dict[str, StudyMeasures],
+    ) -> dg.MaterializeResult[StudyCorrelation]:
+        """How well each measure agrees with the performance figures that the settings name."""
+        return _correlated(context, workspace, settings, study_measures, {})
+
+    return study_correlation
+
+
+def _correlated(
+    context: dg.AssetExecutionContext,
+    workspace: Workspace,
+    settings: Settings,
+    measured: dict[str, StudyMeasures],
+    trained: dict[str, StudyPerformance],
+) -> dg.MaterializeResult[StudyCorrelation]:
+    with recorded(context, workspace) as step:
+        # In the order of the settings, whatever the order in which partitions were loaded.
+        names = [name for name in recipes(settings.study) if name in measured]
+        ordered = {name: measured[name] for name in names}
+        outcome = outcome_of(ordered, {name: trained[name] for name in names if name in trained}, settings)
+        inputs = [one.key for one in ordered.values()] + [trained[name].key for name in names if name in trained]
+        kept = keep_outcome(workspace.root, outcome, inputs)
+        folder = workspace.root / kept.folder
+        overall = [row for row in records(outcome.correlations) if row["group"] == ALL_SETS]
+        return step.result(
+            kept,
+            sets=kept.sets,
+            performance=kept.performance,
+            correlations=dg.MetadataValue.table([dg.TableRecord(row) for row in overall]),
+            novelsum=picture((folder / "novelsum.png").read_bytes(), "NovelSum against performance"),
+            measures=picture((folder / "measures.png").read_bytes(), "Every measure against performance"),
+            path=dg.MetadataValue.path(str(folder)),
+        )

@@ -1,0 +1,255 @@
+"""The correlation study's outcome: measures and performance of all sets joined, correlated, and written.
+
+Belongs here: performance figures from a file or from the proxy, the best setting of NovelSum, the folder of results.
+Does not: the coefficients (`correlation`), pictures (`scatter`), the sets (`sets`).
+"""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from novelsum_dagster.diversity.measures import MEASURES
+from novelsum_dagster.errors import InputError
+from novelsum_dagster.files import content_key, place_folder, temporary_folder, write_bytes, write_json
+from novelsum_dagster.pool.snapshot import Handle
+from novelsum_dagster.report.comparison import write_both
+from novelsum_dagster.study.correlation import Correlation, coefficient, correlations, records
+from novelsum_dagster.study.scatter import correlations_png, scatter_png, scatters_png
+from novelsum_dagster.study.sets import StudyMeasures, StudyPerformance
+from novelsum_dagster.study.training import z_scores
+
+LABELS = {key: known.label for key, known in MEASURES.items()}
+LOWER_IS_DIVERSE = frozenset(key for key, known in MEASURES.items() if not known.higher_is_diverse)
+_PLACES = ("set", "strategy", "size", "seed", "copies", "performance")
+
+
+class StudyCorrelation(Handle):
+    """The outcome of a study, in `folder`; `performance` says where its figures are from."""
+
+    folder: str
+    performance: str
+    sets: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a study found.
+
+    Attributes:
+        sets: a row a set: set, strategy, performance, and a column a measure, null where a set has none; also size,
+            seed and copies, where they are known.
+        correlations: of every measure with performance.
+        grid: a row a setting of NovelSum: neighbors, density_power, proximity_power, and pearson, spearman and kendall
+            over all sets, the best Pearson first; empty where no grid was measured.
+        performance: where the figures of performance are from, in words.
+    """
+
+    sets: pa.Table
+    correlations: list[Correlation]
+    grid: list[dict[str, Any]]
+    performance: str
+
+    @property
+    def measures(self) -> dict[str, str]:
+        """The measures' labels by column."""
+        return {name: LABELS.get(name, name) for name in self.sets.column_names if name not in _PLACES}
+
+
+def joined(measured: Mapping[str, StudyMeasures], performance: Mapping[str, float], source: str) -> Outcome:
+    """Correlate the measures of sets with their performance.
+
+    Args:
+        measured: by set.
+        performance: by set, higher is better; exactly those measured.
+        source: where performance is from, in words.
+
+    Raises:
+        InputError: for sets without performance, or performance of unknown sets.
+    """
+    _require_same(set(measured), set(performance))
+    names = list(measured)
+    values = {
+        key: np.array([_value(measured[name], key) for name in names])
+        for key in MEASURES
+        if any(key in measured[name].values for name in names)
+    }
+    achieved = np.array([performance[name] for name in names], dtype=np.float64)
+    recipes = [measured[name].recipe for name in names]
+    columns: dict[str, Any] = {
+        "set": names,
+        "strategy": [recipe.strategy for recipe in recipes],
+        "size": [recipe.size for recipe in recipes],
+        "seed": [recipe.seed for recipe in recipes],
+        "copies": [recipe.copies for recipe in recipes],
+        "performance": achieved,
+        **{key: pa.array(of_sets, from_pandas=True) for key, of_sets in values.items()},
+    }
+    found = correlations(values, achieved, columns["strategy"], LOWER_IS_DIVERSE)
+    return Outcome(pa.table(columns), found, _grid([measured[name] for name in names], achieved), source)
+
+
+def read_scatter(path: Path) -> Outcome:
+    """Correlate figures that a CSV file already has: strategy, performance, and a column a measure.
+
+    A column `set` names the sets; without it they are numbered. Other columns are taken as measures, by the names of
+    `MEASURES` or any other; higher is taken as more diverse, but for facility_location.
+
+    Raises:
+        InputError: for a file that cannot be read, lacks a column, or has a value that is no number; names the line.
+    """
+    rows = _rows(path, {"strategy", "performance"})
+    names = [name for name in rows[0] if name not in _PLACES]
+    if not names:
+        raise InputError(f"{path}: has no column beside strategy and performance; add a measure, as novelsum")
+    values = {name: np.array([_number(path, line, row, name) for line, row in _numbered(rows)]) for name in names}
+    achieved = np.array([_number(path, line, row, "performance") for line, row in _numbered(rows)])
+    strategies = [row["strategy"] for row in rows]
+    columns = {
+        "set": [row.get("set") or str(number) for number, row in enumerate(rows, 1)],
+        "strategy": strategies,
+        "performance": achieved,
+        **values,
+    }
+    return Outcome(
+        pa.table(columns), correlations(values, achieved, strategies, LOWER_IS_DIVERSE), [], f"column of {path.name}"
+    )
+
+
+def read_performance(path: Path, sets: Sequence[str]) -> dict[str, float]:
+    """Return the performance of each set from a CSV file with the columns set and performance.
+
+    Raises:
+        InputError: for a file that cannot be read, lacks a column, names a set twice, lacks a set, has an unknown one,
+            or a value that is no number; says which.
+    """
+    found: dict[str, float] = {}
+    for line, row in _numbered(_rows(path, {"set", "performance"})):
+        name = row["set"]
+        if name in found:
+            raise InputError(f"{path}:{line}: set {name} is there twice")
+        found[name] = _number(path, line, row, "performance")
+    _require_same(set(sets), set(found), f"{path}: ")
+    return {name: found[name] for name in sets}
+
+
+def proxy_performance(trained: Mapping[str, StudyPerformance]) -> dict[str, float]:
+    """Return the z-score of each set's held-out loss, turned so that higher is better, averaged over sources.
+
+    Raises:
+        InputError: as `z_scores` does.
+    """
+    return z_scores({name: one.losses for name, one in trained.items()})
+
+
+def write_outcome(outcome: Outcome, folder: Path) -> None:
+    """Write a study's outcome into a folder.
+
+    sets, correlations and, where there is one, grid as .csv and .parquet; outcome.json; novelsum.png, measures.png and
+    correlations.png.
+
+    Args:
+        outcome: what was found.
+        folder: where to; files of these names are replaced.
+    """
+    write_both(outcome.sets, folder / "sets")
+    write_both(pa.Table.from_pylist(records(outcome.correlations)), folder / "correlations")
+    if outcome.grid:
+        write_both(pa.Table.from_pylist(outcome.grid), folder / "grid")
+    write_json(outcome_json(outcome), folder / "outcome.json")
+    first = next(iter(outcome.measures))
+    write_bytes(
+        scatter_png(outcome.sets, outcome.correlations, first, outcome.measures[first]), folder / f"{first}.png"
+    )
+    write_bytes(scatters_png(outcome.sets, outcome.correlations, outcome.measures), folder / "measures.png")
+    write_bytes(correlations_png(outcome.correlations, outcome.measures), folder / "correlations.png")
+
+
+def keep_outcome(root: Path, outcome: Outcome, inputs: Sequence[str]) -> StudyCorrelation:
+    """Write a study's outcome under the storage folder.
+
+    Args:
+        root: the storage folder.
+        outcome: what was found.
+        inputs: keys of what it was made of.
+    """
+    key = content_key({"inputs": list(inputs), "outcome": outcome_json(outcome)})
+    folder = f"study/correlation={key}"
+    with temporary_folder(root / "study") as built:
+        write_outcome(outcome, built)
+        place_folder(built, root / folder)
+    return StudyCorrelation(key=key, folder=folder, performance=outcome.performance, sets=len(outcome.sets))
+
+
+def outcome_json(outcome: Outcome) -> dict[str, Any]:
+    """Return a study's outcome as a JSON-able value."""
+    return {
+        "performance": outcome.performance,
+        "sets": outcome.sets.to_pylist(),
+        "correlations": records(outcome.correlations),
+        "grid": outcome.grid,
+    }
+
+
+def _value(measured: StudyMeasures, key: str) -> float:
+    return measured.values[key].value if key in measured.values else math.nan
+
+
+def _grid(measured: Sequence[StudyMeasures], performance: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Return every setting of NovelSum with its coefficients over all sets, the best first."""
+    rows = []
+    for number, setting in enumerate(measured[0].grid):
+        values = np.array([one.grid[number].value for one in measured])
+        found = {method: coefficient(values, performance, method)[0] for method in ("pearson", "spearman", "kendall")}
+        rows.append({**setting.model_dump(exclude={"value"}), **found})
+    return sorted(rows, key=lambda row: -math.inf if row["pearson"] is None else -row["pearson"])
+
+
+def _require_same(wanted: set[str], given: set[str], where: str = "") -> None:
+    if missing := sorted(wanted - given):
+        raise InputError(f"{where}no performance for {len(missing)} of {len(wanted)} sets: {_some(missing)}")
+    if unknown := sorted(given - wanted):
+        raise InputError(
+            f"{where}performance of {len(unknown)} sets that the study does not have: {_some(unknown)}; its sets are"
+            f" {_some(sorted(wanted))}"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _rows(path: Path, needed: set[str]) -> list[dict[str, str]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            columns, rows = list(reader.fieldnames or []), list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as CSV: {error}") from None
+    if lacking := sorted(needed - set(columns)):
+        raise InputError(f"{path}: has no column {lacking[0]}; it has {', '.join(columns) or 'none'}")
+    if not rows:
+        raise InputError(f"{path}: has no rows")
+    return rows
+
+
+def _numbered(rows: Sequence[dict[str, str]]) -> "enumerate[dict[str, str]]":
+    """Number rows by their line in the file, whose first has the columns' names."""
+    return enumerate(rows, 2)
+
+
+def _number(path: Path, line: int, row: Mapping[str, str | None], column: str) -> float:
+    text = row[column]
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"{path}:{line}: {column} is {text!r}; it must be a number")
+    return value
