@@ -1,9 +1,9 @@
-"""Every figure of the selection engine in one command; each part can also be run alone.
+"""Every figure of selection and measures in one command; each part can also be run alone.
 
     python -m benchmarks 'data/*' --baseline path/to/novelselect_draft.py
 
-Embeds the files (vectors are kept in the cache folder), then runs benchmarks.selection, .density and .strategies on
-the vectors, and on 396,000 rows made of them by perturbed repetition. Takes half an hour on two cores.
+Embeds the files (vectors are kept in the cache folder), then runs benchmarks.selection, .density, .strategies and
+.measures on the vectors, and on 396,000 rows made of them by perturbed repetition. Takes half an hour on two cores.
 """
 
 import argparse
@@ -45,6 +45,8 @@ def main() -> None:
         ):
             print(f"\n### benchmarks.{part[0]} {' '.join(part[2:])}\n", flush=True)
             subprocess.run([sys.executable, "-m", f"benchmarks.{part[0]}", *part[1:]], check=True)
+    print(f"\n### benchmarks.measures {' '.join(LARGE)}\n", flush=True)
+    subprocess.run([sys.executable, "-m", "benchmarks.measures", *arguments.files, *LARGE], check=True)
 
 
 if __name__ == "__main__":

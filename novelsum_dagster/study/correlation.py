@@ -19,6 +19,8 @@ SELECTING = "selection strategies"
 """The group without sets that no strategy chose: random ones, and those made worse on purpose."""
 _NOT_SELECTING = {"random", "duplicate"}
 _FEWEST = 3
+_ROUNDING = 1e-12
+"""Values this near to each other, as part of their size, are equal: what differs is how they were summed."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def correlations(
 
     Args:
         values: by measure, float64, (n,), a value a set; NaN where a set has none.
-        performance: float64, (n,).
+        performance: float64, (n,); NaN where a set has none.
         strategies: of each set. Groups are all sets, the selection strategies, and every strategy with 3 sets or more.
         lower_is_diverse: measures whose sign is turned.
     """
@@ -62,7 +64,7 @@ def correlations(
     for measure, of_sets in values.items():
         signed = -of_sets if measure in lower_is_diverse else of_sets
         for group, members in _groups(strategies).items():
-            known = members & ~np.isnan(signed)
+            known = members & np.isfinite(signed) & np.isfinite(performance)
             for method in METHODS:
                 r, low, high = coefficient(signed[known], performance[known], method)
                 found.append(Correlation(measure, group, method, int(known.sum()), r, low, high))
@@ -84,7 +86,7 @@ def coefficient(
     """
     from scipy import stats
 
-    if len(x) < _FEWEST or np.ptp(x) == 0 or np.ptp(y) == 0:
+    if len(x) < _FEWEST or any(np.ptp(values) <= _ROUNDING * np.abs(values).max() for values in (x, y)):
         return None, None, None
     taken = {"pearson": stats.pearsonr, "spearman": stats.spearmanr, "kendall": stats.kendalltau}[method](x, y)
     r = float(np.clip(taken.statistic, -1, 1))
