@@ -168,7 +168,8 @@ def _print_outcome(outcome: Any) -> None:
     from novelsum_dagster.study.correlation import ALL_SETS, METHODS, SELECTING
 
     found = {(one.measure, one.group, one.method): one for one in outcome.correlations}
-    ranked = sorted(outcome.measures, key=lambda name: -(found[name, ALL_SETS, "pearson"].r or -2.0))
+    overall = {name: found[name, ALL_SETS, "pearson"].r for name in outcome.measures}
+    ranked = sorted(overall, key=lambda name: -2.0 if overall[name] is None else overall[name], reverse=True)
     table = Table(title=f"Correlation with performance, {len(outcome.sets)} sets", title_justify="left")
     table.add_column("measure")
     for name in ("Pearson", "95 % interval", "Spearman", "Kendall"):

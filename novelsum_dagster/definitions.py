@@ -25,6 +25,9 @@ CURATE_JOB = "curate"
 def build_defs(settings: Settings, reporter: Reporter | None = None) -> dg.Definitions:
     """Return all definitions for one curation.
 
+    The study's assets are there where the settings have a section `study`: they have partitions, so that "Materialize
+    all" in the UI then asks which, and would train a model for each.
+
     Args:
         settings: all settings.
         reporter: draws progress in place of log lines.
@@ -39,7 +42,7 @@ def build_defs(settings: Settings, reporter: Reporter | None = None) -> dg.Defin
             selection_asset(settings),
             novelsum_report,
             lineage,
-            *study_assets(settings),
+            *(study_assets(settings) if "study" in settings.model_fields_set else ()),
         ],
         asset_checks=asset_checks(),
         jobs=[

@@ -105,14 +105,16 @@ def read_scatter(path: Path) -> Outcome:
         InputError: for a file that cannot be read, lacks a column, or has a value that is no number; names the line.
     """
     rows = _rows(path, {"strategy", "performance"})
-    names = [name for name in rows[0] if name not in _PLACES]
+    names = [name for name in rows[0][1] if name not in _PLACES]
     if not names:
         raise InputError(f"{path}: has no column beside strategy and performance; add a measure, as novelsum")
-    values = {name: np.array([_number(path, line, row, name) for line, row in _numbered(rows)]) for name in names}
-    achieved = np.array([_number(path, line, row, "performance") for line, row in _numbered(rows)])
-    strategies = [row["strategy"] for row in rows]
+    if "" in names:
+        raise InputError(f"{path}: has a column without a name; name it, or leave it out")
+    values = {name: np.array([_number(path, line, row, name) for line, row in rows]) for name in names}
+    achieved = np.array([_number(path, line, row, "performance") for line, row in rows])
+    strategies = [row["strategy"] for _, row in rows]
     columns = {
-        "set": [row.get("set") or str(number) for number, row in enumerate(rows, 1)],
+        "set": [row.get("set") or str(number) for number, (_, row) in enumerate(rows, 1)],
         "strategy": strategies,
         "performance": achieved,
         **values,
@@ -130,8 +132,10 @@ def read_performance(path: Path, sets: Sequence[str]) -> dict[str, float]:
             or a value that is no number; says which.
     """
     found: dict[str, float] = {}
-    for line, row in _numbered(_rows(path, {"set", "performance"})):
+    for line, row in _rows(path, {"set", "performance"}):
         name = row["set"]
+        if name not in sets:
+            raise InputError(f"{path}:{line}: the study has no set {name!r}; its sets are {_some(sorted(sets))}")
         if name in found:
             raise InputError(f"{path}:{line}: set {name} is there twice")
         found[name] = _number(path, line, row, "performance")
@@ -225,29 +229,34 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _rows(path: Path, needed: set[str]) -> list[dict[str, str]]:
+def _rows(path: Path, needed: set[str]) -> list[tuple[int, dict[str, str]]]:
+    """Return the rows of a CSV file by column, each with the line on which it begins; empty lines are left out."""
+    lines, line = [], 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            columns, rows = list(reader.fieldnames or []), list(reader)
+            reader = csv.reader(file, strict=True)
+            for values in reader:
+                lines.append((line, values))
+                line = reader.line_num + 1
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as CSV: {error}") from None
+    (_, columns), *rows = [(line, values) for line, values in lines if values] or [(1, [])]
     if lacking := sorted(needed - set(columns)):
         raise InputError(f"{path}: has no column {lacking[0]}; it has {', '.join(columns) or 'none'}")
+    if len(set(columns)) < len(columns):
+        raise InputError(f"{path}: has two columns {max(columns, key=columns.count)}")
     if not rows:
         raise InputError(f"{path}: has no rows")
-    return rows
+    for line, values in rows:
+        if len(values) != len(columns):
+            raise InputError(f"{path}:{line}: has {len(values)} values in place of {len(columns)}")
+    return [(line, dict(zip(columns, values, strict=True))) for line, values in rows]
 
 
-def _numbered(rows: Sequence[dict[str, str]]) -> "enumerate[dict[str, str]]":
-    """Number rows by their line in the file, whose first has the columns' names."""
-    return enumerate(rows, 2)
-
-
-def _number(path: Path, line: int, row: Mapping[str, str | None], column: str) -> float:
+def _number(path: Path, line: int, row: Mapping[str, str], column: str) -> float:
     text = row[column]
     try:
-        value = float(text or "")
+        value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):

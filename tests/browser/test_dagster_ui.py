@@ -55,7 +55,7 @@ def test_columns_and_row_count_are_shown(page: Page) -> None:
 
 @pytest.mark.parametrize(
     ("asset", "picture"),
-    [("selected_subset", "map"), ("sample_novelty", "histogram"), ("novelsum_report", "histogram")],
+    [("selected_subset", "map"), ("sample_novelty", "histogram"), ("novelsum_report", "novelty")],
 )
 def test_plots_are_drawn(page: Page, shots: Path, asset: str, picture: str) -> None:
     page.goto(f"/assets/{asset}?view=events")

@@ -35,7 +35,7 @@ def test_loading_definitions_imports_nothing_heavy() -> None:
 
 def test_every_asset_is_described() -> None:
     specs = list(build_defs(Settings()).resolve_all_asset_specs())
-    assert len(specs) == 7
+    assert len(specs) == 12
     for spec in specs:
         assert spec.description and spec.group_name and spec.owners and spec.kinds and spec.code_version
 
