@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 KEY_LENGTH = 32
@@ -92,3 +93,10 @@ def write_table(table: pa.Table, path: Path) -> None:
     """Write an Arrow table to `path` as Parquet, atomically."""
     with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
+
+
+def write_csv_and_table(table: pa.Table, path: Path) -> None:
+    """Write an Arrow table to `path`.csv and to `path`.parquet, each atomically."""
+    write_table(table, path.with_suffix(".parquet"))
+    with replacing(path.with_suffix(".csv")) as temporary:
+        pa_csv.write_csv(table, temporary)

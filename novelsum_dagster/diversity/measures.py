@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from novelsum_dagster.devices import cuda_or_cpu
 from novelsum_dagster.diversity.clusters import Partition, cluster_inertia, partition_entropy
-from novelsum_dagster.diversity.density import densities
 from novelsum_dagster.diversity.distances import distsum_l2, facility_location, knn_distance
 from novelsum_dagster.diversity.lexical import VOCD_WORDS, Occurrences
 from novelsum_dagster.diversity.moments import Moments, distsum_cosine, log_determinant, radius, vendi_score
-from novelsum_dagster.diversity.novelsum import NovelSumResult, Powers, novelsum_with_densities
+from novelsum_dagster.diversity.novelsum import NovelSumResult, Powers, density_factors, novelsum_with_densities
 from novelsum_dagster.progress import Reporter
 from novelsum_dagster.settings import Measures, NovelSum
 
@@ -170,29 +169,17 @@ class Yardstick:
         """Return the density factors of a set, (n, d), and the fewest neighbours that were used.
 
         Raises:
-            ValueError: as `densities` does.
+            ValueError: as `density_factors` does.
         """
-        needed = [beta for beta in self.grid.density_powers if beta]
-        factors: dict[tuple[int, float], NDArray[np.float64]] = {}
-        used = max(self.grid.neighbors)
-        if needed:
-            found = densities(
-                vectors,
-                self.reference,
-                neighbors=self.grid.neighbors,
-                neighbor_policy=self._novelsum.neighbor_policy,
-                index=self._novelsum.density_index,
-                min_recall=self._novelsum.min_recall,
-            )
-            used = found[used].neighbors_used
-            factors = {(k, beta): found[k].factor(beta) for k in self.grid.neighbors for beta in needed}
-        flat = {(k, 0.0): np.ones(len(vectors)) for k in self.grid.neighbors if 0 in self.grid.density_powers}
-        all_factors = {**factors, **flat}
-        return {
-            (k, float(beta)): all_factors[k, float(beta)]
-            for k in self.grid.neighbors
-            for beta in self.grid.density_powers
-        }, used
+        return density_factors(
+            vectors,
+            self.reference,
+            neighbors=self.grid.neighbors,
+            density_powers=self.grid.density_powers,
+            neighbor_policy=self._novelsum.neighbor_policy,
+            index=self._novelsum.density_index,
+            min_recall=self._novelsum.min_recall,
+        )
 
     def novelsum(self, vectors: NDArray[np.float32], factors: Factors) -> dict[Powers, NovelSumResult]:
         """Return NovelSum of a set, (n, d), at every setting of the grid.

@@ -154,14 +154,15 @@ def novelsum_grid(
         ValueError: as `novelsum` does.
     """
     rows = as_rows(target, "target")
-    factors: dict[tuple[int, float], NDArray[np.float64]] = {}
-    needed = [beta for beta in density_powers if beta != 0]
-    if needed:
-        found = densities(
-            rows, reference, neighbors=neighbors, neighbor_policy=neighbor_policy, index=index, min_recall=min_recall
-        )
-        factors = {(k, beta): found[k].factor(beta) for k in neighbors for beta in needed}
-    factors |= {(k, 0.0): np.ones(len(rows)) for k in neighbors if 0 in density_powers}
+    factors, _ = density_factors(
+        rows,
+        reference,
+        neighbors=neighbors,
+        density_powers=density_powers,
+        neighbor_policy=neighbor_policy,
+        index=index,
+        min_recall=min_recall,
+    )
     return novelsum_with_densities(
         rows,
         factors,
@@ -172,6 +173,37 @@ def novelsum_grid(
         device=device,
         progress=progress,
     )
+
+
+def density_factors(
+    target: ArrayLike,
+    reference: ArrayLike | None,
+    *,
+    neighbors: Sequence[int],
+    density_powers: Sequence[float],
+    neighbor_policy: NeighborPolicy = "published",
+    index: DensityIndex = "auto",
+    min_recall: float = 0.99,
+) -> tuple[dict[tuple[int, float], NDArray[np.float64]], int]:
+    """Return density factors by (K, beta), float64, (n,), and the fewest neighbours that the largest K had.
+
+    Args:
+        target, reference, neighbor_policy, index, min_recall: as in `novelsum`.
+        neighbors: values of K.
+        density_powers: values of beta; for 0 all factors are 1 and nothing is searched.
+
+    Raises:
+        ValueError: as `novelsum` does.
+    """
+    rows = as_rows(target, "target")
+    pairs = [(k, float(beta)) for k in neighbors for beta in density_powers]
+    if not any(density_powers):
+        return {pair: np.ones(len(rows)) for pair in pairs}, max(neighbors)
+    found = densities(
+        rows, reference, neighbors=neighbors, neighbor_policy=neighbor_policy, index=index, min_recall=min_recall
+    )
+    factors = {(k, beta): found[k].factor(beta) for k, beta in pairs}
+    return factors, found[max(neighbors)].neighbors_used
 
 
 def novelsum_with_density(

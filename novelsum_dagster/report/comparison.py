@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pc
 
 from novelsum_dagster.diversity.measures import Comparison, SetMeasures
-from novelsum_dagster.files import replacing, write_json, write_table
+from novelsum_dagster.files import write_csv_and_table, write_json
 
 
 def comparison_json(comparison: Comparison, settings: dict[str, Any], content: Mapping[str, str]) -> dict[str, Any]:
@@ -48,8 +47,12 @@ def write_comparison(
         folder: where to.
     """
     write_json(comparison_json(comparison, settings, content), folder / "comparison.json")
-    write_both(pa.Table.from_pylist([row for one in comparison.sets for row in one.records()]), folder / "measures")
-    write_both(pa.Table.from_pylist([row for one in comparison.sets for row in grid_records(one)]), folder / "novelsum")
+    write_csv_and_table(
+        pa.Table.from_pylist([row for one in comparison.sets for row in one.records()]), folder / "measures"
+    )
+    write_csv_and_table(
+        pa.Table.from_pylist([row for one in comparison.sets for row in grid_records(one)]), folder / "novelsum"
+    )
     novelty = [
         pa.table(
             {
@@ -60,7 +63,7 @@ def write_comparison(
         )
         for one in comparison.sets
     ]
-    write_both(pa.concat_tables(novelty), folder / "novelty")
+    write_csv_and_table(pa.concat_tables(novelty), folder / "novelty")
 
 
 def grid_records(one: SetMeasures) -> list[dict[str, Any]]:
@@ -70,13 +73,6 @@ def grid_records(one: SetMeasures) -> list[dict[str, Any]]:
         low, high = found.interval()
         rows.append({"set": one.name, **powers._asdict(), "value": found.value, "low": low, "high": high})
     return rows
-
-
-def write_both(table: pa.Table, path: Path) -> None:
-    """Write a table as `path`.csv and `path`.parquet."""
-    write_table(table, path.with_suffix(".parquet"))
-    with replacing(path.with_suffix(".csv")) as temporary:
-        pc.write_csv(table, temporary)
 
 
 def _set_json(one: SetMeasures, content: str | None) -> dict[str, Any]:

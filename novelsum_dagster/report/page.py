@@ -6,7 +6,6 @@ Belongs here: the page's words and numbers, writing the folder. Does not: measur
 
 import base64
 import hashlib
-import io
 import json
 import math
 from collections import Counter
@@ -18,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
-from novelsum_dagster.files import write_bytes, write_table
+from novelsum_dagster.files import write_bytes, write_csv_and_table
 from novelsum_dagster.report import charts, tables
 
 if TYPE_CHECKING:
@@ -111,8 +109,7 @@ def write_page(folder: Path, contents: Contents) -> None:
     points, explained = tables.map_points(contents.vectors, contents.selected)
     found = _tables(contents, points)
     for name, table in found.items():
-        write_table(table, folder / f"{name}.parquet")
-        write_bytes(_csv(table), folder / f"{name}.csv")
+        write_csv_and_table(table, folder / name)
     drawn = {}
     for name, figure in _figures(contents, found, explained).items():
         picture = charts.png(figure.chart, figure.scale_factor)
@@ -197,12 +194,6 @@ def _in_script(value: Any) -> str:
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
     return text
-
-
-def _csv(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pa_csv.write_csv(table, buffer)
-    return buffer.getvalue()
 
 
 def _html(contents: Contents, found: dict[str, pa.Table], drawn: dict[str, _Drawn]) -> str:

@@ -17,9 +17,15 @@ from numpy.typing import NDArray
 
 from novelsum_dagster.diversity.measures import MEASURES
 from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import content_key, place_folder, temporary_folder, write_bytes, write_json
+from novelsum_dagster.files import (
+    content_key,
+    place_folder,
+    temporary_folder,
+    write_bytes,
+    write_csv_and_table,
+    write_json,
+)
 from novelsum_dagster.pool.snapshot import Handle
-from novelsum_dagster.report.comparison import write_both
 from novelsum_dagster.study.correlation import Correlation, coefficient, correlations, records
 from novelsum_dagster.study.scatter import correlations_png, scatter_png, scatters_png
 from novelsum_dagster.study.sets import StudyMeasures, StudyPerformance
@@ -162,10 +168,10 @@ def write_outcome(outcome: Outcome, folder: Path) -> None:
         outcome: what was found.
         folder: where to; files of these names are replaced.
     """
-    write_both(outcome.sets, folder / "sets")
-    write_both(pa.Table.from_pylist(records(outcome.correlations)), folder / "correlations")
+    write_csv_and_table(outcome.sets, folder / "sets")
+    write_csv_and_table(pa.Table.from_pylist(records(outcome.correlations)), folder / "correlations")
     if outcome.grid:
-        write_both(pa.Table.from_pylist(outcome.grid), folder / "grid")
+        write_csv_and_table(pa.Table.from_pylist(outcome.grid), folder / "grid")
     write_json(outcome_json(outcome), folder / "outcome.json")
     first = next(iter(outcome.measures))
     write_bytes(

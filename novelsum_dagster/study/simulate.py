@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
@@ -24,7 +23,7 @@ from novelsum_dagster.diversity.density import density
 from novelsum_dagster.diversity.distances import distsum_l2, facility_location, knn_distance
 from novelsum_dagster.diversity.moments import distsum_cosine, log_determinant, radius, vendi_score
 from novelsum_dagster.diversity.novelsum import novelsum
-from novelsum_dagster.files import replacing, write_bytes, write_table
+from novelsum_dagster.files import write_bytes, write_csv_and_table, write_table
 from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.study.pictures import ranking_png, selections_png
 
@@ -461,10 +460,7 @@ def write_simulation(folder: Path, simulation: Simulation) -> None:
         simulation: as `simulate` returns it.
     """
     for name in ("scores", "values", "pairs"):
-        table = getattr(simulation, name)
-        write_table(table, folder / f"{name}.parquet")
-        with replacing(folder / f"{name}.csv") as temporary:
-            pa_csv.write_csv(table, temporary)
+        write_csv_and_table(getattr(simulation, name), folder / name)
     write_table(simulation.points, folder / "points.parquet")
     write_bytes(ranking_png(simulation.scores, simulation.pairs, LEFT_OUT), folder / "ranking.png")
     write_bytes(selections_png(simulation.points, SELECTIONS), folder / "selections.png")
