@@ -162,6 +162,7 @@ def _print_simulation(rows: list[dict[str, Any]]) -> None:
 
 
 def _print_outcome(outcome: Any) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -170,12 +171,17 @@ def _print_outcome(outcome: Any) -> None:
     found = {(one.measure, one.group, one.method): one for one in outcome.correlations}
     overall = {name: found[name, ALL_SETS, "pearson"].r for name in outcome.measures}
     ranked = sorted(overall, key=lambda name: -2.0 if overall[name] is None else overall[name], reverse=True)
-    table = Table(title=f"Correlation with performance, {len(outcome.sets)} sets", title_justify="left")
-    table.add_column("measure")
-    for name in ("Pearson", "95 % interval", "Spearman", "Kendall"):
-        table.add_column(name, justify="right")
     chosen = found[ranked[0], SELECTING, "pearson"].sets
-    table.add_column(f"Pearson, {chosen} sets of selection strategies", justify="right")
+    table = Table(
+        title=f"Correlation with performance, {len(outcome.sets)} sets",
+        caption=f"selected: Pearson over the {chosen} sets of selection strategies, without random and duplicate ones",
+        box=SIMPLE_HEAD,  # The other forms are wider than 80 columns.
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("measure", no_wrap=True)
+    for name in ("Pearson", "95 % interval", "Spearman", "Kendall", "selected"):
+        table.add_column(name, justify="right", no_wrap=True)
     for name in ranked:
         everywhere = [found[name, ALL_SETS, method] for method in METHODS]
         among = found[name, SELECTING, "pearson"]

@@ -145,7 +145,7 @@ def _correlated(
             sets=kept.sets,
             performance=kept.performance,
             correlations=dg.MetadataValue.table([dg.TableRecord(row) for row in overall]),
-            novelsum=picture((folder / "novelsum.png").read_bytes(), "NovelSum against performance"),
+            novelsum=picture((folder / "scatter.png").read_bytes(), "NovelSum against performance"),
             measures=picture((folder / "measures.png").read_bytes(), "Every measure against performance"),
             path=dg.MetadataValue.path(str(folder)),
         )

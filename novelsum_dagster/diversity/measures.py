@@ -215,8 +215,8 @@ class Yardstick:
             samples: the set.
             rows: int64, (m,): those to be measured.
             factors: their density factors.
-            words: of their texts; None leaves the lexical measures out.
-            ttr_tokens: words a sample for TTR, at most as many as there are.
+            words: of their texts; None leaves the lexical measures out, and too few words the one that needs more.
+            ttr_tokens: words a sample for TTR.
             reporter: shows progress.
 
         Raises:
@@ -240,8 +240,10 @@ class Yardstick:
     ) -> Iterator[tuple[str, Callable[[], _Result]]]:
         settings, device, seed = self._measures, self._device, self._seed
         if words is not None:
-            yield "ttr", lambda: words.ttr(ttr_tokens, seed=seed)
-            yield "vocd_d", lambda: words.vocd_d(seed)
+            if words.tokens >= ttr_tokens:
+                yield "ttr", lambda: words.ttr(ttr_tokens, seed=seed)
+            if words.tokens >= VOCD_WORDS:
+                yield "vocd_d", lambda: words.vocd_d(seed)
         moments = Moments.of(vectors, device=device)
         yield "distsum_cosine", lambda: distsum_cosine(vectors, moments=moments)
         yield "distsum_l2", lambda: distsum_l2(vectors, device=device)
@@ -306,7 +308,7 @@ def measure_sets(
                 chosen,
                 factors=known,
                 words=words.get(name) if ttr_tokens else None,
-                ttr_tokens=ttr_tokens or 0,
+                ttr_tokens=ttr_tokens or measures.ttr_tokens,
                 reporter=reporter,
             )
         )

@@ -161,8 +161,8 @@ def proxy_performance(trained: Mapping[str, StudyPerformance]) -> dict[str, floa
 def write_outcome(outcome: Outcome, folder: Path) -> None:
     """Write a study's outcome into a folder.
 
-    sets, correlations and, where there is one, grid as .csv and .parquet; outcome.json; novelsum.png, measures.png and
-    correlations.png.
+    sets, correlations and, where there is one, grid as .csv and .parquet; outcome.json; scatter.png of the first
+    measure, measures.png of all, and correlations.png.
 
     Args:
         outcome: what was found.
@@ -174,15 +174,13 @@ def write_outcome(outcome: Outcome, folder: Path) -> None:
         write_csv_and_table(pa.Table.from_pylist(outcome.grid), folder / "grid")
     write_json(outcome_json(outcome), folder / "outcome.json")
     first = next(iter(outcome.measures))
-    write_bytes(
-        scatter_png(outcome.sets, outcome.correlations, first, outcome.measures[first]), folder / f"{first}.png"
-    )
+    write_bytes(scatter_png(outcome.sets, outcome.correlations, first, outcome.measures[first]), folder / "scatter.png")
     write_bytes(scatters_png(outcome.sets, outcome.correlations, outcome.measures), folder / "measures.png")
     write_bytes(correlations_png(outcome.correlations, outcome.measures), folder / "correlations.png")
 
 
 def keep_outcome(root: Path, outcome: Outcome, inputs: Sequence[str]) -> StudyCorrelation:
-    """Write a study's outcome under the storage folder.
+    """Write a study's outcome under the storage folder, unless it is there already.
 
     Args:
         root: the storage folder.
@@ -191,9 +189,10 @@ def keep_outcome(root: Path, outcome: Outcome, inputs: Sequence[str]) -> StudyCo
     """
     key = content_key({"inputs": list(inputs), "outcome": outcome_json(outcome)})
     folder = f"study/correlation={key}"
-    with temporary_folder(root / "study") as built:
-        write_outcome(outcome, built)
-        place_folder(built, root / folder)
+    if not (root / folder).exists():  # It is placed whole.
+        with temporary_folder(root / "study") as built:
+            write_outcome(outcome, built)
+            place_folder(built, root / folder)
     return StudyCorrelation(key=key, folder=folder, performance=outcome.performance, sets=len(outcome.sets))
 
 
@@ -218,7 +217,7 @@ def _grid(measured: Sequence[StudyMeasures], performance: NDArray[np.float64]) -
         values = np.array([one.grid[number].value for one in measured])
         found = {method: coefficient(values, performance, method)[0] for method in ("pearson", "spearman", "kendall")}
         rows.append({**setting.model_dump(exclude={"value"}), **found})
-    return sorted(rows, key=lambda row: -math.inf if row["pearson"] is None else -row["pearson"])
+    return sorted(rows, key=lambda row: math.inf if row["pearson"] is None else -row["pearson"])
 
 
 def _require_same(wanted: set[str], given: set[str], where: str = "") -> None:

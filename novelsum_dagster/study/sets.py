@@ -20,7 +20,7 @@ from novelsum_dagster.progress import Progress, Reporter, no_progress
 from novelsum_dagster.selection.strategies import select
 from novelsum_dagster.settings import Measures, NovelSum, Settings, Strategy, Study
 from novelsum_dagster.study.pool import StudyData, once
-from novelsum_dagster.study.training import train_and_evaluate
+from novelsum_dagster.study.training import train_and_evaluate, weights_hashes
 
 UNSEEDED: frozenset[Strategy] = frozenset({"farthest", "qdit"})
 """Strategies that draw nothing: one set of each size."""
@@ -170,14 +170,13 @@ def measure_set(
         rows = study_set.rows(data.root)
         rows = rows[np.sort(np.random.default_rng(study.seeds[0]).permutation(len(rows))[:size])]
         texts = [data.texts[row] for row in rows]
-        words = Occurrences.of(texts)
         grid = yardstick.grid
         found = yardstick.measure(
             study_set.recipe.name,
             Samples(data.vectors[rows], texts),
             np.arange(len(rows)),
             factors=data.factors(rows, grid.neighbors, grid.density_powers),
-            words=words if words.tokens >= settings.measures.ttr_tokens else None,
+            words=Occurrences.of(texts),
             ttr_tokens=settings.measures.ttr_tokens,
             reporter=reporter,
         )
@@ -222,7 +221,11 @@ def train_on_set(
         InputError: as `train_and_evaluate` does.
     """
     training = study.training
-    described = {"set": study_set.key, "training": training.model_dump(exclude={"device"}), "seed": study.seeds[0]}
+    described = {
+        "set": study_set.key,
+        "training": {**training.model_dump(exclude={"device"}), **weights_hashes(training)},
+        "seed": study.seeds[0],
+    }
     key = content_key(described)
 
     def build() -> StudyPerformance:

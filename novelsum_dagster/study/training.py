@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from novelsum_dagster.devices import accelerator_or_cpu
 from novelsum_dagster.errors import InputError
+from novelsum_dagster.files import file_hash
 from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.settings import Training
 
@@ -140,6 +141,13 @@ def build_model(settings: Training, tokenizer: str | None = None, seed: int = 42
     loaded.no_truncation()
     loaded.no_padding()
     return LanguageModel(network.to(device), loaded, end, device)
+
+
+def weights_hashes(settings: Training) -> dict[str, str]:
+    """Return the SHA-256 of each file of weights of a model in a local folder; a hub model's commit says as much."""
+    if settings.model is None:
+        return {}
+    return {path.name: file_hash(path) for path in sorted(Path(settings.model).expanduser().glob("*.safetensors"))}
 
 
 def train(

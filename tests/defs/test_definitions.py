@@ -10,7 +10,7 @@ import dagster as dg
 
 from novelsum_dagster.definitions import build_defs
 from novelsum_dagster.quality.suites import SUITES
-from novelsum_dagster.settings import Settings
+from novelsum_dagster.settings import Settings, Study
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = [
@@ -34,7 +34,7 @@ def test_loading_definitions_imports_nothing_heavy() -> None:
 
 
 def test_every_asset_is_described() -> None:
-    specs = list(build_defs(Settings()).resolve_all_asset_specs())
+    specs = list(build_defs(Settings(study=Study())).resolve_all_asset_specs())
     assert len(specs) == 12
     for spec in specs:
         assert spec.description and spec.group_name and spec.owners and spec.kinds and spec.code_version
