@@ -63,7 +63,7 @@ def main() -> None:
         print("| what | seconds | peak, GiB | |\n|---|---|---|---|", flush=True)
         for case in CASES:
             command = [sys.executable, "-m", "benchmarks.measures", *sys.argv[1:], "--case", case, "--folder", folder]
-            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
             print(f"| {found['what']} | {found['seconds']:.1f} | {found['peak']:.1f} | {found['note']} |", flush=True)
 
 
@@ -84,7 +84,7 @@ def _large_pool(arguments: argparse.Namespace) -> dict[str, Any]:
     for _ in range(arguments.repeat):
         one, found = _timed(lambda: novelsum(target, pool))
         many, grid = _timed(lambda: novelsum_grid(target, pool, **_GRID))
-        assert grid[10, 0.5, 1].value == found.value
+        assert abs(grid[10, 0.5, 1].value / found.value - 1) < 1e-9
         pairs.append((one, many))
     ratio = statistics.median(many / one for one, many in pairs)
     return {

@@ -149,11 +149,18 @@ def _print_simulation(rows: list[dict[str, Any]]) -> None:
     from novelsum_dagster.study.simulate import ALL
 
     pools = list(dict.fromkeys((row["pool"], row["dimensions"]) for row in rows if row["pool"] != ALL))
-    table = Table(title="Comparisons ranked as a person would", title_justify="left")
+    # Names in full would need more than 80 columns.
+    names = dict.fromkeys(pool for pool, _ in pools)
+    table = Table(
+        title="Comparisons ranked as a person would",
+        caption="pools: " + ", ".join(f"{pool[0].upper()} {pool}" for pool in names),
+        title_justify="left",
+        caption_justify="left",
+    )
     table.add_column("measure", no_wrap=True)
     table.add_column("all", justify="right")
     for pool, dimensions in pools:
-        table.add_column(f"{dimensions}-D {pool}", justify="right")
+        table.add_column(f"{dimensions}-D {pool[0].upper()}", justify="right")
     for row in sorted(rows, key=lambda row: -row["share"]):
         if row["pool"] == ALL:
             of = {(one["pool"], one["dimensions"]): one["share"] for one in rows if one["measure"] == row["measure"]}
@@ -162,7 +169,6 @@ def _print_simulation(rows: list[dict[str, Any]]) -> None:
 
 
 def _print_outcome(outcome: Any) -> None:
-    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -175,7 +181,6 @@ def _print_outcome(outcome: Any) -> None:
     table = Table(
         title=f"Correlation with performance, {len(outcome.sets)} sets",
         caption=f"selected: Pearson over the {chosen} sets of selection strategies, without random and duplicate ones",
-        box=SIMPLE_HEAD,  # The other forms are wider than 80 columns.
         title_justify="left",
         caption_justify="left",
     )

@@ -44,7 +44,7 @@ MEASURES: dict[str, Measure] = {
     "facility_location": Measure("Facility location", "distribution", higher_is_diverse=False),
     "partition_entropy": Measure("Partition entropy", "distribution"),
     "vendi_score": Measure("Vendi score", "distribution"),
-    "log_determinant": Measure("Log-determinant distance", "distribution"),
+    "log_determinant": Measure("Log-determinant", "distribution"),
 }
 """All measures by the name that tables and files use."""
 

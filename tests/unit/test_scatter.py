@@ -186,7 +186,7 @@ def test_panels_are_in_the_order_of_their_coefficients(
     assert headings["TTR"].endswith(" (36 sets)")
     assert headings["KNN distance"] == "correlation not defined (0 sets)"
     assert headings["Vendi score"] == "correlation not defined"
-    assert headings["Log-determinant distance"] == f"Pearson {MINUS}1.00, Spearman {MINUS}1.00"
+    assert headings["Log-determinant"] == f"Pearson {MINUS}1.00, Spearman {MINUS}1.00"
     assert chart["resolve"]["scale"] == dict.fromkeys(("fill", "stroke", "shape", "size"), "shared")
 
 
