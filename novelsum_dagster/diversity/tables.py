@@ -167,7 +167,9 @@ def build_novelty(
 
 
 def _file(kind: str, key: str) -> str:
-    return f"{kind}/{kind}={key}/{kind}.parquet"
+    # DuckDB makes a column of the folder's name, which must not hide the table's own of that name.
+    name = "sample_novelty" if kind == "novelty" else kind
+    return f"{kind}/{name}={key}/{kind}.parquet"
 
 
 def _write(root: Path, kind: str, columns: dict[str, Any], settings: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import json
 
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.embedding.store import VectorSet
-from novelsum_dagster.lineage.store import LineageStore, insert
+from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.report.novelsum_report import NovelSumReport
 from novelsum_dagster.selection.subset import Subset
@@ -26,11 +26,10 @@ def record_outputs(
     """Write all outputs of a run in one transaction; what an earlier run wrote already is left as it is."""
     counts = {name: getattr(snapshot, name) for name in ("read", "kept", "duplicates", "rejects", "near_duplicates")}
     keys = {"vectors": vectors.key, "density": density.key, "novelty": novelty.key}
-    with store.writing() as connection:
-        insert(
-            connection,
-            "snapshots",
-            [
+    store.keep_run(
+        run_id,
+        {
+            "snapshots": [
                 {
                     "snapshot": snapshot.key,
                     "folder": snapshot.folder,
@@ -38,24 +37,19 @@ def record_outputs(
                     "near_duplicates_dropped": snapshot.near_duplicates_dropped,
                 }
             ],
-        )
-        insert(
-            connection,
-            "source_files",
-            [{"snapshot": snapshot.key, **file.model_dump(exclude={"arrow_schema"})} for file in snapshot.files],
-        )
-        facts = vectors.model_dump(exclude={"key", "ids_from", "device", "embedded"})
-        insert(connection, "embeddings", [{"vectors": vectors.key, "snapshot": vectors.ids_from, **facts}])
-        insert(connection, "densities", [{"density": density.key, **density.model_dump(exclude={"key"})}])
-        insert(
-            connection,
-            "novelties",
-            [{"novelty": novelty.key, **novelty.model_dump(exclude={"key", "density_power"})}],
-        )
-        insert(
-            connection,
-            "selections",
-            [
+            "source_files": [
+                {"snapshot": snapshot.key, **file.model_dump(exclude={"arrow_schema"})} for file in snapshot.files
+            ],
+            "embeddings": [
+                {
+                    "vectors": vectors.key,
+                    "snapshot": vectors.ids_from,
+                    **vectors.model_dump(exclude={"key", "ids_from", "device", "embedded"}),
+                }
+            ],
+            "densities": [{"density": density.key, **density.model_dump(exclude={"key"})}],
+            "novelties": [{"novelty": novelty.key, **novelty.model_dump(exclude={"key", "density_power"})}],
+            "selections": [
                 {
                     "selection": subset.key,
                     "folder": subset.folder,
@@ -63,11 +57,11 @@ def record_outputs(
                     "options": json.dumps(subset.settings.options, sort_keys=True),
                 }
             ],
-        )
-        insert(
-            connection,
-            "set_measures",
-            [{"report": report.key, "selection": subset.key, **row.model_dump()} for row in report.sets],
-        )
-        row = {"run_id": run_id, "snapshot": snapshot.key, **keys, "selection": subset.key, "report": report.key}
-        insert(connection, "run_outputs", [row])
+            "set_measures": [
+                {"report": report.key, "selection": subset.key, **row.model_dump()} for row in report.sets
+            ],
+            "run_outputs": [
+                {"run_id": run_id, "snapshot": snapshot.key, **keys, "selection": subset.key, "report": report.key}
+            ],
+        },
+    )

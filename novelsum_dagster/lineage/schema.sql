@@ -1,5 +1,9 @@
 -- Tables of the lineage database. Rows a sample stay in Parquet; views show them (see store.py).
 
+CREATE TABLE IF NOT EXISTS schema_version (
+    version INTEGER NOT NULL
+);
+
 CREATE TABLE IF NOT EXISTS runs (
     run_id VARCHAR PRIMARY KEY,
     started_at TIMESTAMPTZ NOT NULL,

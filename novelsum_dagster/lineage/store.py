@@ -11,7 +11,7 @@ original as it was. The database is small, because rows a sample stay in Parquet
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,24 +20,56 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import replacing
+from novelsum_dagster.files import read_json, replacing, write_json
 
 if TYPE_CHECKING:
     import duckdb
 
 FILE_NAME = "lineage.duckdb"
+RUN_FILES = "runs/*.json"
+"""What each run wrote, from which the database can be made again."""
+_VERSION = 2
+"""Of the schema. A database of version 1 has no table that says so."""
 _LOCK_SECONDS = 60
+_PLACE = "source VARCHAR, file VARCHAR, position BIGINT, line BIGINT"
 _VIEWS = {
-    "samples": "pool/snapshot=*/samples.parquet",
-    "origins": "pool/snapshot=*/origins.parquet",
-    "rejects": "pool/snapshot=*/rejects.parquet",
-    "near_duplicates": "pool/snapshot=*/near_duplicates.parquet",
-    "density": "density/density=*/density.parquet",
-    "novelty": "novelty/novelty=*/novelty.parquet",
-    "picks": "selections/selection=*/picks.parquet",
-    "remaining": "selections/selection=*/remaining.parquet",
+    "samples": (
+        "pool/snapshot=*/samples.parquet",
+        f"id VARCHAR, {_PLACE}, form VARCHAR, turns INTEGER, characters BIGINT, tokens BIGINT, text VARCHAR,"
+        " original BLOB, snapshot VARCHAR",
+    ),
+    "origins": ("pool/snapshot=*/origins.parquet", f"id VARCHAR, {_PLACE}, is_first BOOLEAN, snapshot VARCHAR"),
+    "rejects": (
+        "pool/snapshot=*/rejects.parquet",
+        f"{_PLACE}, reason VARCHAR, detail VARCHAR, original BLOB, snapshot VARCHAR",
+    ),
+    "near_duplicates": (
+        "pool/snapshot=*/near_duplicates.parquet",
+        "id VARCHAR, partner_id VARCHAR, score DOUBLE, snapshot VARCHAR",
+    ),
+    "density": (
+        "density/density=*/density.parquet",
+        "id VARCHAR, mean_squared_distance DOUBLE, density_factor DOUBLE, density VARCHAR",
+    ),
+    "novelty": (
+        "novelty/sample_novelty=*/novelty.parquet",
+        "id VARCHAR, novelty DOUBLE, sample_novelty VARCHAR",
+    ),
+    "picks": (
+        "selections/selection=*/picks.parquet",
+        f"rank BIGINT, id VARCHAR, {_PLACE}, turns INTEGER, tokens BIGINT, score DOUBLE, runner_up_id VARCHAR,"
+        " runner_up_score DOUBLE, margin DOUBLE, nearest_pick_rank BIGINT, nearest_pick_id VARCHAR,"
+        " nearest_distance DOUBLE, density_factor DOUBLE, quality DOUBLE, selection VARCHAR",
+    ),
+    "remaining": (
+        "selections/selection=*/remaining.parquet",
+        "id VARCHAR, score DOUBLE, after_picks BIGINT, is_exact BOOLEAN, selection VARCHAR",
+    ),
 }
-"""Views over Parquet; the folder names (`snapshot=...`, `selection=...`) become columns."""
+"""Views over Parquet: where the files are, and the columns of a view that has none yet.
+
+The folder names (`snapshot=...`, `selection=...`) become columns.
+"""
 
 
 class LineageStore:
@@ -49,16 +81,26 @@ class LineageStore:
 
     @contextmanager
     def reading(self) -> "Iterator[duckdb.DuckDBPyConnection]":
-        """Open the database for reading.
+        """Open the database for reading; one of an earlier version is brought up to date first.
 
         Raises:
-            InputError: where there is none yet, or it is damaged.
+            InputError: where there is none yet, it is damaged or from a newer version, or a file behind a view is
+                damaged.
         """
+        import duckdb
+
         if not self.path.exists():
             raise InputError(f"{self.path}: no lineage yet; run the pipeline first (novelsum run)")
         connection = _connect(self.path, read_only=True)
+        if _version(connection, self.path) < _VERSION:
+            connection.close()
+            with self.writing():
+                pass
+            connection = _connect(self.path, read_only=True)
         try:
             yield connection
+        except (duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException) as error:
+            raise InputError(f"{error}; a damaged file is made again by the next run, once it is deleted") from error
         finally:
             connection.close()
 
@@ -66,8 +108,11 @@ class LineageStore:
     def writing(self) -> "Iterator[duckdb.DuckDBPyConnection]":
         """Open one write transaction; it takes effect as a whole when the block ends without an error.
 
+        A database of an earlier version is kept beside the new one, as `lineage.duckdb.v1`.
+
         Raises:
-            InputError: where another process writes for over a minute, or the database is damaged.
+            InputError: where another process writes for over a minute, or the database is damaged or from a newer
+                version.
         """
         from filelock import FileLock, Timeout
 
@@ -86,8 +131,11 @@ class LineageStore:
                     shutil.copyfile(self.path, copy)
                 connection = _connect(copy, read_only=False)
                 try:
+                    self._keep_earlier(_version(connection, self.path))
                     connection.begin()
                     connection.execute(files(__package__).joinpath("schema.sql").read_text())
+                    connection.execute("DELETE FROM schema_version")
+                    connection.execute("INSERT INTO schema_version VALUES (?)", [_VERSION])
                     yield connection
                     self._refresh_views(connection)
                     connection.commit()
@@ -95,6 +143,51 @@ class LineageStore:
                     connection.close()
         finally:
             lock.release()
+
+    def _keep_earlier(self, version: int) -> None:
+        """Copy a database of an earlier version aside before it is changed."""
+        kept = self.path.with_name(f"{FILE_NAME}.v{version}")
+        if version < _VERSION and self.path.exists() and not kept.exists():
+            with replacing(kept) as copy:
+                shutil.copyfile(self.path, copy)
+
+    def keep_run(self, run_id: str, outputs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Write a run's rows, and beside the database a file from which `rebuild` makes them again.
+
+        Args:
+            run_id: of a run that is recorded.
+            outputs: rows by table; what an earlier run wrote already is left as it is.
+        """
+        with self.writing() as connection:
+            for table, rows in outputs.items():
+                insert(connection, table, rows)
+            own = {table: _rows_of(connection, table, run_id) for table in ("runs", "steps")}
+        # The step that calls this has not ended yet.
+        own["steps"] = [row for row in own["steps"] if row["status"] != "running"]
+        write_json({**own, **outputs}, self._root / "runs" / f"{run_id}.json")
+
+    def rebuild(self) -> int:
+        """Make the database anew from what every run wrote beside it; return the number of runs.
+
+        A database that is there, damaged or not, is kept as `lineage.duckdb.old`.
+
+        Raises:
+            InputError: where no run wrote anything, or such a file is damaged.
+        """
+        found = sorted(self._root.glob(RUN_FILES))
+        if not found:
+            raise InputError(f"{self._root / 'runs'}: has no record of a run; there is nothing to rebuild from")
+        if self.path.exists():
+            self.path.replace(self.path.with_name(f"{FILE_NAME}.old"))
+        with self.writing() as connection:
+            for path in found:
+                try:
+                    tables: dict[str, list[dict[str, Any]]] = read_json(path)
+                except ValueError as error:
+                    raise InputError(f"{path}: damaged ({error}); move it away, and rebuild without that run") from None
+                for table, rows in tables.items():
+                    insert(connection, table, rows)
+        return len(found)
 
     def start_run(self, run_id: str, settings: str) -> None:
         """Record a run, once."""
@@ -139,16 +232,20 @@ class LineageStore:
             return connection.execute(query, [run_id]).fetchall()
 
     def _refresh_views(self, connection: "duckdb.DuckDBPyConnection") -> None:
-        for name, pattern in _VIEWS.items():
-            if next(self._root.glob(pattern), None) is not None:
+        for name, (pattern, columns) in _VIEWS.items():
+            if next(self._root.glob(pattern), None) is None:
+                empty = ", ".join("NULL::{1} AS {0}".format(*column.split()) for column in columns.split(", "))
+                source = f"SELECT {empty} WHERE false"
+            else:
                 location = str(self._root / pattern).replace("'", "''")
-                connection.execute(
-                    f"CREATE OR REPLACE VIEW {name} AS SELECT * FROM"
-                    f" read_parquet('{location}', hive_partitioning = true, hive_types_autocast = false)"
+                source = (
+                    f"SELECT * FROM read_parquet('{location}', hive_partitioning = true, hive_types_autocast = false,"
+                    " union_by_name = true)"
                 )
+            connection.execute(f"CREATE OR REPLACE VIEW {name} AS {source}")
 
 
-def insert(connection: "duckdb.DuckDBPyConnection", table: str, rows: list[Mapping[str, Any]]) -> None:
+def insert(connection: "duckdb.DuckDBPyConnection", table: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows whose key is not there yet; all rows have the same columns."""
     if not rows:
         return
@@ -170,6 +267,34 @@ def _connect(path: Path, read_only: bool) -> "duckdb.DuckDBPyConnection":
             f"{path}: cannot be opened as a DuckDB database ({error}); if it is damaged, move it away: the next run"
             " writes a new one, and the Parquet files beside it are untouched"
         ) from error
+
+
+def _rows_of(connection: "duckdb.DuckDBPyConnection", table: str, run_id: str) -> list[dict[str, Any]]:
+    found = connection.execute(f"SELECT * FROM {table} WHERE run_id = ?", [run_id])
+    names = [column[0] for column in found.description or ()]
+    return [dict(zip(names, map(_as_json, row), strict=True)) for row in found.fetchall()]
+
+
+def _as_json(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+def _version(connection: "duckdb.DuckDBPyConnection", path: Path) -> int:
+    """Return the version of a database's schema; an empty database has the present one.
+
+    Raises:
+        InputError: for a newer one.
+    """
+    tables = {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+    if not tables:
+        return _VERSION
+    found = connection.execute("SELECT version FROM schema_version").fetchone() if "schema_version" in tables else None
+    version = found[0] if found else 1
+    if version > _VERSION:
+        raise InputError(
+            f"{path}: written by a newer version of novelsum (schema {version}, this one knows {_VERSION}); update it"
+        )
+    return int(version)
 
 
 def _now() -> datetime:
