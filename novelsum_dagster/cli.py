@@ -1,7 +1,7 @@
 """The command `novelsum`: everything that a terminal needs.
 
-Belongs here: arguments, tables, JSON, exit codes. Does not: the work (`oneshot`, `definitions`), the studies'
-commands (`cli_study`).
+Belongs here: arguments, tables, JSON, exit codes. Does not: the work (`oneshot`, `definitions`), the audit's and
+the studies' commands (`cli_audit`, `cli_study`).
 
 Results go to standard output, everything else to standard error. Exit codes: 0 done; 1 the pipeline failed; 2 bad
 input, settings or arguments; 130 interrupted.
@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
+from novelsum_dagster.cli_audit import diff, rebuild_lineage, why
 from novelsum_dagster.cli_study import study
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.settings import PACKAGED_MODEL, Embedding, NovelSum, Selection, Settings, Source
@@ -316,6 +317,11 @@ def demo_pool(
 
     counts = write_demo_pool(folder)
     say(f"{sum(counts.values()):,} samples in {len(counts)} files in {folder}")
+
+
+app.command()(why)
+app.command()(diff)
+app.command("rebuild-lineage")(rebuild_lineage)
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
         density_power: float = settings.novelsum.density_power
         proximity_power: float = settings.novelsum.proximity_power
 
-    @dg.asset(group_name="selection", kinds={"numba", "parquet"}, owners=OWNERS, code_version="2")
+    @dg.asset(group_name="selection", kinds={"numba", "parquet"}, owners=OWNERS, code_version="3")
     def selected_subset(
         context: dg.AssetExecutionContext,
         config: SelectionConfig,
@@ -65,7 +65,7 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
                     checkpoint=checkpoint,
                     progress=progress,
                 )
-            subset = write_subset(raw_pool, root, picks, described)
+            subset = write_subset(raw_pool, root, picks, vectors, described)
             table = subset.picks(root)
             return step.result(
                 subset,

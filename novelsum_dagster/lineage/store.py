@@ -61,6 +61,11 @@ _VIEWS = {
         " runner_up_score DOUBLE, margin DOUBLE, nearest_pick_rank BIGINT, nearest_pick_id VARCHAR,"
         " nearest_distance DOUBLE, density_factor DOUBLE, quality DOUBLE, selection VARCHAR",
     ),
+    "covering": (
+        "selections/selection=*/covering.parquet",
+        "id VARCHAR, rank_1 BIGINT, distance_1 DOUBLE, rank_2 BIGINT, distance_2 DOUBLE, rank_3 BIGINT,"
+        " distance_3 DOUBLE, selection VARCHAR",
+    ),
     "remaining": (
         "selections/selection=*/remaining.parquet",
         "id VARCHAR, score DOUBLE, after_picks BIGINT, is_exact BOOLEAN, selection VARCHAR",

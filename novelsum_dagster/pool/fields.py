@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.pool.readers import json_record
 from novelsum_dagster.pool.snapshot import SAMPLES, PoolSnapshot
@@ -30,12 +32,23 @@ def field_values(snapshot: PoolSnapshot, root: Path, name: str) -> list[Any]:
         return list(snapshot.samples(root, [name])[name].to_pylist())
     schemas = {file.file: file.schema_of_rows for file in snapshot.files}
     rows = snapshot.samples(root, ["file", "original"]).to_pylist()
-    values = [_inner(json.loads(json_record(row["original"], schemas[row["file"]])), name) for row in rows]
+    values = [field_of(row["original"], schemas[row["file"]], name) for row in rows]
     if all(value is None for value in values):
         raise InputError(
             f"{name!r} is neither a column ({', '.join(COLUMNS)}) nor a field of any record in the pool; check its name"
         )
     return values
+
+
+def field_of(original: bytes, schema: pa.Schema | None, name: str) -> Any:
+    """Return a field of one original record, dots leading into nested ones; None where it has none.
+
+    Args:
+        original: as the pool keeps it.
+        schema: of its file's rows; None for JSON.
+        name: of the field.
+    """
+    return _inner(json.loads(json_record(original, schema)), name)
 
 
 def positive_numbers(snapshot: PoolSnapshot, root: Path, name: str) -> list[float]:

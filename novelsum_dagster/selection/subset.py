@@ -6,6 +6,8 @@ Belongs here: writing one selection as a content-addressed folder. Does not: how
 |---|---|
 | picks.parquet | a row a pick, in order: rank (from 1), id, place, score, runner-up, nearest earlier pick, density |
 | remaining.parquet | NovelSelect only: a row a sample of the pool, with its last score or upper bound |
+| covering.parquet | a row a sample of the pool, with its three nearest picks and their distances |
+| picks_vectors.parquet | the picks' vectors, in pick order |
 | subset.jsonl | the original records in pick order, one JSON object a line |
 | original/ | the same records, one file for each source, in the source's own format |
 | manifest.json | settings, keys of all inputs, counts a source, SHA-256 of every file |
@@ -17,13 +19,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from novelsum_dagster.files import content_key, file_hash, place_folder, temporary_folder, write_json, write_table
 from novelsum_dagster.pool.export import chosen_records, write_by_source, write_records
 from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
+from novelsum_dagster.selection.covering import NEAREST, Covering, covering
 from novelsum_dagster.selection.picks import Picks, Remaining
 from novelsum_dagster.selection.strategies import STRATEGIES
 from novelsum_dagster.settings import Selection
+
+_FILES_VERSION = 2
+"""Of what a folder holds: an earlier version's is not taken for the same."""
 
 PICK_COLUMNS = {
     "rank": "1 for the first pick",
@@ -114,20 +121,36 @@ def describe(selection: Selection) -> dict[str, Any]:
     return {"strategy": selection.strategy, "k": selection.k, "seed": selection.seed, "options": options}
 
 
-def write_subset(snapshot: PoolSnapshot, root: Path, picks: Picks, settings: dict[str, Any]) -> Subset:
+def covering_table(ids: pa.Array, found: Covering) -> pa.Table:
+    """Return the nearest picks of every sample as a table: id, and rank_1, distance_1 (cosine) to rank_3, distance_3.
+
+    Ranks are 1 for the first pick; null where there are fewer picks.
+    """
+    columns: dict[str, Any] = {"id": ids}
+    for place in range(NEAREST):
+        known = place < found.rank.shape[1]
+        columns[f"rank_{place + 1}"] = pa.array(found.rank[:, place] + 1) if known else pa.nulls(len(ids), pa.int64())
+        columns[f"distance_{place + 1}"] = found.distance[:, place] if known else pa.nulls(len(ids), pa.float64())
+    return pa.table(columns)
+
+
+def write_subset(
+    snapshot: PoolSnapshot, root: Path, picks: Picks, vectors: NDArray[np.float32], settings: dict[str, Any]
+) -> Subset:
     """Write a selection under `root/selections`.
 
     Args:
         snapshot: the pool.
         root: the storage folder.
         picks: rows of the pool, in pick order.
+        vectors: float32, (n, d), in pool order.
         settings: what `describe` returns, powers and the keys of snapshot, vectors and density.
     """
     table = picks_table(snapshot, root, picks)
     ids = table["id"].to_pylist()
     settings = {**settings, "k": len(ids)}
     chosen = SelectionSettings(key=content_key(settings), **settings)
-    key = content_key({"settings": settings, "ids": ids})
+    key = content_key({"settings": settings, "ids": ids, "files": _FILES_VERSION})
     records = chosen_records(snapshot, root, ids)
     with temporary_folder(root / "selections") as folder:
         write_table(table, folder / "picks.parquet")
@@ -142,6 +165,11 @@ def write_subset(snapshot: PoolSnapshot, root: Path, picks: Picks, settings: dic
             },
             folder / "manifest.json",
         )
+        # These are not in the manifest: their last digits depend on the processor.
+        pool_ids = snapshot.samples(root, ["id"])["id"]
+        write_table(covering_table(pool_ids, covering(vectors, picks.indices)), folder / "covering.parquet")
+        chosen_vectors = pa.FixedSizeListArray.from_arrays(vectors[picks.indices].ravel(), vectors.shape[1])
+        write_table(pa.table({"id": ids, "vector": chosen_vectors}), folder / "picks_vectors.parquet")
         if picks.remaining:
             # Not in the manifest: how tight a bound is depends on where a selection that was broken off went on.
             write_table(remaining_table(snapshot, root, picks.remaining), folder / "remaining.parquet")

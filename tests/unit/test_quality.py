@@ -55,7 +55,7 @@ class Curated:
             "density_power": 0.5,
             "proximity_power": 1.0,
         }
-        self.subset = write_subset(self.pool, self.root, picks, {**chosen, **keys})
+        self.subset = write_subset(self.pool, self.root, picks, self.vectors, {**chosen, **keys})
         self.report = build_report(
             self.root,
             self.pool.samples(self.root, REPORT_COLUMNS),

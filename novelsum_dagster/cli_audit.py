@@ -1,0 +1,155 @@
+"""The commands that ask the lineage: `novelsum why`, `diff` and `rebuild-lineage`.
+
+Belongs here: their arguments, words and JSON. Does not: the answers (`lineage`).
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from novelsum_dagster.terminal import AsJson, SettingsFile, say, settings_in
+
+_Run = Annotated[str | None, typer.Option("--run", "-r", help="Run, or the beginning of its id. Default: the newest.")]
+_SHOWN = 10
+
+
+def why(
+    sample: Annotated[str, typer.Argument(help="Id or its beginning, FILE:LINE, or a piece of the text.")],
+    run: _Run = None,
+    settings: SettingsFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say why a sample was chosen, or was not.
+
+    For a chosen one: rank, score, what came second and by how much, the nearest samples chosen before, what it stands
+    for, where it is from. For one left out: where it came closest, what stands for it, what ruled it out, and what
+    would let it in.
+
+    Example: [bold]novelsum why 4f0c91[/], [bold]novelsum why pool.jsonl:17[/], [bold]novelsum why "binary search"[/]
+    """
+    from novelsum_dagster.lineage.explain import explain
+    from novelsum_dagster.lineage.runs import find_run
+    from novelsum_dagster.workspace import Workspace
+
+    workspace = Workspace(settings_in(settings))
+    with workspace.lineage.reading() as connection:
+        found = explain(connection, workspace.root, find_run(connection, run), sample)
+    if as_json:
+        answer = {
+            "run": found.run.run_id,
+            "outcome": found.outcome,
+            "sample": found.sample,
+            **found.facts,
+            "words": list(found.words),
+        }
+        print(json.dumps(answer, indent=2, default=str))
+        return
+    if "id" in found.sample:
+        print(f"{found.sample['id']}\n{_shortened(found.sample['text'], 300)}\n")
+    for sentence in found.words:
+        print(sentence)
+
+
+def diff(
+    run_a: Annotated[str, typer.Argument(help="Run, or the beginning of its id.")],
+    run_b: Annotated[str, typer.Argument(help="Run that is compared with it.")],
+    settings: SettingsFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what changed between the subsets of two runs: what entered, left and stayed, and why.
+
+    Example: [bold]novelsum diff 614f8acc 2dd77a51[/]
+    """
+    from novelsum_dagster.lineage.difference import difference
+    from novelsum_dagster.lineage.runs import find_run
+    from novelsum_dagster.workspace import Workspace
+
+    with Workspace(settings_in(settings)).lineage.reading() as connection:
+        found = difference(connection, find_run(connection, run_a), find_run(connection, run_b))
+    if as_json:
+        answer = {
+            "run_a": found.a.run_id,
+            "run_b": found.b.run_id,
+            "entered": [asdict(change) for change in found.entered],
+            "left": [asdict(change) for change in found.left],
+            "stayed": found.stayed,
+            "settings": {key: {"a": a, "b": b} for key, (a, b) in found.settings.items()},
+            "same_code": found.same_code,
+            "same_model": found.same_model,
+            "measures": found.measures,
+        }
+        print(json.dumps(answer, indent=2, default=str))
+        return
+    _print_difference(found)
+
+
+def rebuild_lineage(settings: SettingsFile = None) -> None:
+    """Make the lineage database anew from what every run wrote beside it; a damaged one is kept aside."""
+    from novelsum_dagster.workspace import Workspace
+
+    store = Workspace(settings_in(settings)).lineage
+    runs = store.rebuild()
+    say(f"{runs:,} runs are in {store.path} again")
+
+
+def _print_difference(found: Any) -> None:
+    print(f"{found.b.short} against {found.a.short}: {len(found.entered):,} samples entered, {len(found.left):,} left,")
+    print(f"{found.stayed:,} stayed.\n")
+    for key, (a, b) in found.settings.items():
+        print(f"  {key}: {a} -> {b}")
+    if not found.same_model:
+        print(
+            f"  model: {found.a.model} {found.a.model_revision[:12]} -> {found.b.model} {found.b.model_revision[:12]}"
+        )
+    if not found.same_code:
+        print(f"  code: {_code(found.a)} -> {_code(found.b)}")
+    _print_changes("entered", found.entered)
+    _print_changes("left", found.left)
+    if found.measures:
+        _print_measures(found)
+
+
+def _print_changes(name: str, changes: Sequence[Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not changes:
+        return
+    print(f"\n{name}:")
+    for cause, count in Counter(change.cause for change in changes).most_common():
+        print(f"  {count:,}: {cause}")
+    table = Table()
+    for column in ("rank", "id", "source"):
+        table.add_column(column)
+    for change in changes[:_SHOWN]:
+        table.add_row(f"{change.rank:,}", change.id, change.source)
+    Console().print(table)
+    if len(changes) > _SHOWN:
+        print(f"and {len(changes) - _SHOWN:,} more (--json has all)")
+
+
+def _print_measures(found: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Measures", title_justify="left")
+    for column in ("set", "measure", found.a.short, found.b.short):
+        table.add_column(column, justify="left" if column in ("set", "measure") else "right")
+    for row in found.measures:
+        table.add_row(row["set_name"], row["measure"], f"{row['a']:,.4f}", f"{row['b']:,.4f}")
+    Console().print(table)
+    if any(row["size_a"] != row["size_b"] for row in found.measures):
+        print("The sets have other sizes: the measures depend on it, and do not compare.")
+
+
+def _code(run: Any) -> str:
+    return run.git_revision[:12] if run.git_revision else str(run.package_version)
+
+
+def _shortened(text: str, length: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 1] + "…"

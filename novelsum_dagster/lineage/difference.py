@@ -1,0 +1,170 @@
+"""What changed between two runs: `novelsum diff`.
+
+Belongs here: which samples entered, left and stayed, the cause of each, the measures of both. Does not: why a sample
+was chosen (`explain`).
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from novelsum_dagster.lineage.query import all_rows
+from novelsum_dagster.lineage.runs import Run
+
+if TYPE_CHECKING:
+    import duckdb
+
+_MODEL = ("model", "model_revision")
+_CODE = ("package_version", "git_revision")
+_SELECTION = ("strategy", "k", "seed", "density_power", "proximity_power", "options")
+_SECTIONS = ("pool", "embedding", "novelsum", "selection")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A sample that entered or left the subset: its rank in the run that has it, and the cause in words."""
+
+    id: str
+    source: str
+    rank: int
+    cause: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Run b against run a.
+
+    Attributes:
+        entered, left: changes, by rank.
+        stayed: samples in both subsets.
+        settings: by key, the values in a and b, where they differ.
+        same_code, same_model: whether versions and git revision, and the embedding model, are equal.
+        measures: by set and measure, the values in a and b.
+    """
+
+    a: Run
+    b: Run
+    entered: tuple[Change, ...]
+    left: tuple[Change, ...]
+    stayed: int
+    settings: dict[str, tuple[Any, Any]]
+    same_code: bool
+    same_model: bool
+    measures: list[dict[str, Any]]
+
+
+def difference(connection: "duckdb.DuckDBPyConnection", a: Run, b: Run) -> Difference:
+    """Compare the subsets of two runs.
+
+    Args:
+        connection: to the lineage, for reading.
+        a, b: runs with a subset, b against a.
+    """
+    settings = changed_settings(a, b)
+    same_model = all(getattr(a, name) == getattr(b, name) for name in _MODEL)
+    same_code = all(getattr(a, name) == getattr(b, name) for name in _CODE)
+    general = _general_cause(a, b, settings, same_model, same_code)
+    entered = _only_in(connection, b, a)
+    left = _only_in(connection, a, b)
+    return Difference(
+        a=a,
+        b=b,
+        entered=tuple(_change(row, "new data: not in the pool before", general) for row in entered),
+        left=tuple(_change(row, _gone(row), general) for row in left),
+        stayed=_shared(connection, a, b),
+        settings=settings,
+        same_code=same_code,
+        same_model=same_model,
+        measures=_measures(connection, a, b),
+    )
+
+
+def changed_settings(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that differ, by key, as a launchpad or a file gave them."""
+    mine, theirs = (
+        {
+            **{key: value for section in _SECTIONS for key, value in _flat(run.settings.get(section, {}), section)},
+            # The launchpad may have changed these against the file.
+            **{f"selection.{name}": getattr(run, name) for name in _SELECTION},
+        }
+        for run in (a, b)
+    )
+    keys = [*mine, *(key for key in theirs if key not in mine)]
+    return {key: (mine.get(key), theirs.get(key)) for key in keys if mine.get(key) != theirs.get(key)}
+
+
+def _flat(values: Any, prefix: str) -> list[tuple[str, Any]]:
+    if not isinstance(values, dict):
+        return [(prefix, values)]
+    return [pair for name, value in values.items() for pair in _flat(value, f"{prefix}.{name}")]
+
+
+def _general_cause(a: Run, b: Run, settings: dict[str, tuple[Any, Any]], same_model: bool, same_code: bool) -> str:
+    """Return what may have moved samples that are in both pools, in words."""
+    causes = []
+    if not same_model:
+        causes.append(f"changed model ({a.model} to {b.model})")
+    named = [key for key in settings if key.split(".")[0] in ("selection", "novelsum")]
+    if named:
+        causes.append("changed settings (" + ", ".join(named) + ")")
+    if a.snapshot != b.snapshot:
+        causes.append("other samples came or went")
+    if not same_code:
+        causes.append("changed code")
+    return "; ".join(causes) or "nothing that is recorded changed"
+
+
+def _gone(row: dict[str, Any]) -> str:
+    if row["near_duplicate_of"] is not None:
+        return f"a near-duplicate of {row['near_duplicate_of'][:8]} in the new pool"
+    return "removed data: not in the pool any more"
+
+
+def _change(row: dict[str, Any], outside: str, general: str) -> Change:
+    return Change(row["id"], row["source"], row["rank"], general if row["in_other_pool"] else outside)
+
+
+def _only_in(connection: "duckdb.DuckDBPyConnection", run: Run, other: Run) -> list[dict[str, Any]]:
+    """Return the picks of a run that the other has not, by rank, and whether they are in the other's pool."""
+    dropped = other.settings["pool"]["near_duplicates"]["drop"]
+    return all_rows(
+        connection,
+        """
+        WITH mine AS (SELECT id, source, min(rank) AS rank FROM picks WHERE selection = ? GROUP BY id, source),
+        theirs AS (SELECT DISTINCT id FROM picks WHERE selection = ?),
+        pool AS (SELECT id FROM samples WHERE snapshot = ?),
+        near AS (SELECT id, partner_id FROM near_duplicates WHERE snapshot = ? AND ?)
+        SELECT
+            mine.id, mine.source, mine.rank, near.partner_id AS near_duplicate_of,
+            pool.id IS NOT NULL AND near.id IS NULL AS in_other_pool
+        FROM mine
+        ANTI JOIN theirs ON theirs.id = mine.id
+        LEFT JOIN pool ON pool.id = mine.id
+        LEFT JOIN near ON near.id = mine.id
+        ORDER BY mine.rank
+        """,
+        [run.selection, other.selection, other.snapshot, other.snapshot, dropped],
+    )
+
+
+def _shared(connection: "duckdb.DuckDBPyConnection", a: Run, b: Run) -> int:
+    row = connection.execute(
+        "SELECT count(*) FROM"
+        " (SELECT id FROM picks WHERE selection = ? INTERSECT SELECT id FROM picks WHERE selection = ?)",
+        [a.selection, b.selection],
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _measures(connection: "duckdb.DuckDBPyConnection", a: Run, b: Run) -> list[dict[str, Any]]:
+    return all_rows(
+        connection,
+        """
+        SELECT
+            mine.set_name, mine.measure, mine.size AS size_a, theirs.size AS size_b, mine.value AS a, theirs.value AS b
+        FROM set_measures AS mine
+        INNER JOIN set_measures AS theirs
+            ON theirs.report = ? AND theirs.set_name = mine.set_name AND theirs.measure = mine.measure
+        WHERE mine.report = ?
+        """,
+        [b.report, a.report],
+    )

@@ -1,0 +1,383 @@
+"""Why a sample was chosen, or was not: `novelsum why`.
+
+Belongs here: finding a sample by what a person knows of it, the facts about it in one run, and those facts in words.
+Does not: which run (`runs`), comparing runs (`difference`).
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from novelsum_dagster.errors import InputError
+from novelsum_dagster.lineage.query import all_rows, one_row
+from novelsum_dagster.lineage.runs import Run
+from novelsum_dagster.pool.fields import COLUMNS
+from novelsum_dagster.selection.trajectory import trajectory
+
+if TYPE_CHECKING:
+    import duckdb
+
+_SNIPPET = 160
+_OFFERED = 5
+_NEAREST = 3
+_ID = re.compile(r"[0-9a-f]{4,}")
+_PLACE = re.compile(r"(?P<file>.+):(?P<line>\d+)")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What is known of a sample in a run.
+
+    Attributes:
+        run: the run.
+        sample: id, source, file, line, position, form, turns, tokens, text; of a rejected record what there is of it.
+        outcome: "chosen", "left out", "near-duplicate" (taken out of the pool) or "rejected".
+        facts: everything found, by name; JSON-able.
+        words: the same as sentences, the most important first.
+    """
+
+    run: Run
+    sample: dict[str, Any]
+    outcome: str
+    facts: dict[str, Any]
+    words: tuple[str, ...]
+
+
+def explain(connection: "duckdb.DuckDBPyConnection", root: Path, run: Run, query: str) -> Explanation:
+    """Return why a sample was chosen in a run, or was not.
+
+    Args:
+        connection: to the lineage, for reading.
+        root: the storage folder.
+        run: which run.
+        query: the sample's id or its beginning (4 letters or more), FILE:LINE, or a piece of its text.
+
+    Raises:
+        InputError: where no sample fits, or several do; offers the nearest.
+    """
+    sample = _find(connection, run, query)
+    if "reason" in sample:
+        words = [f"Rejected when it was read: {sample['reason']}: {sample['detail']}.", *_came_from(run, sample, [])]
+        return Explanation(run, sample, "rejected", {}, tuple(words))
+    places = all_rows(
+        connection, "SELECT source, file, position, line, is_first FROM origins WHERE snapshot = ? AND id = ?",
+        [run.snapshot, sample["id"]],
+    )  # fmt: skip
+    partner = one_row(
+        connection, "SELECT partner_id, score FROM near_duplicates WHERE snapshot = ? AND id = ?",
+        [run.snapshot, sample["id"]],
+    )  # fmt: skip
+    facts: dict[str, Any] = {"places": places, "near_duplicate": partner, **_measured(connection, run, sample["id"])}
+    picked = one_row(
+        connection, "SELECT * FROM picks WHERE selection = ? AND id = ? ORDER BY rank LIMIT 1",
+        [run.selection, sample["id"]],
+    )  # fmt: skip
+    if picked:
+        facts |= _of_pick(connection, run, picked)
+        words = _why_in(run, picked, facts)
+        outcome = "chosen"
+    elif partner and run.settings["pool"]["near_duplicates"]["drop"]:
+        words = [
+            f"Left out before the selection: it resembles {partner['partner_id'][:8]} (Jaccard {partner['score']:.2f}),"
+            " which stands before it, and the settings drop near-duplicates (pool.near_duplicates.drop)."
+        ]
+        outcome = "near-duplicate"
+    else:
+        facts |= _of_left_out(connection, root, run, sample, facts)
+        words = _why_out(run, sample, facts)
+        outcome = "left out"
+    return Explanation(run, sample, outcome, facts, (*words, *_came_from(run, sample, places)))
+
+
+def _find(connection: "duckdb.DuckDBPyConnection", run: Run, query: str) -> dict[str, Any]:
+    """Return the one sample, or rejected record, that the query means."""
+    if _ID.fullmatch(query):
+        found = _samples(connection, run, "starts_with(id, ?)", [query])
+        if found:
+            return _only(found, query)
+    place = _PLACE.fullmatch(query)
+    if place:
+        found = _at_place(connection, run, place["file"], int(place["line"]))
+        if found:
+            return _only(found, query)
+    found = _samples(connection, run, "contains(lower(text), lower(?))", [query])
+    if found:
+        return _only(found, query)
+    near = all_rows(
+        connection, "SELECT id FROM samples WHERE snapshot = ? ORDER BY levenshtein(left(id, ?), ?), id LIMIT 3",
+        [run.snapshot, len(query), query],
+    )  # fmt: skip
+    offered = f"; ids like it are {', '.join(row['id'] for row in near)}" if _ID.fullmatch(query) and near else ""
+    raise InputError(
+        f"no sample of run {run.short} has an id that begins with {query!r}, stands at such a place (FILE:LINE) or has"
+        f" such a text{offered}"
+    )
+
+
+def _samples(
+    connection: "duckdb.DuckDBPyConnection", run: Run, condition: str, values: list[Any]
+) -> list[dict[str, Any]]:
+    return all_rows(
+        connection,
+        "SELECT id, source, file, position, line, form, turns, tokens, text FROM samples"
+        f" WHERE snapshot = ? AND {condition} LIMIT {_OFFERED + 1}",
+        [run.snapshot, *values],
+    )
+
+
+def _at_place(connection: "duckdb.DuckDBPyConnection", run: Run, file: str, line: int) -> list[dict[str, Any]]:
+    """Return the sample read from a line (or record, in files without lines) of a file that ends so."""
+    where = "snapshot = ? AND (file = ? OR ends_with(file, ?)) AND coalesce(line, position) = ?"
+    values = [run.snapshot, file, f"/{file}", line]
+    ids = all_rows(connection, f"SELECT DISTINCT id FROM origins WHERE {where}", values)
+    if ids:
+        return [row for found in ids for row in _samples(connection, run, "id = ?", [found["id"]])]
+    return all_rows(
+        connection, f"SELECT source, file, position, line, reason, detail FROM rejects WHERE {where}", values
+    )
+
+
+def _only(found: list[dict[str, Any]], query: str) -> dict[str, Any]:
+    if len(found) > 1:
+        offered = "\n".join(f"  {row.get('id', '')}  {_place_of(row)}  {_snippet(row)}" for row in found[:_OFFERED])
+        more = "more than " if len(found) > _OFFERED else ""
+        raise InputError(f"{query!r} fits {more}{min(len(found), _OFFERED)} samples; give one of these ids:\n{offered}")
+    return found[0]
+
+
+def _measured(connection: "duckdb.DuckDBPyConnection", run: Run, id_: str) -> dict[str, Any]:
+    density = one_row(
+        connection, "SELECT density_factor FROM density WHERE density = ? AND id = ?", [run.density, id_]
+    )  # fmt: skip
+    novelty = one_row(connection, "SELECT novelty FROM novelty WHERE sample_novelty = ? AND id = ?", [run.novelty, id_])
+    return {
+        "density_factor": density and density["density_factor"],
+        "novelty": novelty and novelty["novelty"],
+    }
+
+
+def _of_pick(connection: "duckdb.DuckDBPyConnection", run: Run, picked: dict[str, Any]) -> dict[str, Any]:
+    """Return what there is to say of a pick: its record, the runner-up, the nearest picks before, what it covers."""
+    covered = one_row(
+        connection,
+        "SELECT count(*) AS samples, max(distance_1) AS farthest FROM covering WHERE selection = ? AND rank_1 = ?",
+        [run.selection, picked["rank"]],
+    )
+    examples = all_rows(
+        connection,
+        "SELECT covering.id, covering.distance_1 AS distance, left(samples.text, ?) AS text FROM covering"
+        " INNER JOIN samples ON samples.id = covering.id AND samples.snapshot = ?"
+        " WHERE covering.selection = ? AND covering.rank_1 = ? AND covering.id <> ?"
+        " ORDER BY covering.distance_1, covering.id LIMIT ?",
+        [_SNIPPET, run.snapshot, run.selection, picked["rank"], picked["id"], _NEAREST],
+    )
+    runner_up = one_row(
+        connection,
+        "SELECT samples.id, left(samples.text, ?) AS text, picks.rank FROM samples"
+        " LEFT JOIN picks ON picks.id = samples.id AND picks.selection = ?"
+        " WHERE samples.snapshot = ? AND samples.id = ?",
+        [_SNIPPET, run.selection, run.snapshot, picked["runner_up_id"]],
+    )
+    names = ("rank", "score", "margin", "runner_up_score", "nearest_pick_rank", "nearest_pick_id", "nearest_distance")
+    return {
+        **{name: picked[name] for name in (*names, "quality")},
+        "runner_up": runner_up,
+        "covers": {**(covered or {}), "examples": examples},
+    }
+
+
+def _of_left_out(
+    connection: "duckdb.DuckDBPyConnection", root: Path, run: Run, sample: dict[str, Any], facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what there is to say of a sample that was not picked: who stands for it, how near it came, what ruled."""
+    covering = one_row(
+        connection, "SELECT * FROM covering WHERE selection = ? AND id = ?", [run.selection, sample["id"]]
+    )
+    covered_by = [
+        {
+            **(
+                one_row(
+                    connection, "SELECT rank, id FROM picks WHERE selection = ? AND rank = ?", [run.selection, rank]
+                )
+                or {}
+            ),
+            "distance": covering[f"distance_{place}"],
+        }
+        for place in range(1, _NEAREST + 1)
+        if covering and (rank := covering[f"rank_{place}"]) is not None
+    ]
+    remaining = one_row(
+        connection, "SELECT score, after_picks, is_exact FROM remaining WHERE selection = ? AND id = ?",
+        [run.selection, sample["id"]],
+    )  # fmt: skip
+    before = None
+    if remaining and remaining["score"] is not None:
+        before = one_row(
+            connection,
+            "SELECT count(*) AS others FROM remaining WHERE selection = ? AND score > ?"
+            " AND id NOT IN (SELECT id FROM picks WHERE selection = ?)",
+            [run.selection, remaining["score"], run.selection],
+        )
+    return {
+        "covered_by": covered_by,
+        "last_known": remaining,
+        "at_most_before_it": before and before["others"],
+        "ruled_out": _ruled_out(connection, run, sample),
+        "closest": _closest(connection, root, run, sample, facts["density_factor"]),
+    }
+
+
+def _ruled_out(connection: "duckdb.DuckDBPyConnection", run: Run, sample: dict[str, Any]) -> list[str]:
+    """Return the limits of the settings that kept a sample out, in words."""
+    found = []
+    if sample["id"] in run.options.get("must_exclude", ()):
+        found.append("the settings exclude it (selection.must_exclude)")
+    for quota in run.options.get("quotas", ()):
+        column, caps = quota["column"], quota.get("caps", {})
+        label = str(sample.get(column))
+        if column not in COLUMNS or label not in caps or column not in sample:
+            continue
+        full = one_row(
+            connection,
+            "SELECT rank FROM (SELECT picks.rank, row_number() OVER (ORDER BY picks.rank) AS number FROM picks"
+            " INNER JOIN samples ON samples.id = picks.id AND samples.snapshot = ?"
+            f" WHERE picks.selection = ? AND samples.{column}::VARCHAR = ?) WHERE number = ?",
+            [run.snapshot, run.selection, label, caps[label]],
+        )
+        if full:
+            found.append(f"the cap of {caps[label]:,} on {column} {label} was reached at pick {full['rank']:,}")
+        elif caps[label] == 0:
+            found.append(f"the cap on {column} {label} is 0")
+    budget = run.options.get("token_budget")
+    if budget is not None:
+        used = one_row(connection, "SELECT sum(tokens) AS tokens FROM picks WHERE selection = ?", [run.selection])
+        left = budget - int((used and used["tokens"]) or 0)
+        if sample["tokens"] > left:
+            found.append(f"it has {sample['tokens']:,} tokens, and {left:,} of the budget of {budget:,} were left")
+    return found
+
+
+def _closest(
+    connection: "duckdb.DuckDBPyConnection", root: Path, run: Run, sample: dict[str, Any], factor: float | None
+) -> dict[str, Any] | None:
+    """Return the pick at which a sample's score was the largest part of the one that won; None without scores."""
+    path = root / run.folder / "picks_vectors.parquet"
+    if run.strategy != "novelselect" or factor is None or run.k < 2 or not path.exists():
+        return None
+    vector = one_row(
+        connection, "SELECT vector FROM read_parquet(?) WHERE id = ? LIMIT 1",
+        [str(root / run.vectors_folder / "*.parquet"), sample["id"]],
+    )  # fmt: skip
+    if vector is None:
+        return None
+    picks = all_rows(
+        connection, "SELECT score, density_factor FROM picks WHERE selection = ? ORDER BY rank", [run.selection]
+    )  # fmt: skip
+    stored = pq.read_table(path, columns=["vector"], partitioning=None)["vector"].combine_chunks()
+    found = trajectory(
+        np.array(vector["vector"], dtype=np.float32),
+        factor,
+        stored.flatten().to_numpy().reshape(len(stored), -1),
+        _column(picks, "density_factor"),
+        proximity_power=run.proximity_power,
+    )
+    if run.options.get("quality") is not None:
+        return None  # The scores that won were multiplied by qualities; this one's is not in the lineage.
+    winning = _column(picks, "score")
+    at = found.closest(winning)
+    if at is None:
+        return None
+    own = float(found.score[at - 1])
+    return {"rank": at + 1, "score": own, "winning_score": float(winning[at]), "share": own / float(winning[at])}
+
+
+def _why_in(run: Run, picked: dict[str, Any], facts: dict[str, Any]) -> list[str]:
+    words = [f"Chosen as pick {picked['rank']:,} of {run.k:,} by {run.strategy}."]
+    runner_up = facts["runner_up"]
+    if picked["rank"] == 1:
+        words.append(f"The first pick is drawn at random (seed {run.seed}), or given by the settings.")
+    elif picked["score"] is None:
+        words.append("It was given by the settings, or this strategy scores no candidates.")
+    elif runner_up:
+        later = f"later pick {runner_up['rank']:,}" if runner_up["rank"] else "never picked"
+        words.append(
+            f"Its score of {picked['score']:.6g} was the highest; {runner_up['id'][:8]} came second by"
+            f" {picked['margin']:.3g} ({later}): {_snippet(runner_up)}"
+        )
+    if picked["nearest_pick_id"]:
+        words.append(
+            f"The nearest sample picked before it is {picked['nearest_pick_id'][:8]} (pick"
+            f" {picked['nearest_pick_rank']:,}), at cosine distance {picked['nearest_distance']:.4f}."
+        )
+    covers = facts["covers"]
+    if covers.get("samples"):
+        words.append(
+            f"It stands for {covers['samples']:,} samples of the pool that have no nearer pick, itself among them, up"
+            f" to distance {covers['farthest']:.4f}."
+        )
+    return words
+
+
+def _why_out(run: Run, sample: dict[str, Any], facts: dict[str, Any]) -> list[str]:
+    words = [f"Not among the {run.k:,} picks of {run.strategy}."]
+    words += [f"What ruled it out: {reason}." for reason in facts["ruled_out"]]
+    closest = facts["closest"]
+    if closest:
+        words.append(
+            f"It came closest at pick {closest['rank']:,}: its score of {closest['score']:.6g} was"
+            f" {closest['share']:.2%} of the {closest['winning_score']:.6g} that won."
+        )
+        if closest["share"] < 1:
+            words.append(
+                f"With a quality of its own over {1 / closest['share']:.4f} times that of the others"
+                " (selection.quality) it would have been picked there."
+            )
+    before = facts["at_most_before_it"]
+    if before == 0:
+        words.append(f"It would be the next pick: k = {run.k + 1:,} lets it in.")
+    elif before is not None:
+        words.append(f"By what is known of the scores at the end, at most {before:,} samples stood before it.")
+    if facts["covered_by"]:
+        names = "; ".join(
+            f"pick {one['rank']:,} ({one['id'][:8]}) at cosine distance {one['distance']:.4f}"
+            for one in facts["covered_by"]
+        )
+        words.append(f"The picks nearest to it: {names}.")
+    partner = facts["near_duplicate"]
+    if partner:
+        words.append(
+            f"It resembles {partner['partner_id'][:8]} (Jaccard {partner['score']:.2f}), which stands before it."
+        )
+    return words
+
+
+def _came_from(run: Run, sample: dict[str, Any], places: list[dict[str, Any]]) -> list[str]:
+    others = [_place_of(place) for place in places if not place["is_first"]]
+    words = [f"It is from {_place_of(sample)} (source {sample['source']})."]
+    if others:
+        named = ", ".join(others[:_OFFERED]) + (f" and {len(others) - _OFFERED} more" if len(others) > _OFFERED else "")
+        words.append(f"The same sample also stands at {named}.")
+    code = f"code {run.git_revision[:12]}" if run.git_revision else "no git revision"
+    words.append(
+        f"Run {run.run_id} of {run.started_at:%Y-%m-%d %H:%M}, snapshot {run.snapshot[:8]}, model {run.model}"
+        f" {run.model_revision[:12]}, seed {run.seed}, novelsum-dagster {run.package_version}, {code}."
+    )
+    return words
+
+
+def _place_of(row: dict[str, Any]) -> str:
+    return f"{row['file']}:{row['line']}" if row["line"] is not None else f"{row['file']}, record {row['position']}"
+
+
+def _snippet(row: dict[str, Any]) -> str:
+    text = " ".join(str(row.get("text") or row.get("detail") or "").split())
+    return f'"{text[: _SNIPPET // 2]}…"' if len(text) > _SNIPPET // 2 else f'"{text}"'
+
+
+def _column(rows: list[dict[str, Any]], name: str) -> NDArray[np.float64]:
+    return np.array([np.nan if row[name] is None else row[name] for row in rows], dtype=np.float64)

@@ -1,0 +1,22 @@
+"""Rows of a query as dictionaries.
+
+Belongs here: that, with values by parameters. Does not: any query.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+def all_rows(connection: "duckdb.DuckDBPyConnection", query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
+    """Return all rows of a query, each by column."""
+    found = connection.execute(query, list(values))
+    names = [column[0] for column in found.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+
+
+def one_row(connection: "duckdb.DuckDBPyConnection", query: str, values: Sequence[Any] = ()) -> dict[str, Any] | None:
+    """Return the first row of a query by column; None where there is none."""
+    return next(iter(all_rows(connection, query, values)), None)

@@ -1,0 +1,117 @@
+"""Runs by name, and what each one made.
+
+Belongs here: finding a run by its id's beginning, its outputs and settings. Does not: samples (`explain`), comparing
+runs (`difference`).
+"""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from novelsum_dagster.errors import InputError
+from novelsum_dagster.lineage.query import all_rows
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that ended with a subset: the keys of its outputs, and what it was made with."""
+
+    run_id: str
+    started_at: datetime
+    package_version: str
+    git_revision: str | None
+    settings: dict[str, Any]
+    snapshot: str
+    vectors: str
+    density: str
+    novelty: str
+    selection: str
+    report: str
+    strategy: str
+    k: int
+    seed: int
+    density_power: float
+    proximity_power: float
+    options: dict[str, Any]
+    folder: str
+    model: str
+    model_revision: str
+    vectors_folder: str
+
+    @property
+    def short(self) -> str:
+        """The id's first eight letters, as people write it."""
+        return self.run_id[:8]
+
+
+_RUN = """
+    SELECT
+        runs.run_id, runs.started_at, runs.package_version, runs.git_revision, runs.settings,
+        outputs.snapshot, outputs.vectors, outputs.density, outputs.novelty, outputs.selection, outputs.report,
+        selections.strategy, selections.k, selections.seed, selections.density_power, selections.proximity_power,
+        selections.options, selections.folder,
+        embeddings.model, embeddings.revision AS model_revision, embeddings.folder AS vectors_folder
+    FROM run_outputs AS outputs
+    INNER JOIN runs ON runs.run_id = outputs.run_id
+    INNER JOIN selections ON selections.selection = outputs.selection
+    INNER JOIN embeddings ON embeddings.vectors = outputs.vectors
+"""
+
+
+def find_run(connection: "duckdb.DuckDBPyConnection", name: str | None) -> Run:
+    """Return a run that ended with a subset.
+
+    Args:
+        connection: to the lineage.
+        name: its id or the id's beginning; None takes the newest.
+
+    Raises:
+        InputError: where there is none, several begin so, or the run ended before there was a subset; says which.
+    """
+    if name is None:
+        found = all_rows(connection, f"{_RUN} ORDER BY runs.started_at DESC LIMIT 1", [])
+        if not found:
+            raise InputError("no run has ended with a subset yet: novelsum run")
+        return _run(found[0])
+    known = connection.execute(
+        "SELECT run_id FROM runs WHERE starts_with(run_id, ?) ORDER BY started_at DESC", [name]
+    ).fetchall()
+    if len(known) > 1 and (name,) not in known:
+        raise InputError(f"{len(known)} runs begin with {name}: {', '.join(row[0] for row in known[:5])}")
+    if not known:
+        newest = connection.execute("SELECT run_id FROM runs ORDER BY started_at DESC LIMIT 3").fetchall()
+        raise InputError(f"no run begins with {name}; the newest are {', '.join(row[0] for row in newest) or 'none'}")
+    run_id = name if (name,) in known else known[0][0]
+    found = all_rows(connection, f"{_RUN} WHERE runs.run_id = ?", [run_id])
+    if not found:
+        raise InputError(f"run {run_id} has no subset: {_ending(connection, run_id)}")
+    return _run(found[0])
+
+
+def run_before(connection: "duckdb.DuckDBPyConnection", run: Run) -> Run | None:
+    """Return the run with a subset that began last before another."""
+    found = all_rows(
+        connection, f"{_RUN} WHERE runs.started_at < ? ORDER BY runs.started_at DESC LIMIT 1", [run.started_at]
+    )
+    return _run(found[0]) if found else None
+
+
+def _ending(connection: "duckdb.DuckDBPyConnection", run_id: str) -> str:
+    """Say in words how a run without a subset ended."""
+    failed = connection.execute(
+        "SELECT step, error FROM steps WHERE run_id = ? AND status = 'failed' ORDER BY started_at DESC LIMIT 1",
+        [run_id],
+    ).fetchone()
+    if failed:
+        return f"its step {failed[0]} failed: {failed[1]}"
+    running = connection.execute("SELECT step FROM steps WHERE run_id = ? AND status = 'running'", [run_id]).fetchone()
+    return f"its step {running[0]} is running, or was killed" if running else "it did not come to the end"
+
+
+def _run(row: dict[str, Any]) -> Run:
+    # A database of an earlier version has no options in its rows.
+    return Run(**{**row, "settings": json.loads(row["settings"]), "options": json.loads(row["options"] or "{}")})

@@ -1,0 +1,55 @@
+"""Which picks stand for which samples of the pool: the nearest picks of each.
+
+Belongs here: finding them. Does not: facility location, the measure made of the nearest one (`diversity.distances`).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from novelsum_dagster.diversity.vectors import as_rows, unit_rows
+
+_TILE = 4096
+NEAREST = 3
+"""Picks that are kept for each sample."""
+
+
+@dataclass(frozen=True)
+class Covering:
+    """The nearest picks of n samples, nearest first; of fewer picks than asked for, fewer columns.
+
+    Attributes:
+        rank: int64, (n, c): places in the picks, from 0.
+        distance: float64, (n, c): cosine distances.
+    """
+
+    rank: NDArray[np.int64]
+    distance: NDArray[np.float64]
+
+
+def covering(embeddings: ArrayLike, picks: NDArray[np.int64], count: int = NEAREST) -> Covering:
+    """Return the nearest picks of every sample; a pick's nearest is itself.
+
+    Args:
+        embeddings: (n, d), the pool.
+        picks: int64, (k,), rows in pick order; of a row that is there twice the first counts.
+        count: picks a sample, default 3.
+
+    Raises:
+        ValueError: for bad rows.
+    """
+    import faiss
+
+    units = unit_rows(as_rows(embeddings))
+    # A row that repeats would fill all places with itself.
+    first = np.sort(np.unique(picks, return_index=True)[1])
+    points = units[picks[first]]
+    count = min(count, len(points))
+    rank, distance = np.empty((len(units), count), np.int64), np.empty((len(units), count))
+    for start in range(0, len(units), _TILE):
+        tile = slice(start, start + _TILE)
+        squared, found = faiss.knn(units[tile], points, count)
+        rank[tile] = first[found]
+        distance[tile] = np.maximum(squared, 0) / 2
+    return Covering(rank, distance)
