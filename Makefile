@@ -33,7 +33,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/sqlfluff lint novelsum_dagster
+	$(BIN)/sqlfluff lint novelsum_dagster dbt_like_sql
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

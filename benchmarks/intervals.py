@@ -30,7 +30,7 @@ def main() -> None:
     paths = sorted(path for pattern in arguments.files for path in glob.glob(pattern))
     sources = [Source(path=str(Path(path).resolve())) for path in paths]
     with embedded_files(sources, Embedding(), 0.01, LogReporter(lambda line: None)) as files:
-        samples = files.samples
+        samples = Samples(files.vectors, files.snapshot.samples(files.root, ["text"])["text"].to_pylist())
     found = _measured(samples, arguments.size, arguments.draws)
     print(f"{arguments.draws} sets of {arguments.size:,} of {len(samples.vectors):,} samples\n")
     print("| measure | mean | spread of the draws | spread told | told / true |\n|---|---|---|---|---|")

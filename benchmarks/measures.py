@@ -71,7 +71,7 @@ def _embed(patterns: list[str], folder: Path) -> None:
     paths = sorted(path for pattern in patterns for path in glob.glob(pattern))
     sources = [Source(path=str(Path(path).resolve())) for path in paths]
     with embedded_files(sources, Embedding(), 0.01, LogReporter(lambda line: print(line, file=sys.stderr))) as files:
-        samples = files.samples
+        samples = Samples(files.vectors, files.snapshot.samples(files.root, ["text"])["text"].to_pylist())
         np.save(folder / "vectors.npy", samples.vectors)
         (folder / "texts.json").write_text(json.dumps(samples.texts))
 

@@ -15,12 +15,14 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from novelsum_dagster.cli_audit import diff, rebuild_lineage, why
+from novelsum_dagster.cli_explore import explore
 from novelsum_dagster.cli_study import study
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.settings import PACKAGED_MODEL, Embedding, NovelSum, Selection, Settings, Source
@@ -132,9 +134,10 @@ def measure(
 ) -> None:
     """Measure the diversity of one or more sets, at equal size: NovelSum and the eleven other measures of the paper.
 
-    Values depend on the number of samples, so larger sets are sampled down to the smallest. Without --reference,
-    density comes from all sets together. Give several values of K, beta or alpha to have NovelSum at every
-    combination, for hardly more time than one.
+    Values depend on the number of samples, so larger sets are sampled down to the smallest. Samples that repeat count
+    as often as they are there. Without --reference, density comes from all sets together.
+
+    Give several values of K, beta or alpha to have NovelSum at every combination, for hardly more time than one.
 
     Example: [bold]novelsum measure subset.jsonl random.jsonl --reference pool.parquet[/]
     """
@@ -162,19 +165,20 @@ def measure(
         if name in samples:
             raise InputError(f"{path}: given twice; name each set once")
         with embedded_files(_sources([path], form), embedding, max_reject_fraction, reporter) as files:
-            _say_rejects(files.snapshot, files.root)
-            samples[name], content[name] = files.samples, files.snapshot.key
-            ids[name] = files.snapshot.samples(files.root, ["id"])["id"].to_pylist()
+            _say_rejects(files.snapshot, files.root, duplicates=False)
+            content[name] = files.snapshot.key
+            samples[name], ids[name] = files.records()
     pool = None
     if reference:
-        with embedded_files(_sources(reference, form), embedding, max_reject_fraction, reporter) as files:
+        with embedded_files(_sources(sorted(reference), form), embedding, max_reject_fraction, reporter) as files:
             _say_rejects(files.snapshot, files.root)
             pool, content["reference"] = files.vectors, files.snapshot.key
     comparison = compare(samples, pool, powers, grid, seed, "cpu" if device == "mps" else device, reporter)
     where = [str(path) for path in reference] if reference else "all sets together"
-    settings = {**powers.model_dump(), "seed": seed, "reference": where, "model": model}
+    settings = {**powers.model_dump(), **asdict(grid), "seed": seed, "reference": where, "model": model}
     if output is not None:
         write_comparison(comparison, ids, settings, content, output)
+        say(f"Tables: {output}")
     if as_json:
         print(json.dumps(comparison_json(comparison, settings, content), indent=2))
         return
@@ -321,6 +325,7 @@ def demo_pool(
 
 app.command()(why)
 app.command()(diff)
+app.command()(explore)
 app.command("rebuild-lineage")(rebuild_lineage)
 
 
@@ -388,10 +393,13 @@ def _refuse_input_as_output(output: Path, pool: list[Path]) -> None:
         raise InputError(f"{output}: is one of the inputs; write to another file")
 
 
-def _say_rejects(snapshot: Any, root: Path) -> None:
+def _say_rejects(snapshot: Any, root: Path, duplicates: bool = True) -> None:
     for file in snapshot.files:
-        if file.rejects or file.duplicates:
-            say(f"{file.file}: {file.rejects:,} bad records and {file.duplicates:,} duplicates left out")
+        left_out = [f"{file.rejects:,} bad records"] if file.rejects or (duplicates and file.duplicates) else []
+        if left_out and duplicates:
+            left_out.append(f"{file.duplicates:,} duplicates")
+        if left_out:
+            say(f"{file.file}: {' and '.join(left_out)} left out")
         if not file.complete:
             say(f"{file.file}: warning: damaged; its end was not read")
     for row in snapshot.table(root, "rejects", ["file", "position", "reason", "detail"]).slice(0, 10).to_pylist():
@@ -510,6 +518,8 @@ def _print_measures(comparison: Any) -> None:
         for key, known in MEASURES.items():
             if key in shown[0].values:
                 label = known.label + ("" if known.higher_is_diverse else " ↓")
+                if key == "novelsum" and len(shown[0].grid) > 1:
+                    label += " (first setting)"
                 table.add_row(label, *(_with_interval(one.values[key]) for one in shown))
         console.print(table)
         _print_grid(shown, console)

@@ -89,10 +89,12 @@ def diff(
 
 def rebuild_lineage(settings: SettingsFile = None) -> None:
     """Make the lineage database anew from what every run wrote beside it; a damaged one is kept aside."""
+    from novelsum_dagster.lineage.models import build
     from novelsum_dagster.workspace import Workspace
 
     store = Workspace(settings_in(settings)).lineage
     runs = store.rebuild()
+    build(store)
     say(f"{runs:,} runs are in {store.path} again")
 
 
@@ -115,6 +117,7 @@ def _print_difference(found: Any) -> None:
 
 def _print_changes(name: str, changes: Sequence[Any]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     if not changes:
@@ -126,7 +129,7 @@ def _print_changes(name: str, changes: Sequence[Any]) -> None:
     for column in ("rank", "id", "source"):
         table.add_column(column)
     for change in changes[:_SHOWN]:
-        table.add_row(f"{change.rank:,}", change.id, change.source)
+        table.add_row(f"{change.rank:,}", change.id, escape(change.source))
     Console().print(table)
     if len(changes) > _SHOWN:
         print(f"and {len(changes) - _SHOWN:,} more (--json has all)")

@@ -9,6 +9,7 @@ from novelsum_dagster.defs.checks import asset_checks
 from novelsum_dagster.defs.embeddings import embeddings
 from novelsum_dagster.defs.handles import HandleIOManager
 from novelsum_dagster.defs.lineage import lineage
+from novelsum_dagster.defs.marts import audit_assets, audit_checks
 from novelsum_dagster.defs.novelty import density, sample_novelty
 from novelsum_dagster.defs.pool import raw_pool
 from novelsum_dagster.defs.reports import novelsum_report
@@ -42,9 +43,10 @@ def build_defs(settings: Settings, reporter: Reporter | None = None) -> dg.Defin
             selection_asset(settings),
             novelsum_report,
             lineage,
+            audit_assets(),
             *(study_assets(settings) if "study" in settings.model_fields_set else ()),
         ],
-        asset_checks=asset_checks(),
+        asset_checks=[*asset_checks(), audit_checks()],
         jobs=[
             dg.define_asset_job(
                 CURATE_JOB,

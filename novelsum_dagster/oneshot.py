@@ -36,10 +36,14 @@ class EmbeddedFiles:
     root: Path
     vectors: NDArray[np.float32]
 
-    @property
-    def samples(self) -> Samples:
-        """The vectors with their texts, as measures take them."""
-        return Samples(self.vectors, self.snapshot.samples(self.root, ["text"])["text"].to_pylist())
+    def records(self) -> tuple[Samples, list[str]]:
+        """Return every record that was read as a sample, one that repeats another too, and their ids."""
+        table = self.snapshot.samples(self.root, ["id", "text"])
+        texts, row_of = table["text"].to_pylist(), {id_: row for row, id_ in enumerate(table["id"].to_pylist())}
+        # A near-duplicate that was dropped has a place, and no row.
+        ids = [id_ for id_ in self.snapshot.table(self.root, "origins", ["id"])["id"].to_pylist() if id_ in row_of]
+        rows = [row_of[id_] for id_ in ids]
+        return Samples(self.vectors[rows], [texts[row] for row in rows]), ids
 
 
 def cache_folder() -> Path:
@@ -142,7 +146,9 @@ def compare(
     Raises:
         ValueError: as `measure_sets` does.
     """
-    pool = np.concatenate([samples.vectors for samples in sets.values()]) if reference is None else reference
+    # By name: k-means starts from samples by their place, and the order of arguments must not change a value.
+    together = [sets[name].vectors for name in sorted(sets)]
+    pool = np.concatenate(together) if reference is None else reference
     others = Measures()
     with reporter.step("preparing"):
         yardstick = Yardstick(pool, settings, others, grid=grid, seed=seed, device=device)

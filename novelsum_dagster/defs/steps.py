@@ -36,9 +36,15 @@ class Step:
 
 
 @contextmanager
-def recorded(context: dg.AssetExecutionContext, workspace: Workspace) -> Iterator[Step]:
-    """Record the step in the lineage; turn a user's mistake into a failure that is not retried."""
-    lineage, name = workspace.lineage, context.asset_key.to_user_string()
+def recorded(context: dg.AssetExecutionContext, workspace: Workspace, name: str | None = None) -> Iterator[Step]:
+    """Record the step in the lineage; turn a user's mistake into a failure that is not retried.
+
+    Args:
+        context: of the asset.
+        workspace: of the curation.
+        name: of a step that makes several assets; default: the asset's.
+    """
+    lineage, name = workspace.lineage, name or context.asset_key.to_user_string()
     hold(workspace.root, context.run.run_id)
     lineage.start_run(context.run.run_id, workspace.settings.model_dump_json())
     attempt = lineage.start_step(context.run.run_id, name)

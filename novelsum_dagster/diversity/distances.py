@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from novelsum_dagster.devices import cuda_or_cpu
 from novelsum_dagster.diversity.measured import Measured
 from novelsum_dagster.diversity.vectors import as_rows, find_rows, unit_rows
 from novelsum_dagster.progress import Progress, no_progress
@@ -34,6 +35,7 @@ def distsum_l2(target: ArrayLike, *, device: str = "cpu", progress: Progress = n
     """
     import torch
 
+    device = cuda_or_cpu(device)
     rows = torch.from_numpy(as_rows(target, "target")).to(device).double()
     # Distances stay, and what cancels in |x|^2 + |y|^2 - 2xy becomes small.
     rows = rows - rows.mean(dim=0)
@@ -115,6 +117,7 @@ def _to_nearest(
     """Return the cosine distance of each unit row, (n, d), to the rank-th nearest of the others: float64, (n,)."""
     import torch
 
+    device = cuda_or_cpu(device)
     points = torch.from_numpy(others).to(device)
     size = len(rows)
     found = np.empty(size)

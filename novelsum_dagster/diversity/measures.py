@@ -293,6 +293,8 @@ def measure_sets(
     notes = [*_size_notes(sets, size, seed), *_word_notes(words, ttr_tokens, measures)]
     if yardstick.cells < measures.partition_clusters:
         notes.append(f"Partition entropy was taken over {yardstick.cells:,} cells: the reference has no more samples.")
+    if measures.inertia_clusters >= size:
+        notes.append(f"Cluster inertia is 0: there are {measures.inertia_clusters:,} clusters for {size:,} samples.")
     measured = []
     for name, samples in sets.items():
         chosen = rows[name]
@@ -351,7 +353,7 @@ def _word_notes(words: Mapping[str, Occurrences], ttr_tokens: int | None, measur
             f"TTR and vocd-D were left out: {poorest} has {words[poorest].tokens:,} words, and they need {VOCD_WORDS}."
         ]
     if ttr_tokens < measures.ttr_tokens:
-        return [f"TTR was taken over {ttr_tokens:,} words, all that the smallest set has."]
+        return [f"TTR was taken over {ttr_tokens:,} words: no set may have fewer."]
     return []
 
 

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
+from novelsum_dagster.devices import cuda_or_cpu
 from novelsum_dagster.diversity.density import DensityIndex, NeighborPolicy, densities
 from novelsum_dagster.diversity.measured import mean_interval
-from novelsum_dagster.diversity.vectors import as_rows, find_rows, unit_rows
+from novelsum_dagster.diversity.vectors import as_rows, distinct_rows, find_rows, unit_rows
 from novelsum_dagster.progress import Progress, no_progress
 
 SelfDistance = Literal["included", "excluded"]
@@ -202,8 +203,10 @@ def density_factors(
     found = densities(
         rows, reference, neighbors=neighbors, neighbor_policy=neighbor_policy, index=index, min_recall=min_recall
     )
-    factors = {(k, beta): found[k].factor(beta) for k, beta in pairs}
-    return factors, found[max(neighbors)].neighbors_used
+    used = found[max(neighbors)].neighbors_used
+    if used == 0 and len(distinct_rows(rows)[0]) > 1:
+        raise ValueError("the reference has one distinct sample, which tells no density; give more, or density_power 0")
+    return {(k, beta): found[k].factor(beta) for k, beta in pairs}, used
 
 
 def novelsum_with_density(
@@ -325,7 +328,7 @@ def _rank_sums(
         device: "cpu", or a torch device.
         progress: called with rows done and n.
     """
-    size = len(units)
+    device, size = cuda_or_cpu(device), len(units)
     group = find_rows(units, units)
     repeated = group if (group != np.arange(size)).any() else None
     job = _Job(units, repeated, weights, columns, without_self)

@@ -5,17 +5,16 @@ was chosen (`explain`).
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from novelsum_dagster.lineage.query import all_rows
+from novelsum_dagster.lineage.query import Connection, all_rows
 from novelsum_dagster.lineage.runs import Run
-
-if TYPE_CHECKING:
-    import duckdb
 
 _MODEL = ("model", "model_revision")
 _CODE = ("package_version", "git_revision")
 _SELECTION = ("strategy", "k", "seed", "density_power", "proximity_power", "options")
+_VECTORS = ("embedding.max_tokens", "embedding.dtype")
+"""Settings that change the vectors, beside the model."""
 _SECTIONS = ("pool", "embedding", "novelsum", "selection")
 
 
@@ -52,7 +51,7 @@ class Difference:
     measures: list[dict[str, Any]]
 
 
-def difference(connection: "duckdb.DuckDBPyConnection", a: Run, b: Run) -> Difference:
+def difference(connection: Connection, a: Run, b: Run) -> Difference:
     """Compare the subsets of two runs.
 
     Args:
@@ -68,8 +67,8 @@ def difference(connection: "duckdb.DuckDBPyConnection", a: Run, b: Run) -> Diffe
     return Difference(
         a=a,
         b=b,
-        entered=tuple(_change(row, "new data: not in the pool before", general) for row in entered),
-        left=tuple(_change(row, _gone(row), general) for row in left),
+        entered=tuple(_change(row, _outside(row, "before"), general) for row in entered),
+        left=tuple(_change(row, _outside(row, "any more"), general) for row in left),
         stayed=_shared(connection, a, b),
         settings=settings,
         same_code=same_code,
@@ -103,7 +102,7 @@ def _general_cause(a: Run, b: Run, settings: dict[str, tuple[Any, Any]], same_mo
     causes = []
     if not same_model:
         causes.append(f"changed model ({a.model} to {b.model})")
-    named = [key for key in settings if key.split(".")[0] in ("selection", "novelsum")]
+    named = [key for key in settings if key.split(".")[0] in ("selection", "novelsum") or key in _VECTORS]
     if named:
         causes.append("changed settings (" + ", ".join(named) + ")")
     if a.snapshot != b.snapshot:
@@ -113,17 +112,19 @@ def _general_cause(a: Run, b: Run, settings: dict[str, tuple[Any, Any]], same_mo
     return "; ".join(causes) or "nothing that is recorded changed"
 
 
-def _gone(row: dict[str, Any]) -> str:
+def _outside(row: dict[str, Any], when: str) -> str:
+    """Say why a sample is not in the other run's pool; `when` is "before" or "any more"."""
     if row["near_duplicate_of"] is not None:
-        return f"a near-duplicate of {row['near_duplicate_of'][:8]} in the new pool"
-    return "removed data: not in the pool any more"
+        pool = "old" if when == "before" else "new"
+        return f"a near-duplicate of {row['near_duplicate_of'][:8]} in the {pool} pool"
+    return f"{'new' if when == 'before' else 'removed'} data: not in the pool {when}"
 
 
 def _change(row: dict[str, Any], outside: str, general: str) -> Change:
     return Change(row["id"], row["source"], row["rank"], general if row["in_other_pool"] else outside)
 
 
-def _only_in(connection: "duckdb.DuckDBPyConnection", run: Run, other: Run) -> list[dict[str, Any]]:
+def _only_in(connection: Connection, run: Run, other: Run) -> list[dict[str, Any]]:
     """Return the picks of a run that the other has not, by rank, and whether they are in the other's pool."""
     dropped = other.settings["pool"]["near_duplicates"]["drop"]
     return all_rows(
@@ -146,7 +147,7 @@ def _only_in(connection: "duckdb.DuckDBPyConnection", run: Run, other: Run) -> l
     )
 
 
-def _shared(connection: "duckdb.DuckDBPyConnection", a: Run, b: Run) -> int:
+def _shared(connection: Connection, a: Run, b: Run) -> int:
     row = connection.execute(
         "SELECT count(*) FROM"
         " (SELECT id FROM picks WHERE selection = ? INTERSECT SELECT id FROM picks WHERE selection = ?)",
@@ -155,7 +156,7 @@ def _shared(connection: "duckdb.DuckDBPyConnection", a: Run, b: Run) -> int:
     return int(row[0]) if row else 0
 
 
-def _measures(connection: "duckdb.DuckDBPyConnection", a: Run, b: Run) -> list[dict[str, Any]]:
+def _measures(connection: Connection, a: Run, b: Run) -> list[dict[str, Any]]:
     return all_rows(
         connection,
         """

@@ -7,26 +7,29 @@ Does not: which run (`runs`), comparing runs (`difference`).
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from novelsum_dagster.diversity.density import density_factor
 from novelsum_dagster.errors import InputError
-from novelsum_dagster.lineage.query import all_rows, one_row
+from novelsum_dagster.lineage.query import Connection, all_rows, one_row
 from novelsum_dagster.lineage.runs import Run
 from novelsum_dagster.pool.fields import COLUMNS
-from novelsum_dagster.selection.trajectory import trajectory
-
-if TYPE_CHECKING:
-    import duckdb
+from novelsum_dagster.selection.trajectory import bounds_at_end, scores_at_end, trajectory
 
 _SNIPPET = 160
 _OFFERED = 5
 _NEAREST = 3
-_ID = re.compile(r"[0-9a-f]{4,}")
-_PLACE = re.compile(r"(?P<file>.+):(?P<line>\d+)")
+_ID = re.compile(r"[0-9a-fA-F]{4,}")
+_PLACE = re.compile(r"(?P<file>.+):(?P<line>\d{1,18})")
+_MOST_PAIRS = 2**24
+"""Distances between samples and picks that are computed for one answer: a few seconds' work at most."""
+_ROUNDING = 1e-6
+"""Scores that differ by less, relatively, may be in either order: the selection keeps distances in float32."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Explanation:
     words: tuple[str, ...]
 
 
-def explain(connection: "duckdb.DuckDBPyConnection", root: Path, run: Run, query: str) -> Explanation:
+def explain(connection: Connection, root: Path, run: Run, query: str) -> Explanation:
     """Return why a sample was chosen in a run, or was not.
 
     Args:
@@ -94,10 +97,10 @@ def explain(connection: "duckdb.DuckDBPyConnection", root: Path, run: Run, query
     return Explanation(run, sample, outcome, facts, (*words, *_came_from(run, sample, places)))
 
 
-def _find(connection: "duckdb.DuckDBPyConnection", run: Run, query: str) -> dict[str, Any]:
+def _find(connection: Connection, run: Run, query: str) -> dict[str, Any]:
     """Return the one sample, or rejected record, that the query means."""
     if _ID.fullmatch(query):
-        found = _samples(connection, run, "starts_with(id, ?)", [query])
+        found = _samples(connection, run, "starts_with(id, ?)", [query.lower()])
         if found:
             return _only(found, query)
     place = _PLACE.fullmatch(query)
@@ -110,7 +113,7 @@ def _find(connection: "duckdb.DuckDBPyConnection", run: Run, query: str) -> dict
         return _only(found, query)
     near = all_rows(
         connection, "SELECT id FROM samples WHERE snapshot = ? ORDER BY levenshtein(left(id, ?), ?), id LIMIT 3",
-        [run.snapshot, len(query), query],
+        [run.snapshot, len(query), query.lower()],
     )  # fmt: skip
     offered = f"; ids like it are {', '.join(row['id'] for row in near)}" if _ID.fullmatch(query) and near else ""
     raise InputError(
@@ -119,9 +122,7 @@ def _find(connection: "duckdb.DuckDBPyConnection", run: Run, query: str) -> dict
     )
 
 
-def _samples(
-    connection: "duckdb.DuckDBPyConnection", run: Run, condition: str, values: list[Any]
-) -> list[dict[str, Any]]:
+def _samples(connection: Connection, run: Run, condition: str, values: list[Any]) -> list[dict[str, Any]]:
     return all_rows(
         connection,
         "SELECT id, source, file, position, line, form, turns, tokens, text FROM samples"
@@ -130,7 +131,7 @@ def _samples(
     )
 
 
-def _at_place(connection: "duckdb.DuckDBPyConnection", run: Run, file: str, line: int) -> list[dict[str, Any]]:
+def _at_place(connection: Connection, run: Run, file: str, line: int) -> list[dict[str, Any]]:
     """Return the sample read from a line (or record, in files without lines) of a file that ends so."""
     where = "snapshot = ? AND (file = ? OR ends_with(file, ?)) AND coalesce(line, position) = ?"
     values = [run.snapshot, file, f"/{file}", line]
@@ -150,18 +151,20 @@ def _only(found: list[dict[str, Any]], query: str) -> dict[str, Any]:
     return found[0]
 
 
-def _measured(connection: "duckdb.DuckDBPyConnection", run: Run, id_: str) -> dict[str, Any]:
+def _measured(connection: Connection, run: Run, id_: str) -> dict[str, Any]:
     density = one_row(
-        connection, "SELECT density_factor FROM density WHERE density = ? AND id = ?", [run.density, id_]
+        connection, "SELECT mean_squared_distance FROM density WHERE density = ? AND id = ?", [run.density, id_]
     )  # fmt: skip
     novelty = one_row(connection, "SELECT novelty FROM novelty WHERE sample_novelty = ? AND id = ?", [run.novelty, id_])
     return {
-        "density_factor": density and density["density_factor"],
+        # The table's own factors have the settings' power; the launchpad may have changed it for the selection.
+        "density_factor": density
+        and float(density_factor(np.array(density["mean_squared_distance"]), run.density_power)),
         "novelty": novelty and novelty["novelty"],
     }
 
 
-def _of_pick(connection: "duckdb.DuckDBPyConnection", run: Run, picked: dict[str, Any]) -> dict[str, Any]:
+def _of_pick(connection: Connection, run: Run, picked: dict[str, Any]) -> dict[str, Any]:
     """Return what there is to say of a pick: its record, the runner-up, the nearest picks before, what it covers."""
     covered = one_row(
         connection,
@@ -192,7 +195,7 @@ def _of_pick(connection: "duckdb.DuckDBPyConnection", run: Run, picked: dict[str
 
 
 def _of_left_out(
-    connection: "duckdb.DuckDBPyConnection", root: Path, run: Run, sample: dict[str, Any], facts: dict[str, Any]
+    connection: Connection, root: Path, run: Run, sample: dict[str, Any], facts: dict[str, Any]
 ) -> dict[str, Any]:
     """Return what there is to say of a sample that was not picked: who stands for it, how near it came, what ruled."""
     covering = one_row(
@@ -215,24 +218,18 @@ def _of_left_out(
         connection, "SELECT score, after_picks, is_exact FROM remaining WHERE selection = ? AND id = ?",
         [run.selection, sample["id"]],
     )  # fmt: skip
-    before = None
-    if remaining and remaining["score"] is not None:
-        before = one_row(
-            connection,
-            "SELECT count(*) AS others FROM remaining WHERE selection = ? AND score > ?"
-            " AND id NOT IN (SELECT id FROM picks WHERE selection = ?)",
-            [run.selection, remaining["score"], run.selection],
-        )
+    ruled_out = _ruled_out(connection, run, sample)
+    scored = _Scored.of(connection, root, run, sample, facts["density_factor"])
     return {
         "covered_by": covered_by,
         "last_known": remaining,
-        "at_most_before_it": before and before["others"],
-        "ruled_out": _ruled_out(connection, run, sample),
-        "closest": _closest(connection, root, run, sample, facts["density_factor"]),
+        "at_most_before_it": None if ruled_out or scored is None else _before(connection, root, run, sample, scored),
+        "ruled_out": ruled_out,
+        "closest": None if scored is None else _closest(scored),
     }
 
 
-def _ruled_out(connection: "duckdb.DuckDBPyConnection", run: Run, sample: dict[str, Any]) -> list[str]:
+def _ruled_out(connection: Connection, run: Run, sample: dict[str, Any]) -> list[str]:
     """Return the limits of the settings that kept a sample out, in words."""
     found = []
     if sample["id"] in run.options.get("must_exclude", ()):
@@ -262,44 +259,118 @@ def _ruled_out(connection: "duckdb.DuckDBPyConnection", run: Run, sample: dict[s
     return found
 
 
-def _closest(
-    connection: "duckdb.DuckDBPyConnection", root: Path, run: Run, sample: dict[str, Any], factor: float | None
-) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class _Scored:
+    """What a sample's scores are computed from: its own vector and factor, and those of the picks in order.
+
+    Attributes:
+        vector, factor: of the sample.
+        picks: float32, (k, d).
+        pick_factors: float64, (k,).
+        winning: float64, (k,), the score of each pick; NaN where it was not picked by score.
+        proximity_power: alpha.
+    """
+
+    vector: NDArray[np.float32]
+    factor: float
+    picks: NDArray[np.float32]
+    pick_factors: NDArray[np.float64]
+    winning: NDArray[np.float64]
+    proximity_power: float
+
+    @staticmethod
+    def of(
+        connection: Connection, root: Path, run: Run, sample: dict[str, Any], factor: float | None
+    ) -> "_Scored | None":
+        """Return it for a sample; None without scores, or with qualities, which are not in the lineage."""
+        path = root / run.folder / "picks_vectors.parquet"
+        if run.strategy != "novelselect" or factor is None or run.options.get("quality") is not None:
+            return None
+        vectors = _vectors(connection, root, run, [sample["id"]])
+        if not vectors or not path.exists():
+            return None
+        picks = all_rows(
+            connection, "SELECT score, density_factor FROM picks WHERE selection = ? ORDER BY rank", [run.selection]
+        )  # fmt: skip
+        try:
+            stored = pq.read_table(path, columns=["vector"], partitioning=None)["vector"].combine_chunks()
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path}: damaged ({error}); delete {path.parent}, and run again") from error
+        return _Scored(
+            vectors[sample["id"]],
+            factor,
+            stored.flatten().to_numpy().reshape(len(stored), -1),
+            _column(picks, "density_factor"),
+            _column(picks, "score"),
+            run.proximity_power,
+        )
+
+
+def _vectors(connection: Connection, root: Path, run: Run, ids: list[str]) -> dict[str, NDArray[np.float32]]:
+    found = connection.execute(
+        "SELECT id, vector FROM read_parquet(?) WHERE id IN (SELECT unnest(?::VARCHAR[]))",
+        [str(root / run.vectors_folder / "*.parquet"), ids],
+    ).fetchnumpy()
+    return dict(zip(found["id"].tolist(), found["vector"], strict=True))
+
+
+def _closest(scored: _Scored) -> dict[str, Any] | None:
     """Return the pick at which a sample's score was the largest part of the one that won; None without scores."""
-    path = root / run.folder / "picks_vectors.parquet"
-    if run.strategy != "novelselect" or factor is None or run.k < 2 or not path.exists():
-        return None
-    vector = one_row(
-        connection, "SELECT vector FROM read_parquet(?) WHERE id = ? LIMIT 1",
-        [str(root / run.vectors_folder / "*.parquet"), sample["id"]],
-    )  # fmt: skip
-    if vector is None:
-        return None
-    picks = all_rows(
-        connection, "SELECT score, density_factor FROM picks WHERE selection = ? ORDER BY rank", [run.selection]
-    )  # fmt: skip
-    stored = pq.read_table(path, columns=["vector"], partitioning=None)["vector"].combine_chunks()
     found = trajectory(
-        np.array(vector["vector"], dtype=np.float32),
-        factor,
-        stored.flatten().to_numpy().reshape(len(stored), -1),
-        _column(picks, "density_factor"),
-        proximity_power=run.proximity_power,
+        scored.vector, scored.factor, scored.picks, scored.pick_factors, proximity_power=scored.proximity_power
     )
-    if run.options.get("quality") is not None:
-        return None  # The scores that won were multiplied by qualities; this one's is not in the lineage.
-    winning = _column(picks, "score")
-    at = found.closest(winning)
+    at = found.closest(scored.winning)
     if at is None:
         return None
-    own = float(found.score[at - 1])
-    return {"rank": at + 1, "score": own, "winning_score": float(winning[at]), "share": own / float(winning[at])}
+    own, won = float(found.score[at - 1]), float(scored.winning[at])
+    return {"rank": at + 1, "score": own, "winning_score": won, "share": own / won}
+
+
+def _before(connection: Connection, root: Path, run: Run, sample: dict[str, Any], scored: _Scored) -> int | None:
+    """Return how many samples may have stood before one at the end, had there been a further pick.
+
+    Exact where the samples that may are few enough to be scored, rounding aside; else a bound. None for a budget, or
+    a quota on a field that is not in the lineage: then limits decide, too.
+    """
+    options = run.options
+    if options.get("token_budget") is not None or any(
+        quota["column"] not in sample for quota in options.get("quotas", ())
+    ):
+        return None
+    others = all_rows(
+        connection,
+        "SELECT remaining.id, remaining.score, remaining.after_picks, density.mean_squared_distance FROM remaining"
+        " INNER JOIN density ON density.id = remaining.id AND density.density = ?"
+        " ANTI JOIN (SELECT id FROM picks WHERE selection = ?) AS chosen ON chosen.id = remaining.id"
+        " WHERE remaining.selection = ? AND remaining.id <> ? AND NOT list_contains(?::VARCHAR[], remaining.id)",
+        [run.density, run.selection, run.selection, sample["id"], list(options.get("must_exclude", ()))],
+    )
+    picks = (scored.picks, scored.pick_factors)
+    own = scores_at_end(
+        scored.vector[None, :], np.array([scored.factor]), *picks, proximity_power=scored.proximity_power
+    )[0]
+    factors = density_factor(_column(others, "mean_squared_distance"), run.density_power)
+    bound = bounds_at_end(
+        _column(others, "score"),
+        np.array([row["after_picks"] for row in others], np.int64),
+        factors,
+        scored.pick_factors,
+        proximity_power=scored.proximity_power,
+    )
+    level = own * (1 - _ROUNDING)
+    near = np.flatnonzero(bound >= level)
+    if len(near) * len(scored.picks) > _MOST_PAIRS or not len(near):
+        return len(near)
+    vectors = _vectors(connection, root, run, [others[row]["id"] for row in near])
+    found = np.stack([vectors[others[row]["id"]] for row in near])
+    scores = scores_at_end(found, factors[near], *picks, proximity_power=scored.proximity_power)
+    return int((scores >= level).sum())
 
 
 def _why_in(run: Run, picked: dict[str, Any], facts: dict[str, Any]) -> list[str]:
     words = [f"Chosen as pick {picked['rank']:,} of {run.k:,} by {run.strategy}."]
     runner_up = facts["runner_up"]
-    if picked["rank"] == 1:
+    if picked["rank"] == 1 and picked["score"] is None:
         words.append(f"The first pick is drawn at random (seed {run.seed}), or given by the settings.")
     elif picked["score"] is None:
         words.append("It was given by the settings, or this strategy scores no candidates.")
@@ -309,6 +380,8 @@ def _why_in(run: Run, picked: dict[str, Any], facts: dict[str, Any]) -> list[str
             f"Its score of {picked['score']:.6g} was the highest; {runner_up['id'][:8]} came second by"
             f" {picked['margin']:.3g} ({later}): {_snippet(runner_up)}"
         )
+    else:
+        words.append(f"Its score was {picked['score']:.6g}; no other sample could be picked.")
     if picked["nearest_pick_id"]:
         words.append(
             f"The nearest sample picked before it is {picked['nearest_pick_id'][:8]} (pick"
@@ -332,7 +405,7 @@ def _why_out(run: Run, sample: dict[str, Any], facts: dict[str, Any]) -> list[st
             f"It came closest at pick {closest['rank']:,}: its score of {closest['score']:.6g} was"
             f" {closest['share']:.2%} of the {closest['winning_score']:.6g} that won."
         )
-        if closest["share"] < 1:
+        if closest["share"] < 1 and not facts["ruled_out"]:
             words.append(
                 f"With a quality of its own over {1 / closest['share']:.4f} times that of the others"
                 " (selection.quality) it would have been picked there."

@@ -4,19 +4,26 @@ Belongs here: that, with values by parameters. Does not: any query.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import duckdb
+from typing import Any, Protocol
 
 
-def all_rows(connection: "duckdb.DuckDBPyConnection", query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
+class Connection(Protocol):
+    """What is needed of a DuckDB connection; only `store` makes one."""
+
+    def execute(self, query: str, parameters: Any = ...) -> Any: ...
+
+    def sql(self, query: str, *, params: Any = ...) -> Any: ...
+
+    def register(self, view_name: str, python_object: object) -> Any: ...
+
+
+def all_rows(connection: Connection, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
     """Return all rows of a query, each by column."""
     found = connection.execute(query, list(values))
     names = [column[0] for column in found.description or ()]
     return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
 
 
-def one_row(connection: "duckdb.DuckDBPyConnection", query: str, values: Sequence[Any] = ()) -> dict[str, Any] | None:
+def one_row(connection: Connection, query: str, values: Sequence[Any] = ()) -> dict[str, Any] | None:
     """Return the first row of a query by column; None where there is none."""
     return next(iter(all_rows(connection, query, values)), None)

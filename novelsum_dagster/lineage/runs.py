@@ -7,13 +7,10 @@ runs (`difference`).
 import json
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from novelsum_dagster.errors import InputError
-from novelsum_dagster.lineage.query import all_rows
-
-if TYPE_CHECKING:
-    import duckdb
+from novelsum_dagster.lineage.query import Connection, all_rows, one_row
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ _RUN = """
 """
 
 
-def find_run(connection: "duckdb.DuckDBPyConnection", name: str | None) -> Run:
+def find_run(connection: Connection, name: str | None) -> Run:
     """Return a run that ended with a subset.
 
     Args:
@@ -75,7 +72,9 @@ def find_run(connection: "duckdb.DuckDBPyConnection", name: str | None) -> Run:
     if name is None:
         found = all_rows(connection, f"{_RUN} ORDER BY runs.started_at DESC LIMIT 1", [])
         if not found:
-            raise InputError("no run has ended with a subset yet: novelsum run")
+            last = one_row(connection, "SELECT run_id FROM runs ORDER BY started_at DESC LIMIT 1")
+            ended = f"; run {last['run_id']} has none: {_ending(connection, last['run_id'])}" if last else ""
+            raise InputError(f"no run has ended with a subset yet{ended}. Run the pipeline: novelsum run")
         return _run(found[0])
     known = connection.execute(
         "SELECT run_id FROM runs WHERE starts_with(run_id, ?) ORDER BY started_at DESC", [name]
@@ -92,7 +91,7 @@ def find_run(connection: "duckdb.DuckDBPyConnection", name: str | None) -> Run:
     return _run(found[0])
 
 
-def run_before(connection: "duckdb.DuckDBPyConnection", run: Run) -> Run | None:
+def run_before(connection: Connection, run: Run) -> Run | None:
     """Return the run with a subset that began last before another."""
     found = all_rows(
         connection, f"{_RUN} WHERE runs.started_at < ? ORDER BY runs.started_at DESC LIMIT 1", [run.started_at]
@@ -100,15 +99,21 @@ def run_before(connection: "duckdb.DuckDBPyConnection", run: Run) -> Run | None:
     return _run(found[0]) if found else None
 
 
-def _ending(connection: "duckdb.DuckDBPyConnection", run_id: str) -> str:
+def _ending(connection: Connection, run_id: str) -> str:
     """Say in words how a run without a subset ended."""
-    failed = connection.execute(
-        "SELECT step, error FROM steps WHERE run_id = ? AND status = 'failed' ORDER BY started_at DESC LIMIT 1",
-        [run_id],
-    ).fetchone()
-    if failed:
-        return f"its step {failed[0]} failed: {failed[1]}"
-    running = connection.execute("SELECT step FROM steps WHERE run_id = ? AND status = 'running'", [run_id]).fetchone()
+    # Of a step that was tried again the last attempt counts.
+    last = {
+        row["step"]: row
+        for row in all_rows(
+            connection,
+            "SELECT step, status, error FROM steps WHERE run_id = ? ORDER BY started_at, attempt",
+            [run_id],
+        )
+    }
+    for row in reversed(last.values()):
+        if row["status"] == "failed":
+            return f"its step {row['step']} failed: {row['error']}"
+    running = [row["step"] for row in last.values() if row["status"] == "running"]
     return f"its step {running[0]} is running, or was killed" if running else "it did not come to the end"
 
 

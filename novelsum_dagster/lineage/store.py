@@ -12,7 +12,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.resources import files
@@ -97,28 +97,35 @@ class LineageStore:
         if not self.path.exists():
             raise InputError(f"{self.path}: no lineage yet; run the pipeline first (novelsum run)")
         connection = _connect(self.path, read_only=True)
-        if _version(connection, self.path) < _VERSION:
-            connection.close()
-            with self.writing():
-                pass
-            connection = _connect(self.path, read_only=True)
         try:
+            if _version(connection, self.path) < _VERSION:
+                connection.close()
+                with self.writing():
+                    pass
+                connection = _connect(self.path, read_only=True)
             yield connection
-        except (duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException) as error:
-            raise InputError(f"{error}; a damaged file is made again by the next run, once it is deleted") from error
+        except duckdb.Error as error:
+            damage = _damage(error, self.path, self.path)
+            if damage is None:
+                raise
+            raise damage from error
         finally:
             connection.close()
 
     @contextmanager
-    def writing(self) -> "Iterator[duckdb.DuckDBPyConnection]":
+    def writing(self, anew: bool = False) -> "Iterator[duckdb.DuckDBPyConnection]":
         """Open one write transaction; it takes effect as a whole when the block ends without an error.
 
         A database of an earlier version is kept beside the new one, as `lineage.duckdb.v1`.
 
+        Args:
+            anew: start from an empty database; what was there is kept as `lineage.duckdb.old`.
+
         Raises:
-            InputError: where another process writes for over a minute, or the database is damaged or from a newer
-                version.
+            InputError: where another process writes for over a minute, the database is damaged or from a newer
+                version, or a file behind a view is damaged.
         """
+        import duckdb
         from filelock import FileLock, Timeout
 
         self._root.mkdir(parents=True, exist_ok=True)
@@ -132,29 +139,37 @@ class LineageStore:
         try:
             with replacing(self.path) as copy:
                 copy.unlink()
-                if self.path.exists():
+                if self.path.exists() and not anew:
                     shutil.copyfile(self.path, copy)
-                connection = _connect(copy, read_only=False)
                 try:
-                    self._keep_earlier(_version(connection, self.path))
-                    connection.begin()
-                    connection.execute(files(__package__).joinpath("schema.sql").read_text())
-                    connection.execute("DELETE FROM schema_version")
-                    connection.execute("INSERT INTO schema_version VALUES (?)", [_VERSION])
-                    yield connection
-                    self._refresh_views(connection)
-                    connection.commit()
-                finally:
-                    connection.close()
+                    with closing(_connect(copy, read_only=False, shown=self.path)) as connection:
+                        self._keep_earlier(_version(connection, self.path))
+                        connection.begin()
+                        connection.execute(files(__package__).joinpath("schema.sql").read_text())
+                        connection.execute("DELETE FROM schema_version")
+                        connection.execute("INSERT INTO schema_version VALUES (?)", [_VERSION])
+                        yield connection
+                        self._refresh_views(connection)
+                        connection.commit()
+                except duckdb.Error as error:
+                    damage = _damage(error, copy, self.path)
+                    if damage is None:
+                        raise
+                    raise damage from error
+                if anew and self.path.exists():
+                    self._keep(f"{FILE_NAME}.old")
         finally:
             lock.release()
 
     def _keep_earlier(self, version: int) -> None:
         """Copy a database of an earlier version aside before it is changed."""
-        kept = self.path.with_name(f"{FILE_NAME}.v{version}")
-        if version < _VERSION and self.path.exists() and not kept.exists():
-            with replacing(kept) as copy:
-                shutil.copyfile(self.path, copy)
+        name = f"{FILE_NAME}.v{version}"
+        if version < _VERSION and self.path.exists() and not self.path.with_name(name).exists():
+            self._keep(name)
+
+    def _keep(self, name: str) -> None:
+        with replacing(self.path.with_name(name)) as copy:
+            shutil.copyfile(self.path, copy)
 
     def keep_run(self, run_id: str, outputs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         """Write a run's rows, and beside the database a file from which `rebuild` makes them again.
@@ -166,15 +181,13 @@ class LineageStore:
         with self.writing() as connection:
             for table, rows in outputs.items():
                 insert(connection, table, rows)
-            own = {table: _rows_of(connection, table, run_id) for table in ("runs", "steps")}
-        # The step that calls this has not ended yet.
-        own["steps"] = [row for row in own["steps"] if row["status"] != "running"]
-        write_json({**own, **outputs}, self._root / "runs" / f"{run_id}.json")
+            own = _ended(connection, run_id)
+        write_json({**own, **outputs}, self._run_file(run_id))
 
     def rebuild(self) -> int:
         """Make the database anew from what every run wrote beside it; return the number of runs.
 
-        A database that is there, damaged or not, is kept as `lineage.duckdb.old`.
+        A database that is there, damaged or not, is kept as `lineage.duckdb.old`; it stays where it is if this fails.
 
         Raises:
             InputError: where no run wrote anything, or such a file is damaged.
@@ -182,16 +195,9 @@ class LineageStore:
         found = sorted(self._root.glob(RUN_FILES))
         if not found:
             raise InputError(f"{self._root / 'runs'}: has no record of a run; there is nothing to rebuild from")
-        if self.path.exists():
-            self.path.replace(self.path.with_name(f"{FILE_NAME}.old"))
-        with self.writing() as connection:
+        with self.writing(anew=True) as connection:
             for path in found:
-                try:
-                    tables: dict[str, list[dict[str, Any]]] = read_json(path)
-                except ValueError as error:
-                    raise InputError(f"{path}: damaged ({error}); move it away, and rebuild without that run") from None
-                for table, rows in tables.items():
-                    insert(connection, table, rows)
+                _put_back(connection, path)
         return len(found)
 
     def start_run(self, run_id: str, settings: str) -> None:
@@ -227,6 +233,16 @@ class LineageStore:
                 " WHERE run_id = ? AND step = ? AND attempt = ?",
                 [_now(), "failed" if error else "done", output, error, run_id, step, attempt],
             )
+            own = _ended(connection, run_id)
+        path = self._run_file(run_id)
+        outputs: dict[str, Any] = {}
+        if path.exists():
+            with suppress(ValueError):  # A damaged file is written anew.
+                outputs = read_json(path)
+        write_json({**outputs, **own}, path)
+
+    def _run_file(self, run_id: str) -> Path:
+        return self._root / "runs" / f"{run_id}.json"
 
     def open_steps(self, run_id: str) -> list[tuple[str, int]]:
         """Return the steps of a run that began and did not end, with their attempts."""
@@ -262,16 +278,63 @@ def insert(connection: "duckdb.DuckDBPyConnection", table: str, rows: Sequence[M
     )
 
 
-def _connect(path: Path, read_only: bool) -> "duckdb.DuckDBPyConnection":
+def _connect(path: Path, read_only: bool, shown: Path | None = None) -> "duckdb.DuckDBPyConnection":
+    """Open a database; `shown` is the path that an error names."""
     import duckdb
 
     try:
         return duckdb.connect(str(path), read_only=read_only)
     except duckdb.Error as error:
-        raise InputError(
-            f"{path}: cannot be opened as a DuckDB database ({error}); if it is damaged, move it away: the next run"
-            " writes a new one, and the Parquet files beside it are untouched"
-        ) from error
+        raise _damaged_database(error, path, shown or path) from error
+
+
+def _damage(error: "duckdb.Error", opened: Path, shown: Path) -> InputError | None:
+    """Return what to say of an error that a damaged file raises; None for any other.
+
+    Args:
+        error: of DuckDB.
+        opened: the database, under the path that it was opened by.
+        shown: the path of the database that people know.
+    """
+    import duckdb
+
+    # Where a Parquet file's header is damaged DuckDB raises its most general error.
+    kinds = (duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException)
+    if not isinstance(error, kinds) and type(error) is not duckdb.Error:
+        return None
+    if str(opened) in str(error):
+        return _damaged_database(error, opened, shown)
+    return InputError(f"{error}; a damaged file is made again by the next run, once it is deleted")
+
+
+def _damaged_database(error: Exception, opened: Path, shown: Path) -> InputError:
+    return InputError(
+        f"{shown}: cannot be opened as a DuckDB database ({str(error).replace(str(opened), str(shown))}); if it is"
+        " damaged, novelsum rebuild-lineage makes it again. Or move it away: the next run writes a new one. The"
+        " Parquet files beside it are untouched"
+    )
+
+
+def _put_back(connection: "duckdb.DuckDBPyConnection", path: Path) -> None:
+    """Insert the rows that a run wrote into its file.
+
+    Raises:
+        InputError: where the file is damaged.
+    """
+    import duckdb
+
+    try:
+        tables: dict[str, list[dict[str, Any]]] = read_json(path)
+        for table, rows in tables.items():
+            insert(connection, table, rows)
+    except (ValueError, TypeError, AttributeError, KeyError, duckdb.Error) as error:
+        raise InputError(f"{path}: damaged ({error}); move it away, and rebuild without that run") from error
+
+
+def _ended(connection: "duckdb.DuckDBPyConnection", run_id: str) -> dict[str, list[dict[str, Any]]]:
+    """Return a run's own row and those of its steps that have ended, by table."""
+    own = {table: _rows_of(connection, table, run_id) for table in ("runs", "steps")}
+    return {**own, "steps": [row for row in own["steps"] if row["status"] != "running"]}
 
 
 def _rows_of(connection: "duckdb.DuckDBPyConnection", table: str, run_id: str) -> list[dict[str, Any]]:

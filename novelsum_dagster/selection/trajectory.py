@@ -1,6 +1,7 @@
 """How near one sample came to being picked by NovelSelect: its score after every pick, beside the score that won.
 
-Belongs here: that sample's scores, exactly, without those of the others. Does not: its place among all (`exact`).
+Belongs here: that sample's scores, exactly, without those of the others; bounds of the others' from what a selection
+left behind. Does not: every sample's place among all (`exact`).
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 
 from novelsum_dagster.diversity.novelsum import rank_weights
 from novelsum_dagster.diversity.vectors import unit_rows
+
+_TILE_VALUES = 2**22
+"""Distances held at a time: 32 MiB of float64."""
 
 
 @dataclass(frozen=True)
@@ -64,3 +68,68 @@ def trajectory(
         ascending = np.insert(ascending, np.searchsorted(ascending, distance), distance)
         score[made] = quality * (ascending @ weights[: made + 1])
     return Trajectory(score)
+
+
+def bounds_at_end(
+    score: NDArray[np.float64],
+    after_picks: NDArray[np.int64],
+    factors: NDArray[np.float64],
+    pick_factors: NDArray[np.float64],
+    *,
+    proximity_power: float = 1.0,
+) -> NDArray[np.float64]:
+    """Return upper bounds of samples' scores after all picks, float64, (n,), from what held after some of them.
+
+    A pick raises a score by `r^-alpha D` at most, where r is the pick's rank; no cosine distance is over 2.
+
+    Args:
+        score: float64, (n,), exact or upper bounds, of quality 1; NaN where nothing is known.
+        after_picks: int64, (n,), how many picks had been made then.
+        factors: float64, (n,), the samples' density factors.
+        pick_factors: float64, (k,), those of the picks in order.
+        proximity_power: alpha, default 1.0.
+    """
+    weights = rank_weights(len(pick_factors), proximity_power)
+    known = ~np.isnan(score)
+    seen = np.where(known, after_picks, 0)
+    later_w, later_g = (
+        sums[-1] - sums[seen] for sums in (_sums(weights), _sums(weights * np.asarray(pick_factors, np.float64)))
+    )
+    return np.asarray(np.where(known, score, 0.0) + 2 * (factors * later_w + later_g))
+
+
+def scores_at_end(
+    vectors: NDArray[np.float32],
+    factors: NDArray[np.float64],
+    picks: NDArray[np.float32],
+    pick_factors: NDArray[np.float64],
+    *,
+    proximity_power: float = 1.0,
+) -> NDArray[np.float64]:
+    """Return the scores of samples after all picks, float64, (n,), as `trajectory` does for one.
+
+    Args:
+        vectors: float32, (n, d), of the samples.
+        factors: float64, (n,), their density factors.
+        picks: float32, (k, d), vectors of the picks in order.
+        pick_factors: float64, (k,), their density factors.
+        proximity_power: alpha, default 1.0.
+
+    Raises:
+        ValueError: for a vector of zeros.
+    """
+    units = unit_rows(np.ascontiguousarray(vectors, dtype=np.float32), "samples").astype(np.float64)
+    chosen = unit_rows(np.ascontiguousarray(picks, dtype=np.float32), "picks").astype(np.float64)
+    weights = rank_weights(len(chosen), proximity_power)
+    scores = np.empty(len(units))
+    tile = max(1, _TILE_VALUES // len(chosen))
+    for start in range(0, len(units), tile):
+        part = slice(start, start + tile)
+        distances = (1 - units[part] @ chosen.T) * (factors[part, None] + pick_factors)
+        distances.sort(axis=1)
+        scores[part] = distances @ weights
+    return scores
+
+
+def _sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.concatenate([[0.0], np.cumsum(values)])

@@ -6,6 +6,7 @@ Does not: the coefficients (`correlation`), pictures (`scatter`), the sets (`set
 
 import csv
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,8 +105,8 @@ def joined(measured: Mapping[str, StudyMeasures], performance: Mapping[str, floa
 def read_scatter(path: Path) -> Outcome:
     """Correlate figures that a CSV file already has: strategy, performance, and a column a measure.
 
-    A column `set` names the sets; without it they are numbered. Other columns are taken as measures, by the names of
-    `MEASURES` or any other; higher is taken as more diverse, but for facility_location.
+    A column `set` names the sets; without it they are numbered. Other columns are taken as measures, by the names or
+    labels of `MEASURES` or any other; higher is taken as more diverse, but for facility_location.
 
     Raises:
         InputError: for a file that cannot be read, lacks a column, or has a value that is no number; names the line.
@@ -116,7 +117,7 @@ def read_scatter(path: Path) -> Outcome:
         raise InputError(f"{path}: has no column beside strategy and performance; add a measure, as novelsum")
     if "" in names:
         raise InputError(f"{path}: has a column without a name; name it, or leave it out")
-    values = {name: np.array([_number(path, line, row, name) for line, row in rows]) for name in names}
+    values = {_key(name): np.array([_number(path, line, row, name) for line, row in rows]) for name in names}
     achieved = np.array([_number(path, line, row, "performance") for line, row in rows])
     strategies = [row["strategy"] for _, row in rows]
     columns = {
@@ -128,6 +129,12 @@ def read_scatter(path: Path) -> Outcome:
     return Outcome(
         pa.table(columns), correlations(values, achieved, strategies, LOWER_IS_DIVERSE), [], f"column of {path.name}"
     )
+
+
+def _key(name: str) -> str:
+    """Return the key of the measure that a column means, however it is written; other names stay."""
+    words = re.sub("[^a-z0-9]+", "_", name.strip().lower())
+    return words if words in MEASURES else name
 
 
 def read_performance(path: Path, sets: Sequence[str]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import dagster as dg
 
 from novelsum_dagster.definitions import build_defs
+from novelsum_dagster.lineage.models import models
 from novelsum_dagster.quality.suites import SUITES
 from novelsum_dagster.settings import Settings, Study
 
@@ -35,7 +36,7 @@ def test_loading_definitions_imports_nothing_heavy() -> None:
 
 def test_every_asset_is_described() -> None:
     specs = list(build_defs(Settings(study=Study())).resolve_all_asset_specs())
-    assert len(specs) == 12
+    assert len(specs) == 12 + len(models())
     for spec in specs:
         assert spec.description and spec.group_name and spec.owners and spec.kinds and spec.code_version
 
@@ -64,7 +65,9 @@ def test_the_graph_is_the_pipeline() -> None:
 def test_every_suite_is_a_check_and_wrong_data_blocks() -> None:
     graph = build_defs(Settings()).resolve_asset_graph()
     found = {(key.asset_key.to_user_string(), key.name): graph.get_check_spec(key) for key in graph.asset_check_keys}
-    assert set(found) == {(suite.step, suite.name) for suite in SUITES}
+    tests = {(test.model, test.name) for model in models() for test in model.tests}
+    assert set(found) == {(suite.step, suite.name) for suite in SUITES} | tests
+    assert not any(found[test].blocking for test in tests)
     for suite in SUITES:
         assert found[suite.step, suite.name].blocking == suite.blocking
     assert any(suite.blocking for suite in SUITES) and not all(suite.blocking for suite in SUITES)

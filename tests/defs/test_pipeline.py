@@ -12,8 +12,10 @@ from novelsum_dagster.diversity import novelsum, vendi_score
 from novelsum_dagster.diversity.measures import MEASURES
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
 from novelsum_dagster.files import file_hash
+from novelsum_dagster.lineage.models import models
 from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.pool.snapshot import PoolSnapshot
+from novelsum_dagster.quality.suites import SUITES
 from novelsum_dagster.report.novelsum_report import NovelSumReport
 from novelsum_dagster.selection import novelselect
 from novelsum_dagster.selection.subset import Subset
@@ -45,9 +47,9 @@ def _versions(curation: Curation) -> dict[str, str | None]:
 def test_every_asset_and_check_runs(result: dg.ExecuteInProcessResult) -> None:
     assert result.success
     made = {event.asset_key.to_user_string() for event in result.get_asset_materialization_events() if event.asset_key}
-    assert made == set(ASSETS)
+    assert made == {*ASSETS, *(model.name for model in models())}
     checks = result.get_asset_check_evaluations()
-    assert len(checks) == 15
+    assert len(checks) == len(SUITES) + sum(len(model.tests) for model in models())
     assert [check.check_name for check in checks if not check.passed and check.blocking] == []
 
 
@@ -93,7 +95,7 @@ def test_the_subset_is_written_in_its_original_form(curation: Curation, result: 
 
 def test_the_lineage_knows_the_run(curation: Curation, result: dg.ExecuteInProcessResult) -> None:
     counts = {
-        "runs": 1, "steps": 7, "snapshots": 1, "source_files": 2, "embeddings": 1, "densities": 1, "novelties": 1,
+        "runs": 1, "steps": 8, "snapshots": 1, "source_files": 2, "embeddings": 1, "densities": 1, "novelties": 1,
         "selections": 1, "set_measures": 25, "run_outputs": 1, "samples": 100, "origins": 101, "rejects": 1,
         "density": 100, "novelty": 100, "picks": 20,
     }  # fmt: skip

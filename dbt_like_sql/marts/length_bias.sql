@@ -1,0 +1,66 @@
+-- A measure of length in a finished run: median and mean in the pool and in the subset, and their ratios.
+-- A ratio over 1 means that the selection prefers longer samples.
+CREATE OR REPLACE TABLE length_bias AS
+WITH lengths AS (
+    SELECT
+        snapshot,
+        id,
+        in_pool,
+        'tokens' AS unit,
+        tokens AS length
+    FROM pool_samples
+    UNION ALL
+    SELECT
+        snapshot,
+        id,
+        in_pool,
+        'turns' AS unit,
+        turns AS length
+    FROM pool_samples
+    UNION ALL
+    SELECT
+        snapshot,
+        id,
+        in_pool,
+        'characters' AS unit,
+        characters AS length
+    FROM pool_samples
+),
+
+in_pools AS (
+    SELECT
+        snapshot,
+        unit,
+        median(length) AS pool_median,
+        avg(length) AS pool_mean
+    FROM lengths
+    WHERE in_pool
+    GROUP BY snapshot, unit
+),
+
+in_subsets AS (
+    SELECT
+        pick.selection,
+        lengths.unit,
+        median(lengths.length) AS subset_median,
+        avg(lengths.length) AS subset_mean
+    FROM picked_samples AS pick
+    INNER JOIN stg_selections AS selection ON pick.selection = selection.selection
+    INNER JOIN lengths ON selection.snapshot = lengths.snapshot AND pick.id = lengths.id
+    GROUP BY pick.selection, lengths.unit
+)
+
+SELECT
+    run.run_id,
+    run.started_at,
+    in_pools.unit,
+    in_pools.pool_median,
+    in_subsets.subset_median,
+    in_subsets.subset_median / nullif(in_pools.pool_median, 0) AS median_ratio,
+    in_pools.pool_mean,
+    in_subsets.subset_mean,
+    in_subsets.subset_mean / nullif(in_pools.pool_mean, 0) AS mean_ratio
+FROM stg_run_outputs AS run
+INNER JOIN in_pools ON run.snapshot = in_pools.snapshot
+INNER JOIN in_subsets ON run.selection = in_subsets.selection AND in_pools.unit = in_subsets.unit
+ORDER BY run.started_at, run.run_id, in_pools.unit;

@@ -1,0 +1,19 @@
+-- A distinct sample of a snapshot, and whether it is in the pool: near-duplicates may be dropped.
+CREATE OR REPLACE VIEW pool_samples AS
+SELECT
+    sample.snapshot,
+    sample.id,
+    sample.source,
+    sample.file,
+    sample.position,
+    sample.line,
+    sample.turns,
+    sample.characters,
+    sample.tokens,
+    near_duplicate.partner_id AS near_duplicate_of,
+    near_duplicate.similarity AS near_duplicate_score,
+    near_duplicate.id IS NULL OR NOT snapshot.near_duplicates_dropped AS in_pool
+FROM stg_samples AS sample
+INNER JOIN stg_snapshots AS snapshot ON sample.snapshot = snapshot.snapshot
+LEFT JOIN stg_near_duplicates AS near_duplicate
+    ON sample.snapshot = near_duplicate.snapshot AND sample.id = near_duplicate.id;

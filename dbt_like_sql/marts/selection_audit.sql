@@ -1,0 +1,136 @@
+-- A sample of a finished run: whether it was picked, and the reason in words.
+-- `score` of a sample that was not picked is an upper bound unless `score_is_exact`. Give run_id as a constant: only
+-- then does DuckDB read the Parquet files of that run alone. Ids are cut to 8 digits in `reason` only.
+CREATE OR REPLACE VIEW selection_audit AS
+WITH folded AS (
+    SELECT
+        snapshot,
+        id,
+        count(*) AS duplicates_folded
+    FROM stg_origins
+    WHERE NOT is_first
+    GROUP BY snapshot, id
+),
+
+joined AS (
+    SELECT
+        run.run_id,
+        run.snapshot,
+        run.selection,
+        sample.id,
+        sample.source,
+        sample.file,
+        sample.position,
+        sample.line,
+        sample.turns,
+        sample.tokens,
+        sample.in_pool,
+        sample.near_duplicate_of,
+        sample.near_duplicate_score,
+        pick.rank,
+        pick.margin,
+        pick.runner_up_id,
+        pick.nearest_pick_id,
+        pick.nearest_distance,
+        pick.quality,
+        density.density_factor,
+        novelty.novelty,
+        selection.strategy,
+        winner.score AS winning_score,
+        pick.id IS NOT NULL AS picked,
+        coalesce(pick.times_picked, 0) AS times_picked,
+        coalesce(pick.score, remaining.score) AS score,
+        CASE
+            WHEN coalesce(pick.score, remaining.score) IS NULL THEN NULL
+            WHEN pick.id IS NOT NULL THEN TRUE
+            ELSE remaining.is_exact
+        END AS score_is_exact,
+        coalesce(pick.rank - 1, remaining.after_picks) AS after_picks,
+        coalesce(folded.duplicates_folded, 0) AS duplicates_folded
+    FROM stg_run_outputs AS run
+    INNER JOIN stg_selections AS selection ON run.selection = selection.selection
+    INNER JOIN pool_samples AS sample ON run.snapshot = sample.snapshot
+    LEFT JOIN picked_samples AS pick ON run.selection = pick.selection AND sample.id = pick.id
+    LEFT JOIN stg_remaining AS remaining ON run.selection = remaining.selection AND sample.id = remaining.id
+    LEFT JOIN stg_picks AS winner
+        ON run.selection = winner.selection AND remaining.after_picks + 1 = winner.rank
+    LEFT JOIN stg_density AS density ON run.density = density.density AND sample.id = density.id
+    LEFT JOIN stg_novelty AS novelty ON run.novelty_key = novelty.novelty_key AND sample.id = novelty.id
+    LEFT JOIN folded ON run.snapshot = folded.snapshot AND sample.id = folded.id
+),
+
+worded AS (
+    SELECT
+        *,
+        CASE
+            WHEN rank % 100 BETWEEN 11 AND 13 THEN 'th'
+            WHEN rank % 10 = 1 THEN 'st'
+            WHEN rank % 10 = 2 THEN 'nd'
+            WHEN rank % 10 = 3 THEN 'rd'
+            ELSE 'th'
+        END AS ordinal,
+        CASE
+            WHEN margin IS NOT NULL
+                THEN concat('; ', left(runner_up_id, 8), ' came second by ', format('{:.3g}', margin))
+            WHEN score IS NOT NULL THEN concat(' with a score of ', format('{:.5g}', score))
+            ELSE concat('; no score of it is recorded (', strategy, ')')
+        END AS how_it_won,
+        CASE WHEN times_picked > 1 THEN concat('; picked ', times_picked, ' times in all') END AS repeated,
+        CASE WHEN score_is_exact THEN '' ELSE 'at most ' END || format('{:.5g}', score) AS score_in_words,
+        CASE WHEN winning_score IS NOT NULL THEN concat('; ', format('{:.5g}', winning_score), ' won') END AS who_won,
+        CASE WHEN score_is_exact AND score > winning_score THEN ', as the limits left this one out' END AS ruled_out
+    FROM joined
+)
+
+SELECT
+    run_id,
+    snapshot,
+    selection,
+    id,
+    source,
+    file,
+    position,
+    line,
+    turns,
+    tokens,
+    in_pool,
+    picked,
+    rank,
+    times_picked,
+    score,
+    score_is_exact,
+    after_picks,
+    margin,
+    runner_up_id,
+    nearest_pick_id,
+    nearest_distance,
+    density_factor,
+    novelty,
+    quality,
+    duplicates_folded,
+    near_duplicate_of,
+    near_duplicate_score,
+    CASE
+        WHEN picked
+            THEN concat('picked ', rank, ordinal, how_it_won, repeated)
+        WHEN NOT in_pool
+            THEN concat(
+                'left out: near-duplicate (',
+                format('{:.2f}', near_duplicate_score),
+                ') of ',
+                left(near_duplicate_of, 8)
+            )
+        WHEN score IS NULL AND after_picks IS NULL
+            THEN concat('not picked; no score of it is recorded (', strategy, ')')
+        WHEN score IS NULL
+            THEN 'not picked: never scored, as the limits of the selection leave it out'
+        ELSE concat(
+            'not picked: its score after ',
+            after_picks,
+            CASE WHEN after_picks = 1 THEN ' pick was ' ELSE ' picks was ' END,
+            score_in_words,
+            who_won,
+            ruled_out
+        )
+    END AS reason
+FROM worded;

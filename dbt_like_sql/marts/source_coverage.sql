@@ -1,0 +1,74 @@
+-- A source in a finished run: its samples and its share of them in the pool and in the subset.
+-- A sample that is picked several times counts once in `subset_samples`. Shares of a pool or subset whose files are
+-- gone are empty.
+CREATE OR REPLACE TABLE source_coverage AS
+WITH sources AS (
+    SELECT DISTINCT
+        snapshot,
+        source
+    FROM stg_source_files
+),
+
+in_pools AS (
+    SELECT
+        snapshot,
+        source,
+        count(*) AS pool_samples,
+        sum(tokens)::BIGINT AS pool_tokens
+    FROM pool_samples
+    WHERE in_pool
+    GROUP BY snapshot, source
+),
+
+in_subsets AS (
+    SELECT
+        pick.selection,
+        sample.source,
+        count(*) AS subset_samples,
+        sum(sample.tokens)::BIGINT AS subset_tokens
+    FROM picked_samples AS pick
+    INNER JOIN stg_selections AS selection ON pick.selection = selection.selection
+    INNER JOIN stg_samples AS sample ON selection.snapshot = sample.snapshot AND pick.id = sample.id
+    GROUP BY pick.selection, sample.source
+),
+
+counted AS (
+    SELECT
+        run.run_id,
+        run.started_at,
+        run.snapshot,
+        run.selection,
+        sources.source,
+        coalesce(in_pools.pool_samples, 0) AS pool_samples,
+        coalesce(in_pools.pool_tokens, 0) AS pool_tokens,
+        coalesce(in_subsets.subset_samples, 0) AS subset_samples,
+        coalesce(in_subsets.subset_tokens, 0) AS subset_tokens
+    FROM stg_run_outputs AS run
+    INNER JOIN sources ON run.snapshot = sources.snapshot
+    LEFT JOIN in_pools ON sources.snapshot = in_pools.snapshot AND sources.source = in_pools.source
+    LEFT JOIN in_subsets ON run.selection = in_subsets.selection AND sources.source = in_subsets.source
+),
+
+shared AS (
+    SELECT
+        *,
+        pool_samples / nullif(sum(pool_samples) OVER (PARTITION BY run_id), 0) AS pool_share,
+        subset_samples / nullif(sum(subset_samples) OVER (PARTITION BY run_id), 0) AS subset_share
+    FROM counted
+)
+
+SELECT
+    run_id,
+    started_at,
+    snapshot,
+    selection,
+    source,
+    pool_samples,
+    pool_tokens,
+    pool_share,
+    subset_samples,
+    subset_tokens,
+    subset_share,
+    subset_share / nullif(pool_share, 0) AS share_ratio
+FROM shared
+ORDER BY started_at, run_id, source;

@@ -1,0 +1,12 @@
+-- A pool as it was read, with its counts: read = kept + duplicates + rejects.
+CREATE OR REPLACE VIEW stg_snapshots AS
+SELECT
+    snapshot,
+    folder,
+    read AS records_read,
+    kept AS pool_samples,
+    duplicates,
+    rejects,
+    near_duplicates,
+    near_duplicates_dropped
+FROM snapshots;

@@ -1,0 +1,94 @@
+"""The command `novelsum explore`: the local page over the lineage, and the pool as a file for embedding-atlas.
+
+Belongs here: arguments, and streamlit's process. Does not: the page and the file (`explore`).
+"""
+
+import os
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from novelsum_dagster.errors import InputError
+from novelsum_dagster.explore import RUN_VARIABLE
+from novelsum_dagster.terminal import SettingsFile, say, settings_in
+
+
+def explore(
+    settings: SettingsFile = None,
+    run: Annotated[
+        str | None, typer.Option("--run", "-r", help="Run, or the beginning of its id. Default: the newest.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8501,
+    export: Annotated[
+        Path | None,
+        typer.Option(help="Write the run's pool for embedding-atlas to this .parquet file, and open no page."),
+    ] = None,
+) -> None:
+    """Open a page on http://127.0.0.1:8501 that shows which samples were chosen, and why.
+
+    It has the map of pool and subset, every sample's text and the reason for its outcome, the tables of the audit, and
+    what changed between two runs. It asks nothing of any other host.
+
+    Example: [bold]novelsum explore[/], [bold]novelsum explore --export pool.parquet[/]
+    """
+    chosen = settings_in(settings)
+    if export is not None:
+        _export(chosen.storage_path, run, export)
+        return
+    # The newest run is found by the page, which also says so where there is none.
+    os.environ.pop(RUN_VARIABLE, None)
+    if run is not None:
+        os.environ[RUN_VARIABLE] = _run_id(chosen.storage_path, run)
+    # Here, because `cli` imports this module.
+    from novelsum_dagster.cli import _run_group
+
+    say(f"The explorer: http://127.0.0.1:{port} (Ctrl-C ends it)")
+    raise typer.Exit(_run_group(streamlit_command(port)))
+
+
+def streamlit_command(port: int) -> list[str]:
+    """Return the command that serves the page, to this machine alone."""
+    options = {
+        "server.address": "127.0.0.1",
+        "server.port": str(port),
+        "server.allowedHosts": "127.0.0.1",
+        "server.headless": "true",
+        "server.showEmailPrompt": "false",
+        "server.fileWatcherType": "none",
+        "server.enableAgentApi": "false",
+        "browser.serverAddress": "127.0.0.1",
+        "browser.gatherUsageStats": "false",
+        "runner.magicEnabled": "false",
+        "client.toolbarMode": "minimal",
+        "client.showErrorDetails": "none",
+        "client.showErrorLinks": "false",
+        "logger.hideWelcomeMessage": "true",
+        "theme.base": "light",
+    }
+    given = [f"--{name}={value}" for name, value in options.items()]
+    page = str(files(__package__).joinpath("explore", "page.py"))
+    return [sys.executable, "-W", "ignore", "-m", "streamlit", "run", page, *given]
+
+
+def _run_id(root: Path, run: str) -> str:
+    from novelsum_dagster.lineage.runs import find_run
+    from novelsum_dagster.lineage.store import LineageStore
+
+    with LineageStore(root).reading() as connection:
+        return find_run(connection, run).run_id
+
+
+def _export(root: Path, run: str | None, path: Path) -> None:
+    from novelsum_dagster.explore.atlas import export
+    from novelsum_dagster.lineage.runs import find_run
+    from novelsum_dagster.lineage.store import LineageStore
+
+    if path.suffix != ".parquet":
+        raise InputError(f"--export: {path} must end in .parquet")
+    with LineageStore(root).reading() as connection:
+        count = export(connection, root, find_run(connection, run), path)
+    say(f"{count:,} samples written to {path}")
+    say(f"embedding-atlas {path} --x x --y y --text text --neighbors neighbors")

@@ -1,0 +1,159 @@
+"""The tables of the audit that the explorer shows, each from one model in the lineage database.
+
+Belongs here: their queries, by parameters, and what a reader must know of each. Does not: the models (`dbt_like_sql`),
+the page.
+"""
+
+import io
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+
+from novelsum_dagster.errors import InputError
+from novelsum_dagster.lineage.query import Connection, all_rows
+from novelsum_dagster.lineage.runs import Run
+
+MISSES = 1_000
+"""Samples that the table of near misses has at most."""
+
+
+@dataclass(frozen=True)
+class AuditTable:
+    """One table.
+
+    Attributes:
+        model: the table or view that it reads; there may be none in a database of an earlier version.
+        query: what it reads; its one parameter is what `of` names.
+        of: the key of the run that limits it; None reads all runs.
+        about: one sentence for its reader.
+    """
+
+    model: str
+    query: str
+    of: Literal["run_id", "snapshot", "selection"] | None
+    about: str
+
+
+TABLES = {
+    "picks": AuditTable(
+        "picks",
+        "SELECT rank, id, source, tokens, turns, score, margin, runner_up_id, nearest_distance, nearest_pick_id,"
+        " nearest_pick_rank, density_factor, quality, file, line FROM picks WHERE selection = ? ORDER BY rank",
+        "selection",
+        "Every pick, in pick order. Score: what it won with; margin: by how much, over the runner-up; nearest"
+        " distance: cosine distance to the nearest sample picked before it.",
+    ),
+    "near misses": AuditTable(
+        "selection_audit",
+        "SELECT id, source, tokens, turns, score, score_is_exact, after_picks, density_factor, novelty, reason"
+        " FROM selection_audit WHERE run_id = ? AND NOT picked AND score IS NOT NULL"
+        f" ORDER BY score DESC, id LIMIT {MISSES}",
+        "run_id",
+        f"Samples left out with the highest known scores, {MISSES:,} at most. Where a score is not exact, it is an"
+        " upper bound from an earlier pick.",
+    ),
+    "sources": AuditTable(
+        "source_coverage",
+        "SELECT source, pool_samples, pool_share, subset_samples, subset_share, share_ratio, pool_tokens,"
+        " subset_tokens FROM source_coverage WHERE run_id = ? ORDER BY pool_samples DESC, source",
+        "run_id",
+        "Each source's share of the pool and of the subset. A ratio over 1: the selection prefers this source.",
+    ),
+    "lengths": AuditTable(
+        "length_bias",
+        "SELECT unit, pool_median, subset_median, median_ratio, pool_mean, subset_mean, mean_ratio"
+        " FROM length_bias WHERE run_id = ? ORDER BY unit",
+        "run_id",
+        "Length and turns in the pool and in the subset. A ratio over 1: the selection prefers longer samples.",
+    ),
+    "rejects": AuditTable(
+        "rejects_by_reason",
+        "SELECT source, reason, rejects, records_read, share_of_read, example_file, example_line, example_position,"
+        " example_detail FROM rejects_by_reason WHERE snapshot = ? ORDER BY rejects DESC, source, reason",
+        "snapshot",
+        "Records that could not be read as samples, by source and reason, with one example each.",
+    ),
+    "near-duplicates": AuditTable(
+        "near_duplicate_groups",
+        "SELECT first_id, size, lowest_score, highest_score, first_source, others_dropped,"
+        " array_to_string(sources_of_others, ', ') AS sources_of_others, first_file, first_position"
+        " FROM near_duplicate_groups WHERE snapshot = ? ORDER BY size DESC, first_id",
+        "snapshot",
+        "Groups of samples that resemble each other (MinHash), largest first. Scores are Jaccard similarities.",
+    ),
+    "measures": AuditTable(
+        "measure_drift",
+        "SELECT run_id, started_at, set_name, measure, set_size, measured, low, high, change, relative_change,"
+        " previous_set_size FROM measure_drift ORDER BY started_at DESC, run_id, measure, set_name",
+        None,
+        "Every measure in every run, newest first, and its change since the run before. Measures depend on the size"
+        " of the set: compare equal sizes.",
+    ),
+    "runs": AuditTable(
+        "run_costs",
+        "SELECT run_id, started_at, run_finished, max(pool_samples) AS pool_samples, sum(seconds) AS seconds,"
+        " sum(attempts)::BIGINT AS attempts, sum(failed_attempts)::BIGINT AS failed_attempts,"
+        " max(bytes)::BIGINT AS bytes_of_vectors FROM run_costs"
+        " GROUP BY run_id, started_at, run_finished ORDER BY started_at DESC",
+        None,
+        "What each run took, newest first, those that failed included.",
+    ),
+    "steps": AuditTable(
+        "run_costs",
+        "SELECT step, status, seconds, attempts, failed_attempts, bytes, step_started_at"
+        " FROM run_costs WHERE run_id = ? ORDER BY step_started_at",
+        "run_id",
+        "The steps of the chosen run. A step whose output was there already takes next to no time.",
+    ),
+}
+
+
+def read_table(connection: Connection, name: str, run: Run) -> pa.Table | None:
+    """Return one of `TABLES` for a run; None where the database has no such model.
+
+    Args:
+        connection: to the lineage, for reading.
+        name: key of `TABLES`.
+        run: the chosen run.
+
+    Raises:
+        InputError: where another version built the model, with other columns.
+    """
+    import duckdb
+
+    table = TABLES[name]
+    known = all_rows(
+        connection,
+        "SELECT name FROM (SELECT table_name AS name FROM duckdb_tables() UNION ALL SELECT view_name"
+        " FROM duckdb_views()) WHERE name = ?",
+        [table.model],
+    )
+    if not known:
+        return None
+    try:
+        found: Any = connection.sql(table.query, params=[getattr(run, table.of)] if table.of else [])
+        return found.to_arrow_table()
+    except duckdb.BinderException as error:
+        raise InputError(
+            f"the model {table.model} was built by another version of novelsum; the next run builds it again"
+        ) from error
+
+
+def finished_runs(connection: Connection) -> list[dict[str, Any]]:
+    """Return the runs that ended with a subset, newest first: run_id, started_at, strategy, k."""
+    return all_rows(
+        connection,
+        "SELECT runs.run_id, runs.started_at, selections.strategy, selections.k FROM run_outputs AS outputs"
+        " INNER JOIN runs ON runs.run_id = outputs.run_id"
+        " INNER JOIN selections ON selections.selection = outputs.selection"
+        " ORDER BY runs.started_at DESC, runs.run_id",
+    )
+
+
+def as_csv(table: pa.Table) -> bytes:
+    """Return a table as CSV."""
+    buffer = io.BytesIO()
+    pa_csv.write_csv(table, buffer)
+    return buffer.getvalue()

@@ -1,0 +1,494 @@
+"""The explorer's page: a streamlit script, started by `novelsum explore`.
+
+Belongs here: what stands where, what a click does, what is kept between reruns. Does not: the data (`pool_map`,
+`audit_tables`, `lineage`), the figures (`map_figure`).
+
+Texts, names of sources and messages come from data: they are shown by elements that read neither HTML nor markdown
+(st.text, st.code, st.dataframe), or after `_plain`.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb  # noqa: TID253 - This module is only loaded by streamlit.
+import pyarrow as pa
+import streamlit as st  # noqa: TID253 - As above.
+
+from novelsum_dagster.explore import RUN_VARIABLE
+from novelsum_dagster.explore.audit_tables import TABLES, as_csv, finished_runs, read_table
+from novelsum_dagster.explore.map_figure import Colour, drift_figure, map_figure, shares_figure
+from novelsum_dagster.explore.pool_map import DRAWN, HITS, PoolMap, fitting, load_map, search, thinned
+from novelsum_dagster.lineage.difference import Difference, difference
+from novelsum_dagster.lineage.explain import Explanation, explain
+from novelsum_dagster.lineage.runs import Run, find_run
+from novelsum_dagster.lineage.store import LineageStore
+from novelsum_dagster.settings import load_settings, settings_path
+
+# No docstrings below names here: streamlit may show them on the page.
+_DAMAGE = (ValueError, OSError, duckdb.Error, pa.ArrowException)
+_VIEWS = (
+    "Map",
+    "Picks",
+    "Near misses",
+    "Sources",
+    "Lengths",
+    "Rejects",
+    "Near-duplicates",
+    "Measures",
+    "Runs",
+    "Compare",
+)
+_HINT = (
+    "This lineage has no table for this yet: the models of the audit are built at the end of a run. The next"
+    " `novelsum run` makes them."
+)
+_STYLE = """<style>
+    .stMainBlockContainer, .block-container {padding: 1.2rem 2rem 1rem}
+    .stAppHeader {height: 0; min-height: 0}
+    [data-testid="stSidebar"] {min-width: 340px}
+    [data-testid="stSidebarHeader"] {height: 1.5rem; padding: 0.4rem}
+    [data-testid="stMetricValue"] {font-size: 1.3rem}
+    [data-testid="stText"] {white-space: pre-wrap; overflow-wrap: anywhere}
+</style>"""
+_SHARES = ("pool_share", "subset_share", "share_of_read", "relative_change")
+_RATIOS = ("share_ratio", "median_ratio", "mean_ratio")
+# Ids are cut in tables, whole in the CSV and where they are copied.
+_NARROW = ("id", "first_id", "run_id", "runner_up_id", "nearest_pick_id", "file", "first_file", "example_file")
+_MARKDOWN = re.compile(r"([!-/:-@\[-`{-~])")
+
+# Storage folder, time of the lineage's last change, run: what the page keeps is kept by these.
+_Key = tuple[str, int, str]
+
+
+def main() -> None:
+    """Draw the page."""
+    st.set_page_config(page_title="novelsum explore", layout="wide", initial_sidebar_state="expanded")
+    st.html(_STYLE)
+    with _damage_told():
+        key = _chosen_run()
+        run = _run(key)
+        filters = _filters(key)
+        _header(key, run)
+        view = st.segmented_control("View", _VIEWS, default="Map", key="view", label_visibility="collapsed") or "Map"
+        st.session_state.sample = st.session_state.get("sample")
+        _views()[view](key, filters)
+
+
+def _views() -> dict[str, Callable[[_Key, dict[str, Any]], None]]:
+    return {
+        "Map": _map_view,
+        "Picks": lambda key, _: _table_with_sample(key, "picks", "id"),
+        "Near misses": lambda key, _: _table_with_sample(key, "near misses", "id"),
+        "Sources": lambda key, _: _sources_view(key),
+        "Lengths": lambda key, _: _table(key, "lengths"),
+        "Rejects": lambda key, _: _table(key, "rejects"),
+        "Near-duplicates": lambda key, _: _table_with_sample(key, "near-duplicates", "first_id"),
+        "Measures": lambda key, _: _measures_view(key),
+        "Runs": lambda key, _: _runs_view(key),
+        "Compare": lambda key, _: _compare_view(key),
+    }
+
+
+@contextmanager
+def _damage_told() -> Iterator[None]:
+    """Show what is missing or damaged as a sentence; streamlit's own exceptions pass."""
+    try:
+        yield
+    except _DAMAGE as error:
+        st.error(_plain(str(error)))
+
+
+def _plain(text: str) -> str:
+    """Escape what markdown would read."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+
+
+# What is read, and kept by the lineage's state and the run.
+
+
+def _store() -> LineageStore:
+    return LineageStore(load_settings(settings_path()).storage_path)
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def _runs(root: str, changed: int) -> list[dict[str, Any]]:
+    with LineageStore(Path(root)).reading() as connection:
+        return finished_runs(connection)
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _run(key: _Key) -> Run:
+    with LineageStore(Path(key[0])).reading() as connection:
+        return find_run(connection, key[2])
+
+
+# A resource, because data would be copied at every rerun, and nothing here changes a map.
+@st.cache_resource(max_entries=2, show_spinner="Reading the map…")
+def _map(key: _Key) -> PoolMap:
+    with LineageStore(Path(key[0])).reading() as connection:
+        return load_map(connection, Path(key[0]), find_run(connection, key[2]))
+
+
+@st.cache_data(max_entries=64, show_spinner="Reading the table…")
+def _read(key: _Key, name: str) -> pa.Table | None:
+    with LineageStore(Path(key[0])).reading() as connection:
+        return read_table(connection, name, find_run(connection, key[2]))
+
+
+@st.cache_data(max_entries=256, show_spinner="Asking the lineage…")
+def _explained(key: _Key, sample: str) -> Explanation:
+    with LineageStore(Path(key[0])).reading() as connection:
+        return explain(connection, Path(key[0]), find_run(connection, key[2]), sample)
+
+
+@st.cache_data(max_entries=64, show_spinner="Searching…")
+def _hits(key: _Key, query: str) -> list[dict[str, Any]]:
+    with LineageStore(Path(key[0])).reading() as connection:
+        return search(connection, find_run(connection, key[2]), query)
+
+
+@st.cache_data(max_entries=16, show_spinner="Comparing…")
+def _compared(key: _Key, a: str, b: str) -> Difference:
+    with LineageStore(Path(key[0])).reading() as connection:
+        return difference(connection, find_run(connection, a), find_run(connection, b))
+
+
+# The frame of the page.
+
+
+def _chosen_run() -> _Key:
+    """Let a run be chosen; raises InputError where there is no lineage."""
+    store = _store()
+    root = str(store.path.parent)
+    with st.sidebar:
+        st.subheader("novelsum explore")
+        changed = store.path.stat().st_mtime_ns if store.path.exists() else 0
+        runs = _runs(root, changed)
+        if not runs:
+            raise ValueError(f"{store.path}: no run has ended with a subset yet; run the pipeline first (novelsum run)")
+        labels = {run["run_id"]: _run_label(run) for run in runs}
+        first = os.environ.get(RUN_VARIABLE, "")
+        index = list(labels).index(first) if first in labels else 0
+        chosen = st.selectbox("Run", list(labels), index=index, format_func=labels.__getitem__, key="run")
+    if chosen != st.session_state.get("shown_run"):
+        st.session_state.update(shown_run=chosen, sample=None, found=None)
+    return root, changed, chosen
+
+
+def _run_label(run: dict[str, Any]) -> str:
+    return f"{run['run_id'][:8]} · {run['started_at']:%Y-%m-%d %H:%M} · {run['strategy']} k={run['k']:,}"
+
+
+def _filters(key: _Key) -> dict[str, Any]:
+    """Draw the filters of the map; where the run has no map, there are none."""
+    try:
+        of = _map(key)
+    except _DAMAGE:  # The view of the map tells it; the tables are there all the same.
+        return {}
+    least, most = int(of.tokens.min(initial=0)), int(of.tokens.max(initial=0))
+    with st.sidebar:
+        st.caption("Filters of the map")
+        sources = st.multiselect("Sources", of.sources, placeholder="all sources", key="sources")
+        picked = st.radio("Samples", ["all", "picked", "not picked"], horizontal=True, key="picked")
+        low, high = st.columns(2)
+        # Keys by run, because another run's pool has other bounds.
+        from_ = low.number_input("Tokens from", least, most, least, step=10, key=f"from {key[2]}")
+        to = high.number_input("to", least, most, most, step=10, key=f"to {key[2]}")
+        colour = st.radio("Colour shows", ["picked or not", "source"], horizontal=True, key="colour")
+        amounts = {DRAWN: f"at most {DRAWN:,} of the pool", 4 * DRAWN: f"at most {4 * DRAWN:,}", None: "all"}
+        amount = st.selectbox("Points drawn, besides all picks", list(amounts), format_func=amounts.__getitem__)
+    return {"sources": tuple(sources), "picked": picked, "tokens": (from_, to), "colour": colour, "most": amount}
+
+
+def _header(key: _Key, run: Run) -> None:
+    places = st.columns([1.6, 1, 1, 1.2, 1.2, 2], vertical_alignment="bottom")
+    places[0].metric("Run", run.short)
+    places[1].metric("Picks", f"{run.k:,}")
+    places[2].metric("Seed", run.seed)
+    places[3].metric("Strategy", _plain(run.strategy))
+    places[4].metric("Snapshot", run.snapshot[:8])
+    places[5].metric("Model", _plain(run.model.rsplit("/", 1)[-1]))
+
+
+# The map, and the sample that was chosen on it.
+
+
+def _map_view(key: _Key, filters: dict[str, Any]) -> None:
+    left, right = st.columns([3, 2], gap="medium")
+    # The search comes first, because the map has a ring around what it finds.
+    with right:
+        _search(key)
+    with left:
+        _draw_map(key, filters)
+    with right:
+        _sample(key)
+
+
+def _draw_map(key: _Key, filters: dict[str, Any]) -> None:
+    of = _map(key)
+    mask = fitting(of, filters["sources"], filters["picked"], filters["tokens"])
+    rows = thinned(mask, of.rank, filters["most"])
+    fit, picks = int(mask.sum()), int((mask & (of.rank > 0)).sum())
+    figure, curves = _figure(key, of, filters, st.session_state.get("found"))
+    st.session_state.curves = curves
+    words = f"{fit:,} of {len(mask):,} samples fit the filters, {picks:,} of them picked."
+    if len(rows) < fit:
+        words += f" {len(rows):,} are drawn: all picks, and a random part of the others."
+    st.caption(words + " Drag to move, wheel to zoom, click a point for its text.")
+    if not len(rows):
+        st.info("No sample fits the filters.")
+        return
+    st.plotly_chart(
+        figure,
+        theme=None,
+        key="map",
+        on_select=_point_chosen,
+        selection_mode="points",
+        alt="Map of the pool's samples on its first two principal components; picks are diamonds",
+        config={"scrollZoom": True, "displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "toImage"]},
+    )
+
+
+# A resource for the same reason as the map. The ring of a sample looked up is part of the figure.
+@st.cache_resource(max_entries=4, show_spinner="Drawing the map…")
+def _figure(key: _Key, _of: PoolMap, filters: dict[str, Any], found: str | None) -> tuple[Any, list[Any]]:
+    mask = fitting(_of, filters["sources"], filters["picked"], filters["tokens"])
+    rows = thinned(mask, _of.rank, filters["most"])
+    colour: Colour = filters["colour"]
+    return map_figure(_of, rows, colour, _of.row_of(found) if found else None)
+
+
+def _point_chosen() -> None:
+    points = st.session_state.map["selection"]["points"]
+    if points:
+        row = int(st.session_state.curves[points[0]["curve_number"]][points[0]["point_index"]])
+        key = st.session_state.key
+        st.session_state.sample = _map(key).ids[row].as_py()
+
+
+def _search(key: _Key) -> None:
+    st.session_state.key = key
+    query = st.text_input("Search", placeholder="beginning of an id, or words of the text", key="query").strip()
+    if not query:
+        return
+    hits = _hits(key, query)
+    if not hits:
+        st.caption("No sample's id begins so, and no text has it.")
+        return
+    st.caption(f"{len(hits):,} found" if len(hits) <= HITS else f"The first {HITS:,}, picks first. Click a row.")
+    st.session_state.hits = [hit["id"] for hit in hits[:HITS]]
+    columns = {name: [hit[name] for hit in hits[:HITS]] for name in ("rank", "source", "tokens", "text", "id")}
+    st.dataframe(
+        pa.table(columns),
+        key=f"hits {query}",
+        on_select=lambda: _row_chosen(f"hits {query}", st.session_state.hits),
+        selection_mode="single-row",
+        hide_index=True,
+        height=min(3 + 36 * (len(hits) + 1), 216),
+        column_config={
+            "rank": st.column_config.NumberColumn("pick", width=60),
+            "tokens": st.column_config.NumberColumn(width=60),
+        },
+    )
+    if len(hits) == 1 and st.session_state.get("answered") != query:
+        _look_up(hits[0]["id"])
+    st.session_state.answered = query
+
+
+def _row_chosen(widget: str, ids: list[str]) -> None:
+    rows = st.session_state[widget]["selection"]["rows"]
+    if rows:
+        _look_up(ids[rows[0]])
+
+
+def _look_up(id_: str) -> None:
+    """Show a sample that was not chosen on the map, and draw a ring around it there."""
+    st.session_state.update(sample=id_, found=id_)
+
+
+def _sample(key: _Key) -> None:
+    """Show the chosen sample: its text, and why it was picked or was not."""
+    id_ = st.session_state.get("sample")
+    if id_ is None:
+        st.info("Click a point of the map, or search, to see a sample's text and why it was chosen or was not.")
+        return
+    found = _explained(key, id_)
+    heads = {"chosen": "Picked", "left out": "Not picked", "near-duplicate": "Dropped as a near-duplicate"}
+    shade = {"chosen": "blue", "left out": "gray"}.get(found.outcome, "orange")
+    head = st.container(horizontal=True, vertical_alignment="center")
+    head.badge(heads.get(found.outcome, "Rejected"), color=shade)  # type: ignore[arg-type]
+    head.text(f"{id_[:16]} · {found.sample['source']} · {found.sample['tokens']:,} tokens")
+    text = found.sample["text"]
+    lines = sum(1 + len(line) // 45 for line in text.split("\n"))
+    st.code(text, language=None, wrap_lines=True, height=250 if lines > 9 else "content")
+    st.markdown("**Why**")
+    st.text("\n".join(f"• {sentence}" for sentence in found.words))
+    _relatives(found)
+
+
+def _relatives(found: Explanation) -> None:
+    """Offer the samples that the words name."""
+    facts, named = found.facts, {}
+    runner_up, partner = facts.get("runner_up"), facts.get("near_duplicate")
+    if runner_up:
+        named[runner_up["id"]] = "runner-up"
+    if facts.get("nearest_pick_id"):
+        named[facts["nearest_pick_id"]] = "nearest earlier pick"
+    for one in facts.get("covered_by", ()):
+        named.setdefault(one["id"], f"pick {one['rank']:,}")
+    for one in (facts.get("covers") or {}).get("examples", ()):
+        named.setdefault(one["id"], "stood for")
+    if partner:
+        named.setdefault(partner["partner_id"], "near-duplicate")
+    if named:
+        row = st.container(horizontal=True)
+        for id_, what in named.items():
+            row.button(f"{what} {id_[:8]}", key=f"go {id_}", on_click=_look_up, args=(id_,), type="tertiary")
+
+
+# The tables.
+
+
+def _table(key: _Key, name: str, **how: Any) -> pa.Table | None:
+    """Show one table with what it says and a download; return it, or None where there is none."""
+    st.caption(TABLES[name].about)
+    table = _read(key, name)
+    if table is None:
+        st.info(_HINT)
+        return None
+    if not len(table):
+        st.info("There are none.")
+        return table
+    _rows(table, f"{name.replace(' ', '-')}-{key[2][:8]}", **how)
+    return table
+
+
+def _rows(table: pa.Table, name: str, **how: Any) -> None:
+    st.dataframe(table, hide_index=True, column_config=_columns(table), key=name, **how)
+    label, file, key = f"CSV ({len(table):,})", f"{name}.csv", f"csv {name}"
+    icon = ":material/download:"
+    st.download_button(label, as_csv(table), file, "text/csv", key, on_click="ignore", type="tertiary", icon=icon)
+
+
+def _columns(table: pa.Table) -> dict[str, Any]:
+    configured: dict[str, Any] = {}
+    for field in table.schema:
+        label = field.name.replace("_", " ")
+        if field.name in _NARROW:
+            configured[field.name] = st.column_config.Column(label, width=95)
+        elif field.name in _SHARES:
+            configured[field.name] = st.column_config.NumberColumn(label, format="percent")
+        elif field.name in _RATIOS:
+            configured[field.name] = st.column_config.NumberColumn(label, format="%.2f")
+        elif pa.types.is_timestamp(field.type):
+            configured[field.name] = st.column_config.DatetimeColumn(
+                f"{label} (UTC)", format="YYYY-MM-DD HH:mm", timezone="UTC"
+            )
+        elif pa.types.is_floating(field.type):
+            configured[field.name] = st.column_config.NumberColumn(label, format="%.5g")
+        elif pa.types.is_integer(field.type):
+            configured[field.name] = st.column_config.NumberColumn(label, format="localized")
+        else:
+            configured[field.name] = st.column_config.Column(label)
+    return configured
+
+
+def _table_with_sample(key: _Key, name: str, column: str) -> None:
+    """Show a table whose rows are samples, and beside it the sample of the chosen row."""
+    left, right = st.columns([3, 2], gap="medium")
+    widget = f"{name.replace(' ', '-')}-{key[2][:8]}"
+    with left:
+        table = _read(key, name)
+        ids = table[column].to_pylist() if table is not None else []
+        _table(
+            key, name, on_select=lambda: _row_chosen(widget, ids), selection_mode="single-row", height=620
+        )  # fmt: skip
+    with right:
+        if ids:
+            _sample(key)
+
+
+def _sources_view(key: _Key) -> None:
+    table = _table(key, "sources")
+    if table is not None and len(table):
+        st.plotly_chart(shares_figure(table), theme=None, key="shares", config={"displayModeBar": False})
+
+
+def _measures_view(key: _Key) -> None:
+    table = _read(key, "measures")
+    if table is not None and len(table):
+        known = sorted(set(table["measure"].to_pylist()), key=lambda name: (name != "novelsum", name))
+        measure = st.selectbox("Measure", known, key="measure", width=300)
+        st.plotly_chart(drift_figure(table, measure), theme=None, key="drift", config={"displayModeBar": False})
+    _table(key, "measures")
+
+
+def _runs_view(key: _Key) -> None:
+    _table(key, "runs")
+    _table(key, "steps")
+
+
+# Two runs.
+
+
+def _compare_view(key: _Key) -> None:
+    runs = {run["run_id"]: _run_label(run) for run in _runs(key[0], key[1])}
+    ids = list(runs)
+    if len(ids) < 2:
+        st.info("There is one run with a subset; comparing takes two.")
+        return
+    left, right = st.columns(2)
+    before = min(ids.index(key[2]) + 1, len(ids) - 1)
+    a = left.selectbox("Run A", ids, index=before, format_func=runs.__getitem__)
+    b = right.selectbox("Run B, against A", ids, index=ids.index(key[2]), format_func=runs.__getitem__)
+    if a == b:
+        st.info("Choose two different runs.")
+        return
+    found = _compared(key, a, b)
+    places = st.columns(5)
+    counts = {"Entered": len(found.entered), "Left": len(found.left), "Stayed": found.stayed}
+    for place, (label, count) in zip(places, counts.items(), strict=False):
+        place.metric(label, f"{count:,}")
+    places[3].metric("Code", "same" if found.same_code else "changed")
+    places[4].metric("Model", "same" if found.same_model else "changed")
+    _changes(found)
+
+
+def _changes(found: Difference) -> None:
+    pair = f"{found.a.short}-{found.b.short}"
+    left, right = st.columns(2)
+    with left:
+        st.markdown("**Causes**")
+        changes = [("entered", one) for one in found.entered] + [("left", one) for one in found.left]
+        causes = Counter((change, one.cause) for change, one in changes).most_common()
+        _listed(f"causes-{pair}", [{"change": key[0], "samples": count, "cause": key[1]} for key, count in causes])
+    with right:
+        st.markdown("**Settings that differ**")
+        rows = [{"setting": key, "A": str(a), "B": str(b)} for key, (a, b) in found.settings.items()]
+        _listed(f"settings-{pair}", rows)
+    st.markdown("**Samples that entered or left**")
+    samples = [
+        {"change": change, "rank": one.rank, "id": one.id, "source": one.source, "cause": one.cause}
+        for change, one in changes
+    ]
+    _listed(f"changes-{pair}", samples)
+    st.markdown("**Measures**")
+    if any(row["size_a"] != row["size_b"] for row in found.measures):
+        st.caption("The sets have other sizes: the measures depend on it, and do not compare.")
+    _listed(f"measures-{pair}", found.measures)
+
+
+def _listed(name: str, rows: list[dict[str, Any]]) -> None:
+    if rows:
+        _rows(pa.Table.from_pylist(rows), name)
+    else:
+        st.caption("None.")
+
+
+if __name__ == "__main__":  # As streamlit runs it.
+    main()

@@ -1,0 +1,694 @@
+"""`novelsum why`, `diff` and `rebuild-lineage` after real runs, compared with what Python finds in the files."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+
+from novelsum_dagster.cli import main
+from novelsum_dagster.embedding.store import load_vectors
+from novelsum_dagster.lineage.store import LineageStore
+from novelsum_dagster.pool.forms import turns_of
+from novelsum_dagster.pool.samples import sample_id
+from novelsum_dagster.selection.exact import standing
+from novelsum_dagster.selection.novelselect import novelselect
+from tests.pools import pairs, write_jsonl, write_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+SQL = "'; DROP TABLE runs; --"
+SOURCE = f"it's {SQL} [/b]"
+NEAR = " ".join(f"word{number}" for number in range(120))
+
+
+@dataclass
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass
+class Audited:
+    """Some runs over one storage folder, by name."""
+
+    folder: Path
+    runs: dict[str, str]
+    codes: dict[str, int]
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "curated"
+
+    def ask(self, *arguments: str) -> Done:
+        """Call the command line in this process, as a terminal would."""
+        return _called(self.folder, *arguments)
+
+    def why(self, sample: str, run: str = "base") -> dict[str, Any]:
+        """Return the JSON answer, once it agrees with the words."""
+        done = self.ask("why", sample, "--run", self.runs[run], "--json")
+        assert done.code == 0, done.err
+        found: dict[str, Any] = json.loads(done.out)
+        words = self.ask("why", sample, "--run", self.runs[run])
+        assert words.code == 0
+        assert words.out.endswith("\n".join(found["words"]) + "\n")
+        assert found["run"] == self.runs[run]
+        return found
+
+    def diff(self, a: str, b: str) -> dict[str, Any]:
+        done = self.ask("diff", self.runs[a], self.runs[b], "--json")
+        assert done.code == 0, done.err
+        found: dict[str, Any] = json.loads(done.out)
+        return found
+
+    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        with LineageStore(self.root).reading() as connection:
+            return connection.execute(query, list(values)).fetchall()
+
+    def selection(self, run: str) -> Path:
+        [(folder,)] = self.rows(
+            "SELECT folder FROM selections JOIN run_outputs USING (selection) WHERE run_id = ?", self.runs[run]
+        )
+        return self.root / str(folder)
+
+    def picks(self, run: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = pq.read_table(
+            self.selection(run) / "picks.parquet", partitioning=None
+        ).to_pylist()
+        return found
+
+
+@dataclass
+class Pool:
+    """The pool of a run as arrays, and its picks."""
+
+    ids: list[str]
+    vectors: NDArray[np.float32]
+    factor: NDArray[np.float64]
+    picks: NDArray[np.int64]
+
+
+def _called(folder: Path, *arguments: str) -> Done:
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    before, environment, argv = Path.cwd(), dict(os.environ), sys.argv
+    sys.argv = ["novelsum", *arguments]
+    os.environ.pop("NOVELSUM_SETTINGS", None)
+    os.environ["COLUMNS"] = "120"
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+            main()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    finally:
+        os.chdir(before)
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.argv = argv
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def _alpaca(count: int, start: int = 0) -> list[dict[str, Any]]:
+    """Return short records, which are embedded fast."""
+    return [{"instruction": q, "input": "", "output": answer[:150]} for q, answer in pairs(count, start)]
+
+
+def _write(folder: Path) -> str:
+    """Write the pools and the settings of all runs; return the id of a sample that one of them excludes."""
+    first = _alpaca(22)
+    first[7] = {"instruction": f"What does {SQL} do?", "input": "", "output": f"Robert{SQL} is a SCHOOLBOY's name."}
+    write_jsonl(folder / "pool" / "one.jsonl", [*first, first[2]])
+    chats: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}]}
+        for row in _alpaca(14, start=22)
+    ]
+    chats += [
+        {"messages": [{"role": "user", "content": f"Say this, {name}."}, {"role": "assistant", "content": NEAR}]}
+        for name in ("Ann", "Bob", "Cid")
+    ]
+    write_jsonl(folder / "pool" / "two.jsonl", [*chats, {"messages": f"none {SQL}"}])
+    write_jsonl(folder / "more" / "new.jsonl", _alpaca(12, start=36))
+    one = {"path": "pool/one.jsonl", "name": SOURCE}
+    two, more = {"path": "pool/two.jsonl"}, {"path": "more/new.jsonl"}
+    old: dict[str, Any] = {"sources": [one, two], "max_reject_fraction": 0.1}
+    new = {**old, "sources": [one, two, more], "near_duplicates": {"drop": True}}
+    excluded = sample_id(turns_of(_alpaca(12, start=36)[4], "alpaca"))
+    limits = {
+        "token_budget": 700,
+        "must_exclude": [excluded],
+        "quotas": [{"column": "form", "caps": {"messages": 3}}, {"column": "source", "caps": {SOURCE: 0}}],
+    }
+    for name, pool, measure, selection in (
+        ("base", old, {}, {"k": 12}),
+        ("more", old, {}, {"k": 18}),
+        ("limits", new, {"proximity_power": 2.0}, limits),
+        ("random", old, {"neighbors": 4}, {"k": 12, "strategy": "random", "seed": 7}),
+        ("big", old, {}, {"k": 1000}),
+        ("missing", {**old, "sources": [one, {"path": "pool/three.jsonl"}]}, {}, {"k": 12}),
+    ):
+        write_settings(folder, pool=pool, novelsum=measure, selection=selection).rename(folder / f"{name}.yaml")
+    shutil.copyfile(folder / "base.yaml", folder / "curation.yaml")
+    return excluded
+
+
+RUNS = ("base", "more", "limits", "random", "big", "missing")
+PROGRAM = """
+import sys
+from novelsum_dagster.cli import main
+for name in sys.argv[1].split():
+    sys.argv = ["novelsum", "run", "--json", "--settings", f"{name}.yaml"]
+    try:
+        main()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code or 0
+    print(f"ENDED {name} {code}", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[Done]]:
+    """The folder, the excluded sample, and what the commands said before any run."""
+    folder = tmp_path_factory.mktemp("audit")
+    excluded = _write(folder)
+    asked = [("why", "abcd"), ("diff", "a", "b"), ("rebuild-lineage",)]
+    return folder, excluded, [_called(folder, *arguments) for arguments in asked]
+
+
+@pytest.fixture(scope="module")
+def audited(before: tuple[Path, str, list[Done]]) -> Audited:
+    """Runs of `novelsum run` with settings that change, all in one process: loading takes longer than running."""
+    folder = before[0]
+    kept = {name: value for name, value in os.environ.items() if name not in ("DAGSTER_HOME", "NOVELSUM_SETTINGS")}
+    environment = {**kept, "XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, " ".join(RUNS)],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    codes = {name: int(code) for name, code in re.findall(r"^ENDED (\w+) (\d+)$", done.stdout, re.MULTILINE)}
+    assert list(codes) == list(RUNS), done.stderr
+    made = Audited(folder, {}, codes)
+    made.runs = dict(
+        zip(RUNS, (row[0] for row in made.rows("SELECT run_id FROM runs ORDER BY started_at")), strict=True)
+    )
+    assert all(code == (1 if name in ("big", "missing") else 0) for name, code in codes.items()), done.stderr[-3000:]
+    return made
+
+
+@pytest.fixture(scope="module")
+def pool(audited: Audited) -> Pool:
+    """The pool of run `base`."""
+    return _pool(audited, "base")
+
+
+def _pool(audited: Audited, run: str) -> Pool:
+    [(snapshot, vectors, density)] = audited.rows(
+        "SELECT snapshots.folder, embeddings.folder, densities.file FROM run_outputs JOIN snapshots USING (snapshot)"
+        " JOIN embeddings USING (vectors) JOIN densities USING (density) WHERE run_id = ?", audited.runs[run]
+    )  # fmt: skip
+    ids = pq.read_table(audited.root / snapshot / "samples.parquet", columns=["id"], partitioning=None)[
+        "id"
+    ].to_pylist()
+    table = pq.read_table(audited.root / density, partitioning=None)
+    assert table["id"].to_pylist() == ids
+    picks = np.array([ids.index(row["id"]) for row in audited.picks(run)])
+    return Pool(ids, load_vectors(audited.root / vectors, ids), table["density_factor"].to_numpy(), picks)
+
+
+def _left_out(pool: Pool) -> list[int]:
+    return [int(row) for row in np.setdiff1d(np.arange(len(pool.ids)), pool.picks)]
+
+
+def test_before_any_run_it_is_said_what_to_do(before: tuple[Path, str, list[Done]]) -> None:
+    for done, words in zip(before[2], ("novelsum run", "novelsum run", "nothing to rebuild from"), strict=True):
+        assert (done.code, done.out) == (2, "")
+        assert words in done.err
+    assert not (before[0] / "curated" / "lineage.duckdb").exists()
+
+
+def test_a_chosen_sample(audited: Audited, pool: Pool) -> None:
+    units = pool.vectors / np.linalg.norm(pool.vectors, axis=1)[:, None]
+    distances = 1 - units @ units[pool.picks].T
+    nearest = distances.argmin(axis=1)
+    picks = audited.picks("base")
+    for row in (picks[1], picks[5], picks[11]):
+        found = audited.why(row["id"])
+        assert (found["outcome"], found["sample"]["id"]) == ("chosen", row["id"])
+        for name in ("rank", "score", "margin", "runner_up_score", "nearest_pick_id", "nearest_distance"):
+            assert found[name] == row[name]
+        runner_up = found["runner_up"]["id"]
+        assert runner_up == row["runner_up_id"]
+        assert found["runner_up"]["rank"] == next((one["rank"] for one in picks if one["id"] == runner_up), None)
+        assert found["covers"]["samples"] == (nearest == row["rank"] - 1).sum()
+        assert found["covers"]["farthest"] == pytest.approx(
+            distances[nearest == row["rank"] - 1].min(axis=1).max(), abs=1e-5
+        )
+        examples = [pool.ids.index(one["id"]) for one in found["covers"]["examples"]]
+        assert all(nearest[one] == row["rank"] - 1 for one in examples)
+        words = " ".join(found["words"])
+        assert f"Chosen as pick {row['rank']} of 12 by novelselect." in words
+        assert f"{row['score']:.6g} was the highest; {runner_up[:8]} came second by {row['margin']:.3g}" in words
+        assert f"stands for {found['covers']['samples']} samples" in words
+        assert found["run"] in words and f"seed {42}" in words
+
+
+def test_the_first_pick(audited: Audited) -> None:
+    row = audited.picks("base")[0]
+    found = audited.why(row["id"])
+    assert (found["rank"], found["score"], found["runner_up"], found["nearest_pick_id"]) == (1, None, None, None)
+    assert "The first pick is drawn at random (seed 42), or given by the settings." in found["words"]
+
+
+@pytest.mark.parametrize("run", ["base", "more"])
+def test_a_sample_that_was_left_out(audited: Audited, run: str) -> None:
+    """Where it came closest, and how many stood before it, against scores computed outright."""
+    pool = _pool(audited, run)
+    given: dict[str, Any] = {"density_factor": pool.factor}
+    won = [row["score"] for row in audited.picks(run)]
+    left = _left_out(pool)
+    shares = {
+        made: standing(pool.vectors, pool.picks[:made], rows=left, **given).score / won[made]
+        for made in range(1, len(pool.picks))
+    }
+    end = standing(pool.vectors, pool.picks, rows=left, **given)
+    order = novelselect(pool.vectors, len(pool.ids), initial=pool.picks.tolist(), **given).indices
+    units = pool.vectors / np.linalg.norm(pool.vectors, axis=1)[:, None]
+    firsts = 0
+    # The next pick, the one after, the last, and one between.
+    for at in (np.argsort(end.rank)[[0, 1, len(left) // 2, -1]]).tolist():
+        sample = left[at]
+        found = audited.why(pool.ids[sample], run)
+        assert found["outcome"] == "left out"
+        closest = found["closest"]
+        best = max(float(share[at]) for share in shares.values())
+        assert closest["share"] == pytest.approx(best, rel=1e-6)
+        assert closest["share"] == pytest.approx(float(shares[closest["rank"] - 1][at]), rel=1e-6)
+        assert closest["winning_score"] == won[closest["rank"] - 1]
+        assert closest["score"] == pytest.approx(closest["share"] * closest["winning_score"])
+        assert f"came closest at pick {closest['rank']}" in " ".join(found["words"])
+        # With a pool so small, all that may stand before it are scored.
+        assert found["at_most_before_it"] == end.rank[at] - 1
+        is_next = order[len(pool.picks)] == sample
+        assert (found["at_most_before_it"] == 0) == is_next
+        assert (f"It would be the next pick: k = {len(pool.picks) + 1} lets it in." in found["words"]) == is_next
+        firsts += is_next
+        distance = 1 - units[pool.picks] @ units[sample]
+        assert [one["rank"] - 1 for one in found["covered_by"]] == np.argsort(distance)[:3].tolist()
+        assert [one["id"] for one in found["covered_by"]] == [pool.ids[pool.picks[r]] for r in np.argsort(distance)[:3]]
+        assert found["ruled_out"] == []
+    assert firsts == 1
+
+
+def test_it_is_a_bound_also_where_it_is_not_computed(
+    audited: Audited, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = {row: audited.why(pool.ids[row])["at_most_before_it"] for row in _left_out(pool)[::4]}
+    monkeypatch.setattr("novelsum_dagster.lineage.explain._MOST_PAIRS", 0)
+    for row, rank in exact.items():
+        assert rank <= audited.why(pool.ids[row])["at_most_before_it"] <= len(pool.ids) - 12 - 1
+
+
+def test_a_larger_k_lets_the_next_pick_in(audited: Audited, pool: Pool) -> None:
+    row = audited.picks("more")[12]
+    assert audited.why(row["id"])["at_most_before_it"] == 0
+    assert audited.why(row["id"], "more")["rank"] == 13
+
+
+def test_ways_to_name_a_sample(audited: Audited, pool: Pool) -> None:
+    [(id_, text)] = audited.rows("SELECT id, text FROM samples WHERE file = 'pool/one.jsonl' AND line = 12 LIMIT 1")
+    piece = str(text).split("for, and")[0][-25:]
+    names = [id_, id_[:9], id_[:9].upper(), "pool/one.jsonl:12", "one.jsonl:12", piece, piece.upper(), piece.lower()]
+    assert [audited.why(name)["sample"]["id"] for name in names] == [id_] * len(names)
+
+
+def test_what_fits_several_samples_offers_their_ids(audited: Audited, pool: Pool) -> None:
+    done = audited.ask("why", "say this, ", "--run", audited.runs["base"])
+    assert (done.code, done.out) == (2, "")
+    offered = re.findall(r"^  ([0-9a-f]{32})  pool/two.jsonl:\d+ ", done.err, re.MULTILINE)
+    assert len(offered) == 3 and set(offered) <= set(pool.ids)
+    assert "fits 3 samples" in done.err
+    done = audited.ask("why", "numpy", "--run", audited.runs["base"])
+    assert done.code == 2 and "fits more than 5 samples" in done.err
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ffffffffffff", "FFFFFFFFFFFF", "no such text at all", "pool/one.jsonl:9999", "one.jsonl:" + "9" * 40,
+        f"{SQL} SELECT 1", "one.jsonl:0", "%%%", "x" * 5000,
+    ],
+)  # fmt: skip
+def test_what_fits_none_is_said(audited: Audited, pool: Pool, name: str) -> None:
+    done = audited.ask("why", name)
+    assert (done.code, done.out) == (2, ""), done.err
+    assert "no sample of run" in done.err and "Traceback" not in done.err
+    if name.lower().startswith("ffff"):
+        assert len([word for word in re.findall(r"[0-9a-f]{32}", done.err) if word in pool.ids]) == 3
+
+
+def test_an_ambiguous_prefix_offers_ids(audited: Audited) -> None:
+    """Ids of 4 common letters are rare in so small a pool: make two in a copy."""
+    [(snapshot,)] = audited.rows(
+        "SELECT folder FROM run_outputs JOIN snapshots USING (snapshot) WHERE run_id = ?", audited.runs["base"]
+    )
+    copy = Path(shutil.copytree(audited.folder, audited.folder.parent / "copy-of-audit", ignore=_not_needed))
+    path = copy / "curated" / snapshot / "samples.parquet"
+    table = pq.read_table(path, partitioning=None)
+    ids = ["abcd" + id_[4:] if row < 2 else id_ for row, id_ in enumerate(table["id"].to_pylist())]
+    pq.write_table(table.set_column(0, "id", [ids]), path)
+    LineageStore(copy / "curated").start_run("aaaa", "{}")  # Points the views at the copy.
+    done = _called(copy, "why", "abcd", "--run", audited.runs["base"])
+    assert done.code == 2
+    assert "'abcd' fits 2 samples; give one of these ids" in done.err
+    assert all(id_ in done.err for id_ in ids[:2])
+
+
+def _not_needed(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if name in ("cache", "dagster", "report")]
+
+
+def test_a_record_that_repeats_another_leads_to_the_sample(audited: Audited) -> None:
+    found, first = audited.why("one.jsonl:23"), audited.why("one.jsonl:3")
+    assert found["sample"] == first["sample"]
+    assert (found["sample"]["line"], found["sample"]["source"]) == (3, SOURCE)
+    assert "The same sample also stands at pool/one.jsonl:23." in found["words"]
+
+
+def test_a_rejected_record(audited: Audited) -> None:
+    found = audited.why("pool/two.jsonl:18")
+    assert found["outcome"] == "rejected"
+    assert (found["sample"]["reason"], found["sample"]["line"]) == ("wrong_type", 18)
+    assert found["words"][0].startswith("Rejected when it was read: wrong_type: ")
+    assert "It is from pool/two.jsonl:18 (source two)." in found["words"]
+
+
+def test_near_duplicates(audited: Audited) -> None:
+    kept = audited.why("two.jsonl:15")["sample"]["id"]
+    dropped = audited.why("two.jsonl:16", "limits")
+    assert dropped["outcome"] == "near-duplicate"
+    assert dropped["near_duplicate"]["partner_id"] == kept
+    assert f"it resembles {kept[:8]}" in dropped["words"][0] and "near_duplicates.drop" in dropped["words"][0]
+    flagged = audited.why("two.jsonl:16")
+    assert flagged["outcome"] in ("chosen", "left out")
+    assert flagged["near_duplicate"] == dropped["near_duplicate"]
+
+
+def test_limits_are_named(audited: Audited, before: tuple[Path, str, list[Done]]) -> None:
+    picks = audited.picks("limits")
+    found = audited.why(before[1], "limits")
+    assert "the settings exclude it (selection.must_exclude)" in found["ruled_out"]
+    assert found["last_known"]["score"] is None
+    rows = audited.rows(
+        "SELECT id, form, source, tokens FROM samples JOIN run_outputs USING (snapshot) WHERE run_id = ?",
+        audited.runs["limits"],
+    )
+    form = {id_: form for id_, form, _, _ in rows}
+    of_messages = [row["rank"] for row in picks if form[row["id"]] == "messages"]
+    assert len(of_messages) == 3
+    left = 700 - sum(row["tokens"] for row in picks)
+    chosen = {row["id"] for row in picks}
+    near = dict(audited.rows("SELECT DISTINCT id, partner_id FROM near_duplicates"))
+    assert not [1 for id_, _, source, _ in rows if source == SOURCE and id_ in chosen]
+    for id_, its_form, source, tokens in rows:
+        if id_ in chosen or id_ in near:
+            continue
+        done = audited.ask("why", id_, "--run", audited.runs["limits"], "--json")
+        found = json.loads(done.out)
+        assert found["ruled_out"] == [
+            *(["the settings exclude it (selection.must_exclude)"] if id_ == before[1] else []),
+            *(
+                [f"the cap of 3 on form messages was reached at pick {of_messages[2]}"]
+                if its_form == "messages"
+                else []
+            ),
+            *([f"the cap on source {SOURCE} is 0"] if source == SOURCE else []),
+            *([f"it has {tokens} tokens, and {left} of the budget of 700 were left"] if tokens > left else []),
+        ]
+        # The selection goes on as long as a sample may be picked, so something rules out each that is left.
+        assert found["ruled_out"]
+        assert found["at_most_before_it"] is None
+        words = " ".join(found["words"])
+        assert all(f"What ruled it out: {reason}." in words for reason in found["ruled_out"])
+        assert "next pick" not in words and "With a quality" not in words
+
+
+def test_a_strategy_without_scores(audited: Audited) -> None:
+    picks = audited.picks("random")
+    found = audited.why(picks[4]["id"], "random")
+    assert (found["outcome"], found["rank"], found["score"]) == ("chosen", 5, None)
+    assert "this strategy scores no candidates" in " ".join(found["words"])
+    chosen = {row["id"] for row in picks}
+    other = next(row["id"] for row in audited.picks("base") if row["id"] not in chosen)
+    found = audited.why(other, "random")
+    assert (found["closest"], found["last_known"], found["at_most_before_it"]) == (None, None, None)
+    assert "Not among the 12 picks of random." in found["words"]
+    assert len(found["covered_by"]) == 3
+
+
+def test_runs_by_name(audited: Audited) -> None:
+    sample = audited.picks("base")[0]["id"]
+    newest = json.loads(audited.ask("why", sample, "--json").out)
+    assert newest["run"] == audited.runs["random"]  # The two after it have no subset.
+    found = json.loads(audited.ask("why", sample, "-r", audited.runs["base"][:13], "--json").out)
+    assert found["run"] == audited.runs["base"]
+    for arguments in (("why", sample, "--run", "zzzz"), ("diff", "zzzz", audited.runs["base"])):
+        done = audited.ask(*arguments)
+        assert done.code == 2
+        assert "no run begins with zzzz; the newest are" in done.err
+        assert audited.runs["missing"] in done.err
+    done = audited.ask("why", sample, "--run", "")
+    assert done.code == 2 and f"{len(RUNS)} runs begin with" in done.err
+    done = audited.ask("why", sample, "--run", f"x{SQL}")
+    assert done.code == 2 and "no run begins with" in done.err
+
+
+@pytest.mark.parametrize(("run", "words"), [("big", "k must be from 1 to"), ("missing", "three.jsonl: no such file")])
+def test_a_run_that_failed_is_named_with_its_step(audited: Audited, run: str, words: str) -> None:
+    for arguments in (
+        ("why", "numpy", "--run", audited.runs[run][:13]),
+        ("diff", audited.runs["base"], audited.runs[run]),
+    ):
+        done = audited.ask(*arguments)
+        assert (done.code, done.out) == (2, "")
+        assert f"run {audited.runs[run]} has no subset: its step raw_pool failed:" in done.err
+        assert words in done.err
+
+
+def test_nothing_in_texts_or_names_is_run(audited: Audited) -> None:
+    before = audited.rows("SELECT count(*) FROM runs")
+    found = audited.why("one.jsonl:8")
+    assert SQL in found["sample"]["text"] and found["sample"]["source"] == SOURCE
+    assert audited.why(f"robert{SQL} is a schoolboy's")["sample"] == found["sample"]
+    done = audited.ask("why", f"{SQL} [/b]")
+    assert done.code == 2
+    assert audited.rows("SELECT count(*) FROM runs") == before == [(len(RUNS),)]
+    assert audited.rows("SELECT DISTINCT source FROM source_files WHERE file = 'pool/one.jsonl'") == [(SOURCE,)]
+    shown = audited.ask("diff", audited.runs["base"], audited.runs["more"])
+    assert shown.code == 0, shown.err
+    assert "[/b]" in shown.out
+
+
+def _sets(audited: Audited, a: str, b: str) -> tuple[list[str], list[str], int]:
+    """Return the ids that entered and left, by rank, and how many stayed."""
+    mine, theirs = ([row["id"] for row in audited.picks(run)] for run in (a, b))
+    entered, left = [id_ for id_ in theirs if id_ not in mine], [id_ for id_ in mine if id_ not in theirs]
+    return entered, left, len(set(mine) & set(theirs))
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [("base", "more"), ("more", "base"), ("limits", "base"),
+                 ("base", "limits"), ("more", "random"), ("base", "base")],
+)  # fmt: skip
+def test_differences_are_those_of_the_picks(audited: Audited, a: str, b: str) -> None:
+    found = audited.diff(a, b)
+    entered, left, stayed = _sets(audited, a, b)
+    assert [change["id"] for change in found["entered"]] == entered
+    assert [change["id"] for change in found["left"]] == left
+    assert found["stayed"] == stayed
+    assert (found["run_a"], found["run_b"]) == (audited.runs[a], audited.runs[b])
+    ranks = {row["id"]: row["rank"] for row in audited.picks(b)}
+    assert all(change["rank"] == ranks[change["id"]] for change in found["entered"])
+    assert found["same_code"] and found["same_model"]
+    values = []
+    for run in (a, b):
+        rows = audited.rows(
+            "SELECT set_name, measure, value, size FROM set_measures JOIN run_outputs USING (report) WHERE run_id = ?",
+            audited.runs[run],
+        )
+        values.append({(name, measure): (value, size) for name, measure, value, size in rows})
+        report = next(path for path in (audited.root / "reports").glob("*/*.parquet") if _is_of(audited, run, path))
+        for row in pq.read_table(report, partitioning=None).to_pylist():
+            assert values[-1][row.get("set_name", row.get("set")), row["measure"]] == (row["value"], row["size"])
+    assert {(row["set_name"], row["measure"]) for row in found["measures"]} == set(values[0]) & set(values[1])
+    for row in found["measures"]:
+        at = row["set_name"], row["measure"]
+        assert ((row["a"], row["size_a"]), (row["b"], row["size_b"])) == (values[0][at], values[1][at])
+
+
+def _is_of(audited: Audited, run: str, path: Path) -> bool:
+    [(key,)] = audited.rows("SELECT report FROM run_outputs WHERE run_id = ?", audited.runs[run])
+    return str(key) in path.parent.name and path.name == "measures.parquet"
+
+
+def test_a_larger_k_keeps_all(audited: Audited) -> None:
+    found = audited.diff("base", "more")
+    assert (len(found["entered"]), found["left"], found["stayed"]) == (6, [], 12)
+    assert found["settings"] == {"selection.k": {"a": 12, "b": 18}}
+    assert {change["cause"] for change in found["entered"]} == {"changed settings (selection.k)"}
+    words = audited.ask("diff", audited.runs["base"], audited.runs["more"]).out
+    assert "6 samples entered, 0 left,\n12 stayed." in words
+    assert "  selection.k: 12 -> 18" in words and "  6: changed settings (selection.k)" in words
+    assert "The sets have other sizes" in words
+    back = audited.diff("more", "base")
+    assert (back["entered"], [change["id"] for change in back["left"]]) == (
+        [], [change["id"] for change in found["entered"]],
+    )  # fmt: skip
+    assert back["settings"] == {"selection.k": {"a": 18, "b": 12}}
+
+
+def test_seed_and_density_are_causes(audited: Audited) -> None:
+    found = audited.diff("base", "random")
+    changed = {"novelsum.neighbors", "selection.seed", "selection.strategy"}
+    assert set(found["settings"]) == changed
+    assert found["settings"]["selection.seed"] == {"a": 42, "b": 7}
+    assert found["entered"]
+    for change in [*found["entered"], *found["left"]]:
+        assert change["cause"].startswith("changed settings (") and "; " not in change["cause"]
+        assert set(change["cause"][len("changed settings (") : -1].split(", ")) == changed
+
+
+def test_new_and_removed_data_and_near_duplicates_are_causes(audited: Audited) -> None:
+    files = dict(audited.rows("SELECT DISTINCT id, file FROM samples"))
+    near = dict(audited.rows("SELECT DISTINCT id, partner_id FROM near_duplicates"))
+    seen = set()
+    for a, b, side, gone in (
+        ("base", "limits", "entered", "new data: not in the pool before"),
+        ("limits", "base", "left", "removed data: not in the pool any more"),
+    ):
+        found = audited.diff(a, b)
+        for change in found[side]:
+            if change["id"] in near:
+                continue
+            is_new = files[change["id"]] == "more/new.jsonl"
+            assert (change["cause"] == gone) == is_new
+            if not is_new:
+                assert "other samples came or went" in change["cause"]
+            seen.add((side, is_new))
+    assert {("entered", True), ("left", True)} <= seen
+
+
+def test_a_near_duplicate_that_is_dropped_is_no_removed_data(audited: Audited) -> None:
+    """Nor is one that is no longer dropped new data."""
+    near = dict(audited.rows("SELECT DISTINCT id, partner_id FROM near_duplicates"))
+    holder = next(run for run in ("more", "base", "random") if near.keys() & {r["id"] for r in audited.picks(run)})
+    for a, b, side, which in ((holder, "limits", "left", "new"), ("limits", holder, "entered", "old")):
+        causes = {change["id"]: change["cause"] for change in audited.diff(a, b)[side] if change["id"] in near}
+        assert causes
+        for id_, cause in causes.items():
+            assert cause == f"a near-duplicate of {near[id_][:8]} in the {which} pool"
+
+
+def test_a_run_against_itself(audited: Audited) -> None:
+    found = audited.diff("base", "base")
+    assert (found["entered"], found["left"], found["stayed"], found["settings"]) == ([], [], 12, {})
+    words = audited.ask("diff", audited.runs["base"], audited.runs["base"]).out
+    assert "0 samples entered, 0 left" in words and "entered:" not in words
+
+
+def _all_rows(store: LineageStore, tables: list[str]) -> dict[str, list[tuple[Any, ...]]]:
+    with store.reading() as connection:
+        return {name: sorted(connection.execute(f"SELECT * FROM {name}").fetchall(), key=repr) for name in tables}
+
+
+def _own_tables(folder: Path) -> list[str]:
+    """Return the tables of the lineage itself; the audit models are made of them by every run."""
+    store = LineageStore(folder)
+    store.start_run("r", "{}")
+    with store.reading() as connection:
+        return [row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()]
+
+
+def test_a_damaged_database_is_named_and_rebuilt_with_equal_rows(audited: Audited, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(audited.folder, audited.folder.parent / "damaged", ignore=_not_needed))
+    store = LineageStore(copy / "curated")
+    tables = _own_tables(tmp_path)
+    expected = _all_rows(store, tables)
+    assert len(expected["runs"]) == len(RUNS) and all(expected.values())
+    damaged = store.path.read_bytes()[:5000]
+    store.path.write_bytes(damaged)
+    for arguments in (("why", "numpy"), ("diff", "a", "b")):
+        done = _called(copy, *arguments)
+        assert done.code == 2
+        assert str(store.path) in done.err and "novelsum rebuild-lineage" in done.err and "Traceback" not in done.err
+    done = _called(copy, "rebuild-lineage")
+    assert done.code == 0, done.err
+    assert f"{len(RUNS)} runs are in {store.path} again" in done.err
+    assert _all_rows(store, tables) == expected
+    assert store.path.with_name("lineage.duckdb.old").read_bytes() == damaged
+    for name in ("base", "limits"):
+        sample = audited.picks(name)[1]["id"]
+        again = json.loads(_called(copy, "why", sample, "--run", audited.runs[name], "--json").out)
+        assert again == json.loads(audited.ask("why", sample, "--run", audited.runs[name], "--json").out)
+
+
+def test_a_truncated_file_is_named(audited: Audited, pool: Pool) -> None:
+    """Of the files that an answer needs: a view's, and one that is read beside the database."""
+    copy = Path(shutil.copytree(audited.folder, audited.folder.parent / "cut", ignore=_not_needed))
+    LineageStore(copy / "curated").start_run("aaaa", "{}")
+    sample = pool.ids[_left_out(pool)[0]]
+    folder = audited.selection("base").relative_to(audited.root)
+    for name in ("picks_vectors.parquet", "covering.parquet"):
+        path = copy / "curated" / folder / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        done = _called(copy, "why", sample, "--run", audited.runs["base"])
+        assert done.code == 2
+        assert str(path) in done.err and "Traceback" not in done.err
+        path.write_bytes(whole)
+    assert _called(copy, "why", sample, "--run", audited.runs["base"]).code == 0
+
+
+def test_readers_of_the_command_line_meet_no_error_while_one_writes(audited: Audited) -> None:
+    """Real processes: what scripts call while a run is under way."""
+    copy = Path(shutil.copytree(audited.folder, audited.folder.parent / "busy", ignore=_not_needed))
+    store = LineageStore(copy / "curated")
+    sample = audited.picks("base")[3]["id"]
+    command = [sys.executable, "-m", "novelsum_dagster", "why", sample, "--run", audited.runs["base"], "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("NOVELSUM_SETTINGS", None)
+    expected = json.loads(audited.ask(*command[3:]).out)
+    readers = [
+        subprocess.Popen(command, cwd=copy, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    written = 0
+    while any(reader.poll() is None for reader in readers):
+        store.start_run(f"w{written}", "{}")
+        written += 1
+    for reader in readers:
+        out, errors = reader.communicate()
+        assert (reader.returncode, errors) == (0, "")
+        assert json.loads(out) == expected
+    assert written > 3
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    environment = dict(os.environ)
+    yield
+    assert dict(os.environ).get("NOVELSUM_SETTINGS") == environment.get("NOVELSUM_SETTINGS")

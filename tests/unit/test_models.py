@@ -1,0 +1,551 @@
+"""The SQL models: how they are read and ordered, what they say of a storage whose figures can be counted by hand."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from novelsum_dagster.errors import InputError
+from novelsum_dagster.files import write_table
+from novelsum_dagster.lineage.models import (
+    Test,
+    build,
+    column_lineage,
+    column_types,
+    failures,
+    models,
+)
+from novelsum_dagster.lineage.store import LineageStore, insert
+
+EVIL = "'; DROP TABLE runs; --"
+START = datetime(2026, 1, 1, tzinfo=UTC)
+SOURCES = ["one", "one", "one", EVIL, EVIL, EVIL, "one"]
+IDS = ["a", "b", "c", "d", EVIL, "f", "g"]
+"""b and c are dropped near-duplicates (c of b, b of a); g is excluded by the settings."""
+TOKENS = [10, 20, 30, 40, 50, 60, 70]
+PICKS: dict[str, list[dict[str, Any]]] = {
+    "s1": [
+        {"rank": 1, "id": "a"},
+        {"rank": 2, "id": EVIL, "score": 3.5, "runner_up_id": "f-is-long-id", "margin": 0.03, "nearest_pick_id": "a"},
+        {"rank": 3, "id": "f", "score": 3.25},
+    ],
+    "s2": [{"rank": rank, "id": id_} for rank, id_ in enumerate(["d", "a", "d", "a"], 1)],
+}
+
+
+def _write(path: Path, rows: list[dict[str, Any]], schema: Mapping[str, str]) -> None:
+    types = {"string": pa.string(), "long": pa.int64(), "double": pa.float64(), "bool": pa.bool_()}
+    fields = pa.schema([(name, types[kind]) for name, kind in schema.items()])
+    write_table(pa.Table.from_pylist([{name: row.get(name) for name in schema} for row in rows], fields), path)
+
+
+def _places(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    found = dict(zip(IDS, SOURCES, strict=True))
+    place = {id_: {"source": found[id_], "file": f"{found[id_]}.jsonl", "position": IDS.index(id_)} for id_ in IDS}
+    return [{**place[row["id"]], **row} for row in rows]
+
+
+PLACE = {"source": "string", "file": "string", "position": "long", "line": "long"}
+
+
+def _write_files(root: Path) -> None:
+    pool = root / "pool" / "snapshot=p"
+    samples = [
+        {"id": id_, "turns": 2, "characters": 4 * tokens, "tokens": tokens, "text": f"text of {id_}"}
+        for id_, tokens in zip(IDS, TOKENS, strict=True)
+    ]
+    shape = {"form": "string", "turns": "long", "characters": "long", "tokens": "long", "text": "string"}
+    _write(pool / "samples.parquet", _places(samples), {"id": "string", **PLACE, **shape})
+    origins = [{"id": id_, "is_first": True} for id_ in IDS] + [{"id": "d", "is_first": False, "position": 90}] * 1
+    _write(pool / "origins.parquet", _places(origins), {"id": "string", **PLACE, "is_first": "bool"})
+    rejects = [{"source": EVIL, "file": "x", "position": p, "reason": "broken_json", "detail": EVIL} for p in (8, 7)]
+    _write(pool / "rejects.parquet", rejects, {**PLACE, "reason": "string", "detail": "string"})
+    near = [{"id": "b", "partner_id": "a", "score": 0.91}, {"id": "c", "partner_id": "b", "score": 0.85}]
+    _write(pool / "near_duplicates.parquet", near, {"id": "string", "partner_id": "string", "score": "double"})
+    measured = [{"id": id_, "mean_squared_distance": 1.0, "density_factor": 2.0, "novelty": 0.5} for id_ in IDS]
+    columns = {"id": "string", "mean_squared_distance": "double", "density_factor": "double"}
+    _write(root / "density" / "density=d" / "density.parquet", measured, columns)
+    _write(root / "novelty/sample_novelty=n/novelty.parquet", measured, {"id": "string", "novelty": "double"})
+    pick = {
+        "rank": "long", "id": "string", "score": "double", "runner_up_id": "string", "runner_up_score": "double",
+        "margin": "double", "nearest_pick_rank": "long", "nearest_pick_id": "string", "nearest_distance": "double",
+        "quality": "double",
+    }  # fmt: skip
+    for selection, picks in PICKS.items():
+        _write(root / f"selections/selection={selection}/picks.parquet", picks, pick)
+    remaining = [
+        {"id": "a", "after_picks": 0, "is_exact": True},
+        {"id": "d", "score": 3.2, "after_picks": 2, "is_exact": False},
+        {"id": EVIL, "score": 3.5, "after_picks": 1, "is_exact": True},
+        {"id": "f", "score": 3.25, "after_picks": 2, "is_exact": True},
+        {"id": "g", "after_picks": 0, "is_exact": False},
+    ]
+    _write(
+        root / "selections/selection=s1/remaining.parquet",
+        remaining,
+        {"id": "string", "score": "double", "after_picks": "long", "is_exact": "bool"},
+    )
+
+
+def _record(store: LineageStore) -> None:
+    keys = {"snapshot": "p", "vectors": "v", "density": "d"}
+    powers = {"density_power": 0.5, "proximity_power": 1.0}
+    runs = [
+        {
+            "run_id": f"r{number}", "started_at": START + timedelta(hours=number), "settings": EVIL,
+            "package_version": "1", "python": "3", "platform": "x",
+        }
+        for number in (1, 2, 3)
+    ]  # fmt: skip
+    attempts = [("r1", "raw_pool", 1, 5, "done"), ("r3", "raw_pool", 1, 2, "failed"), ("r3", "raw_pool", 2, 4, "done")]
+    attempts += [("r3", "embeddings", 1, 1, "failed"), ("r1", "embeddings", 1, 7, "done")]
+    rows: dict[str, list[dict[str, Any]]] = {
+        "runs": runs,
+        "steps": [
+            {
+                "run_id": run, "step": step, "attempt": attempt, "started_at": START,
+                "ended_at": START + timedelta(seconds=seconds), "status": status,
+                "output": {"raw_pool": "p", "embeddings": "v"}[step] if status == "done" else None,
+                "error": EVIL if status == "failed" else None,
+            }
+            for run, step, attempt, seconds, status in attempts
+        ],
+        "snapshots": [
+            {
+                "snapshot": "p", "folder": "", "read": 12, "kept": 5, "duplicates": 3, "rejects": 2,
+                "near_duplicates": 2, "near_duplicates_dropped": True,
+            }
+        ],
+        "source_files": [
+            {
+                "snapshot": "p", "source": source, "file": f"{source}.jsonl", "format": "jsonl", "complete": True,
+                "read": 6, "kept": kept, "duplicates": 0, "rejects": 0,
+            }
+            for source, kept in (("one", 2), (EVIL, 3), ("empty", 0))
+        ],
+        "embeddings": [
+            {
+                "vectors": "v", "snapshot": "p", "folder": "", "model": "m", "revision": "r", "max_tokens": 9,
+                "dtype": "float32", "dimension": 8, "samples": 5,
+            }
+        ],
+        "selections": [
+            {"selection": f"s{n}", **keys, "folder": "", "strategy": strategy, "k": 3, "seed": 1, **powers}
+            for n, strategy in ((1, "novelselect"), (2, "duplicate"))
+        ],
+        "set_measures": [
+            {
+                "report": f"t{n}", "selection": f"s{n}", "set_name": "selected", "measure": "novelsum", "size": 3,
+                "value": value, "low": 0.0, "high": 1.0,
+            }
+            for n, value in ((1, 0.5), (2, 0.25))
+        ],
+        "run_outputs": [
+            {"run_id": f"r{n}", **keys, "novelty": "n", "selection": f"s{n}", "report": f"t{n}"} for n in (1, 2)
+        ],
+    }  # fmt: skip
+    with store.writing() as connection:
+        for table, added in rows.items():
+            insert(connection, table, added)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> LineageStore:
+    root = tmp_path_factory.mktemp("storage") / EVIL
+    _write_files(root)
+    found = LineageStore(root)
+    _record(found)
+    build(found)
+    return found
+
+
+def _rows(store: LineageStore, query: str, *values: Any) -> list[Any]:
+    with store.reading() as connection:
+        return connection.execute(query, list(values)).fetchall()
+
+
+def test_every_model_is_built_and_its_columns_are_those_of_its_yml(store: LineageStore) -> None:
+    with store.reading() as connection:
+        for model in models():
+            assert list(column_types(connection, model.name)) == list(model.columns), model.name
+            assert connection.execute(f"SELECT 1 FROM {model.name} LIMIT 1").fetchone() == (1,), model.name
+
+
+def test_every_test_passes(store: LineageStore) -> None:
+    with store.reading() as connection:
+        failing = {
+            (test.model, test.name) for model in models() for test in model.tests if failures(connection, test).count
+        }
+    assert failing == set()
+
+
+def test_row_counts_are_given_where_they_are_cheap(store: LineageStore) -> None:
+    counts = build(store)
+    assert (counts["stg_runs"], counts["stg_samples"], counts["source_coverage"], counts["run_costs"]) == (3, 7, 6, 4)
+    assert counts["selection_audit"] is None
+    assert build(store, ["stg_runs", "run_costs"]) == {"stg_runs": 3, "run_costs": 4}
+
+
+def test_reasons_are_in_words(store: LineageStore) -> None:
+    found = dict(_rows(store, "SELECT id, reason FROM selection_audit WHERE run_id = 'r1'"))
+    assert found == {
+        "a": "picked 1st; no score of it is recorded (novelselect)",
+        "b": "left out: near-duplicate (0.91) of a",
+        "c": "left out: near-duplicate (0.85) of b",
+        "d": "not picked: its score after 2 picks was at most 3.2; 3.25 won",
+        EVIL: "picked 2nd; f-is-lon came second by 0.03",
+        "f": "picked 3rd with a score of 3.25",
+        "g": "not picked: never scored, as the limits of the selection leave it out",
+    }
+
+
+def test_a_sample_that_is_picked_several_times_is_one_row(store: LineageStore) -> None:
+    query = "SELECT id, picked, rank, times_picked, reason FROM selection_audit WHERE run_id = 'r2' AND in_pool"
+    assert sorted(_rows(store, query)) == sorted(
+        [
+            ("a", True, 2, 2, "picked 2nd; no score of it is recorded (duplicate); picked 2 times in all"),
+            ("d", True, 1, 2, "picked 1st; no score of it is recorded (duplicate); picked 2 times in all"),
+            *((id_, False, None, 0, "not picked; no score of it is recorded (duplicate)") for id_ in (EVIL, "f", "g")),
+        ]
+    )
+
+
+def test_the_audit_row_has_everything(store: LineageStore) -> None:
+    (row,) = _rows(
+        store,
+        "SELECT source, file, position, tokens, picked, rank, score, score_is_exact, after_picks, margin, runner_up_id,"
+        " nearest_pick_id, density_factor, novelty, duplicates_folded FROM selection_audit WHERE run_id = ? AND id = ?",
+        "r1",
+        EVIL,
+    )
+    assert row == (EVIL, f"{EVIL}.jsonl", 4, 50, True, 2, 3.5, True, 1, 0.03, "f-is-long-id", "a", 2.0, 0.5, 0)
+    bound = (
+        "SELECT score, score_is_exact, after_picks, duplicates_folded FROM selection_audit WHERE run_id = ? AND id = ?"
+    )
+    assert _rows(store, bound, "r1", "d") == [(3.2, False, 2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("rank", "ordinal"),
+    [(1, "1st"), (2, "2nd"), (11, "11th"), (12, "12th"), (13, "13th"), (21, "21st"), (112, "112th")],
+)
+def test_ordinals(tmp_path: Path, rank: int, ordinal: str) -> None:
+    _write_files(tmp_path)
+    _write(
+        tmp_path / "selections/selection=s1/picks.parquet",
+        [{"rank": rank, "id": "a"}],
+        {"rank": "long", "id": "string", "score": "double"},
+    )
+    store = LineageStore(tmp_path)
+    _record(store)
+    build(store)
+    ((reason,),) = _rows(store, "SELECT reason FROM selection_audit WHERE run_id = 'r1' AND id = 'a'")
+    assert reason.startswith(f"picked {ordinal};")
+
+
+def test_an_exact_score_above_the_winner_was_ruled_out(tmp_path: Path) -> None:
+    _write_files(tmp_path)
+    _write(
+        tmp_path / "selections/selection=s1/remaining.parquet",
+        [{"id": "d", "score": 3.75, "after_picks": 1, "is_exact": True}],
+        {"id": "string", "score": "double", "after_picks": "long", "is_exact": "bool"},
+    )
+    store = LineageStore(tmp_path)
+    _record(store)
+    build(store)
+    assert _rows(store, "SELECT reason FROM selection_audit WHERE run_id = 'r1' AND id = 'd'") == [
+        ("not picked: its score after 1 pick was 3.75; 3.5 won, as the limits left this one out",)
+    ]
+
+
+def test_marts_say_what_can_be_counted_by_hand(store: LineageStore) -> None:
+    diff = _rows(store, "SELECT run_id, previous_run_id, id, change, rank, previous_rank FROM selection_diff")
+    assert sorted(diff) == [
+        ("r2", "r1", EVIL, "left", None, 2),
+        ("r2", "r1", "a", "stayed", 2, 1),
+        ("r2", "r1", "d", "entered", 1, None),
+        ("r2", "r1", "f", "left", None, 3),
+    ]
+    coverage = _rows(
+        store, "SELECT source, pool_samples, pool_tokens, subset_samples, subset_share FROM source_coverage"
+        " WHERE run_id = 'r1' ORDER BY source"
+    )  # fmt: skip
+    assert coverage == [
+        (EVIL, 3, 150, 2, pytest.approx(2 / 3)),
+        ("empty", 0, 0, 0, 0),
+        ("one", 2, 80, 1, pytest.approx(1 / 3)),
+    ]
+    lengths = _rows(
+        store, "SELECT unit, pool_median, pool_mean, subset_median, subset_mean, mean_ratio FROM length_bias"
+        " WHERE run_id = 'r2' ORDER BY unit"
+    )  # fmt: skip
+    assert lengths == [
+        ("characters", 200, 184, 100, 100, 100 / 184),
+        ("tokens", 50, 46, 25, 25, 25 / 46),
+        ("turns", 2, 2, 2, 2, 1),
+    ]
+    drift = _rows(
+        store, "SELECT run_id, measured, previous_run_id, change, relative_change FROM measure_drift ORDER BY 1"
+    )
+    assert drift == [("r1", 0.5, None, None, None), ("r2", 0.25, "r1", -0.25, -0.5)]
+    assert _rows(store, "FROM rejects_by_reason") == [
+        ("p", EVIL, "broken_json", 2, 6, "x", 7, None, EVIL, pytest.approx(1 / 3))
+    ]
+
+
+def test_near_duplicates_are_grouped_by_the_earliest(store: LineageStore) -> None:
+    columns = "first_id, size, lowest_score, highest_score, sources_of_others, others_dropped"
+    assert _rows(store, f"SELECT {columns} FROM near_duplicate_groups") == [("a", 3, 0.85, 0.91, ["one"], True)]
+
+
+def test_a_circle_of_near_duplicates_comes_to_an_end(tmp_path: Path) -> None:
+    _write_files(tmp_path)
+    circle = [{"id": "b", "partner_id": "c", "score": 0.9}, {"id": "c", "partner_id": "b", "score": 0.9}]
+    columns = {"id": "string", "partner_id": "string", "score": "double"}
+    _write(tmp_path / "pool/snapshot=p/near_duplicates.parquet", circle, columns)
+    store = LineageStore(tmp_path)
+    _record(store)
+    build(store)
+    assert _rows(store, "FROM near_duplicate_groups") == []
+
+
+def test_a_run_that_failed_half_way_is_in_its_costs_alone(store: LineageStore) -> None:
+    columns = "step, attempts, failed_attempts, status, seconds, run_finished, pool_samples, bytes"
+    assert _rows(store, f"SELECT {columns} FROM run_costs WHERE run_id = 'r3' ORDER BY step") == [
+        ("embeddings", 1, 1, "failed", 1, False, 5, None),
+        ("raw_pool", 2, 1, "done", 6, False, 5, None),
+    ]
+    assert _rows(store, "SELECT bytes FROM run_costs WHERE run_id = 'r1' AND step = 'embeddings'") == [(5 * 8 * 4,)]
+    assert _rows(store, "SELECT run_id FROM stg_runs ORDER BY 1") == [("r1",), ("r2",), ("r3",)]
+    for mart in ("selection_audit", "selection_diff", "source_coverage", "measure_drift", "length_bias"):
+        assert _rows(store, f"SELECT count(*) FROM {mart} WHERE run_id = 'r3'") == [(0,)]
+    assert _rows(store, "SELECT run_id FROM newest_run") == [("r2",)]
+
+
+def test_text_that_is_sql_does_nothing(store: LineageStore) -> None:
+    with store.reading() as connection:
+        found = failures(connection, Test("stg_source_files", "accepted_values", ("source",), values=(EVIL, "one")))
+    assert (found.count, found.examples[0]["source"]) == (1, "empty")
+    assert _rows(store, "SELECT count(*) FROM runs") == [(3,)]
+    assert _rows(store, "SELECT count(*) FROM selection_audit WHERE run_id = ?", EVIL) == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("test", "count", "example"),
+    [
+        (Test("stg_samples", "not_null", ("form",)), 7, {"form": None}),
+        (Test("stg_picks", "unique", ("selection", "id")), 2, {"selection": "s2", "times": 2}),
+        (Test("stg_picks", "unique", ("id",), newest="selection"), 2, {"times": 2}),
+        (Test("stg_selections", "accepted_values", ("strategy",), values=("duplicate",)), 1, {"selection": "s1"}),
+        (Test("stg_samples", "relationships", ("id",), to="stg_picks", field="id"), 3, {"snapshot": "p"}),
+        (Test("stg_steps", "not_null", ("error",)), 3, {"status": "done"}),
+    ],
+)  # fmt: skip
+def test_a_test_that_must_fail_does(store: LineageStore, test: Test, count: int, example: dict[str, Any]) -> None:
+    with store.reading() as connection:
+        found = failures(connection, test)
+    assert found.count == count
+    assert found.examples[0].items() >= example.items()
+
+
+def test_a_test_of_the_newest_run_passes_where_none_finished(tmp_path: Path) -> None:
+    store = LineageStore(tmp_path)
+    store.start_run("r1", "{}")
+    build(store)
+    with store.reading() as connection:
+        for model in models():
+            for test in model.tests:
+                assert failures(connection, test).count == 0, test
+
+
+def test_the_files_run_in_order_through_a_plain_connection(store: LineageStore, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.duckdb"
+    copy.write_bytes(store.path.read_bytes())
+    expected = {model.name: sorted(map(str, _rows(store, f"FROM {model.name}"))) for model in models()}
+    with duckdb.connect(str(copy)) as connection:
+        for model in reversed(models()):
+            connection.execute(f"DROP {model.kind} {model.name}")
+        for model in models():
+            connection.execute(model.sql)
+        for name, rows in expected.items():
+            assert sorted(map(str, connection.execute(f"FROM {name}").fetchall())) == rows, name
+
+
+def test_filters_on_run_and_id_reach_the_files(tmp_path: Path) -> None:
+    """Spoil what another selection left: a query that reads it fails.
+
+    The files are of a size at which DuckDB begins with the small table of runs.
+    """
+    _write_files(tmp_path)
+    left = [{"id": str(row), "score": 1.0, "after_picks": 0, "is_exact": True} for row in range(50_000)]
+    columns = {"id": "string", "score": "double", "after_picks": "long", "is_exact": "bool"}
+    for selection in PICKS:
+        _write(tmp_path / f"selections/selection={selection}/remaining.parquet", [*left, {"id": "d"}], columns)
+    store = LineageStore(tmp_path)
+    _record(store)
+    build(store)
+    spoilt = tmp_path / "selections/selection=s2/remaining.parquet"
+    content = bytearray(spoilt.read_bytes())
+    content[4:10_000] = bytes(9_996)
+    spoilt.write_bytes(content)
+    query = "SELECT count(*), count(reason) FROM selection_audit WHERE run_id = ?"
+    assert _rows(store, f"{query} AND id = ?", "r1", "d") == [(1, 1)]
+    assert _rows(store, query, "r1") == [(7, 7)]
+    with pytest.raises((InputError, duckdb.Error)):
+        _rows(store, query, "r2")
+
+
+def test_building_often_does_not_let_the_database_grow(store: LineageStore) -> None:
+    for _ in range(3):
+        build(store)
+    before = store.path.stat().st_size
+    for _ in range(5):
+        build(store)
+    assert store.path.stat().st_size <= 1.2 * before
+
+
+def test_a_storage_that_was_moved_is_read_where_it_is_now(store: LineageStore, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    _write_files(moved)
+    (moved / "lineage.duckdb").write_bytes(store.path.read_bytes())
+    (moved / "selections/selection=s2/picks.parquet").unlink()
+    build(LineageStore(moved))
+    assert _rows(LineageStore(moved), "SELECT DISTINCT run_id FROM source_coverage WHERE subset_samples > 0") == [
+        ("r1",)
+    ]
+
+
+# Reading models.
+
+VIEW = "-- A row.\nCREATE OR REPLACE VIEW {0} AS SELECT {1} FROM {2};\n"
+
+
+def _folder(path: Path, files: Mapping[str, str], **stated: str) -> Path:
+    """Write a folder of models; each has a yml with the column x, unless it is stated."""
+    path.mkdir(exist_ok=True)
+    (path / "sources.yml").write_text("sources: [{name: runs, description: A run.}]\n")
+    for name, sql in files.items():
+        file = path / f"{name}.sql"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(sql)
+        file.with_suffix(".yml").write_text(stated.get(file.stem, f"{{name: {file.stem}, columns: [{{name: x}}]}}\n"))
+    return path
+
+
+def _view(name: str, table: str) -> str:
+    return VIEW.format(name, "run_id AS x" if table == "runs" else "x", table)
+
+
+def test_models_come_after_those_that_they_read(tmp_path: Path) -> None:
+    chain = {"marts/a": _view("a", "b"), "marts/b": _view("b", "c"), "staging/c": _view("c", "runs")}
+    found = models(_folder(tmp_path, chain))
+    assert [model.name for model in found] == ["c", "b", "a"]
+    assert [model.depends_on for model in found] == [(), ("c",), ("b",)]
+    assert [model.sources for model in found] == [("runs",), (), ()]
+    assert (found[0].description, found[0].kind, found[0].layer) == ("A row.", "view", "staging")
+
+
+def test_a_cte_is_no_table_that_is_read(tmp_path: Path) -> None:
+    sql = "-- A row.\nCREATE OR REPLACE TABLE a AS WITH t AS (SELECT x FROM c) SELECT x FROM t WHERE x IN (FROM c);"
+    found = models(_folder(tmp_path, {"marts/a": sql, "staging/c": _view("c", "runs")}))
+    assert (found[1].depends_on, found[1].kind) == (("c",), "table")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"marts/a": _view("a", "b"), "marts/b": _view("b", "a")}, r"\.sql: the models read each other in a circle: "),
+        ({"marts/a": _view("a", "nowhere")}, r"a\.sql: reads nowhere, which is no model"),
+        ({"marts/a": _view("a", "runs")}, r"a\.sql: reads runs, which is no model"),
+        ({"staging/a": _view("a", "b"), "staging/b": _view("b", "runs")}, r"a\.sql: reads b, .* no table of sources"),
+        ({"staging/a": _view("a", "runs"), "marts/a": _view("a", "a")}, r"marts/a\.sql: .*a\.sql is a model of"),
+        ({"staging/runs": _view("runs", "runs")}, r"runs\.sql: the lineage has a table of that name"),
+        ({"staging/a": _view("a", "runs") + "DROP TABLE runs;"}, r"a\.sql: has 2 statements"),
+        ({"staging/a": "-- Nothing.\n"}, r"a\.sql: has 0 statements"),
+        ({"staging/a": _view("b", "runs")}, r"a\.sql: makes b; the file's name says a"),
+        ({"staging/a": "-- A row.\nDROP TABLE runs;"}, r"a\.sql: is no CREATE OR REPLACE"),
+        ({"staging/a": "-- A row.\nCREATE VIEW a AS SELECT 1 AS x;"}, r"a\.sql: is no CREATE OR REPLACE"),
+        ({"staging/a": "-- A row.\nCREATE OR REPLACE VIEW a AS SELEC;"}, r"a\.sql: "),
+        ({"staging/a": _view("a", "runs").removeprefix("-- A row.\n")}, r"a\.sql: begins with no comment"),
+        ({"staging/a": _view("a", "read_parquet('x')")}, r"a\.sql: reads READ_PARQUET\('x'\)"),
+        ({"staging/a": _view("a", "other.runs")}, r"a\.sql: reads other\.runs"),
+        ({}, "has no models"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_models_are_named(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        models(_folder(tmp_path / "bad", files))
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ("{name: b, columns: []}", "is about 'b'; the file's name says 'a'"),
+        ("{name: a, columns: [{name: x, tests: [rare]}]}", "a.yml: "),
+        ("{name: a, columns: [{name: x, tests: [{accepted_values: {}}]}]}", "values"),
+        ("{name: a, columns: [{name: x, tests: [{}]}]}", "a test of x names no kind, or two"),
+        ("{name: a, columns: [{name: 'x; DROP TABLE runs'}]}", "should match pattern"),
+        ("{name: a, newest: y, columns: [{name: x, tests: [unique]}]}", "a test names a.y, which no yml states"),
+        ("{name: a, columns: [{name: x, tests: [unique, unique]}]}", "states a test twice"),
+        ("{name: a, columns: [{name: x, tests: [{relationships: {to: b, field: x}}]}]}", "names b.x, which no yml"),
+        ("{name: a, tests: [{unique: [x, z]}], columns: [{name: x}]}", "names a.z, which no yml states"),
+        ("{name: a, columns: [", "a.yml: "),
+    ],
+)  # fmt: skip
+def test_a_yml_that_does_not_fit_is_named(tmp_path: Path, stated: str, message: str) -> None:
+    folder = _folder(tmp_path / "bad", {"staging/a": _view("a", "runs")}, a=stated)
+    with pytest.raises(InputError, match=message):
+        models(folder)
+
+
+def test_a_missing_yml_is_named(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "bad", {"staging/a": _view("a", "runs")})
+    (folder / "staging" / "a.yml").unlink()
+    with pytest.raises(InputError, match=r"a\.yml: is missing"):
+        models(folder)
+
+
+def test_a_model_may_turn_from_a_view_into_a_table(tmp_path: Path) -> None:
+    store = LineageStore(tmp_path / "storage")
+    store.start_run("r1", "{}")
+    for number, kind in enumerate(("VIEW", "TABLE", "VIEW")):
+        folder = _folder(tmp_path / str(number), {"staging/a": _view("a", "runs").replace("VIEW", kind)})
+        assert build(store, folder=folder) == {"a": 1}
+    assert _rows(store, "FROM a") == [("r1",)]
+
+
+def test_a_model_whose_reading_was_never_built_is_refused(tmp_path: Path) -> None:
+    store = LineageStore(tmp_path)
+    store.start_run("r1", "{}")
+    with pytest.raises(InputError, match="run_costs reads stg_embeddings, which was never built"):
+        build(store, ["run_costs"])
+    with pytest.raises(InputError, match="no model is named 'costs'"):
+        build(store, ["costs"])
+    assert _rows(store, "SELECT count(*) FROM duckdb_views() WHERE view_name LIKE 'stg%'") == [(0,)]
+
+
+def test_columns_are_followed_to_what_they_are_made_of() -> None:
+    lineage = column_lineage(models())
+    assert lineage["stg_runs"]["python_version"] == [("runs", "python")]
+    assert lineage["stg_run_outputs"]["started_at"] == [("runs", "started_at")]
+    assert lineage["selection_audit"]["score"] == [("picked_samples", "score"), ("stg_remaining", "score")]
+    assert lineage["selection_audit"]["density_factor"] == [("stg_density", "density_factor")]
+    assert lineage["near_duplicate_groups"]["first_id"] == [("stg_near_duplicates", "partner_id")]
+    assert lineage["source_coverage"]["subset_tokens"] == [("stg_samples", "tokens")]
+    for model in models():
+        assert list(lineage[model.name]) == list(model.columns), model.name
+        read = {table for leaves in lineage[model.name].values() for table, _ in leaves}
+        assert read <= {*model.depends_on, *model.sources}, model.name
+
+
+def test_reading_models_imports_no_sqlglot_before_it_is_asked() -> None:
+    program = (
+        "import sys, novelsum_dagster.lineage.models; sys.exit('sqlglot' in sys.modules or 'duckdb' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
