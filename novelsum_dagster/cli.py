@@ -486,8 +486,13 @@ def _print_sets(title: str, rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
-    for name in ("set", "samples", "NovelSum", "95 % interval"):
+    table = Table(
+        title=title,
+        caption="interval: 95 % bootstrap; of the pool sample the range of ten draws",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("set", "samples", "NovelSum", "interval"):
         table.add_column(name, justify="left" if name == "set" else "right")
     for row in rows:
         interval = f"{row['low']:.4f} to {row['high']:.4f}"

@@ -71,6 +71,10 @@ def correlate(
         typer.Option(help="In place of a study: CSV (strategy, performance, and a column a measure) to correlate."),
     ] = None,
     list_sets: Annotated[bool, typer.Option("--list-sets", help="Only print the names of the study's sets.")] = False,
+    sets: Annotated[
+        Path | None,
+        typer.Option("--write-sets", help="Only write the records of each set to this folder, as NAME.jsonl."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write tables and pictures to this folder.")
     ] = None,
@@ -95,7 +99,10 @@ def correlate(
         chosen = _with_performance(settings_in(settings), performance)
         if list_sets:
             return _print_set_names(chosen, as_json)
+        if sets is not None:
+            return _write_sets(chosen, folder_to_write("--write-sets", sets))
         outcome, kept = _studied(chosen)
+        _say_what_is_missing(outcome)
     if output is not None:
         write_outcome(outcome, output)
     if as_json:
@@ -114,21 +121,41 @@ def _with_performance(settings: Settings, performance: Path | None) -> Settings:
 
 
 def _studied(settings: Settings) -> tuple[Any, Path]:
+    from novelsum_dagster.study.run import correlate as correlated
+
+    kept, outcome = correlated(settings.storage_path, *_pool(settings), settings, new_reporter())
+    return outcome, settings.storage_path / kept.folder
+
+
+def _write_sets(settings: Settings, folder: Path) -> None:
+    from novelsum_dagster.study.run import write_sets
+
+    count = write_sets(settings.storage_path, *_pool(settings), settings, folder, new_reporter())
+    say(f"{count:,} sets: {folder}")
+
+
+def _pool(settings: Settings) -> tuple[Any, Any]:
+    """Return the pool and its vectors, as the last run left them."""
     from dagster import Failure
 
     from novelsum_dagster.defs.handles import read_handle
     from novelsum_dagster.embedding.store import VectorSet
     from novelsum_dagster.pool.snapshot import PoolSnapshot
-    from novelsum_dagster.study.run import correlate as correlated
 
     root = settings.storage_path
     try:
-        snapshot = read_handle(root, "raw_pool", PoolSnapshot)
-        vectors = read_handle(root, "embeddings", VectorSet)
+        return read_handle(root, "raw_pool", PoolSnapshot), read_handle(root, "embeddings", VectorSet)
     except Failure as failure:
         raise InputError(f"{failure.description}: novelsum run") from None
-    kept, outcome = correlated(root, snapshot, vectors, settings, new_reporter())
-    return outcome, root / kept.folder
+
+
+def _say_what_is_missing(outcome: Any) -> None:
+    from novelsum_dagster.study.correlate import LABELS
+
+    for key, label in LABELS.items():
+        lacking = outcome.sets[key].null_count if key in outcome.measures else len(outcome.sets)
+        if lacking:
+            say(f"{label} is missing in {lacking} sets: their texts have too few words (measures.ttr_tokens)")
 
 
 def _print_set_names(settings: Settings, as_json: bool) -> None:
@@ -205,7 +232,7 @@ def _print_outcome(outcome: Any) -> None:
 
 
 def _r(one: Any) -> str:
-    return "undefined" if one.r is None else f"{one.r:.3f}"
+    return "none" if one.r is None else f"{one.r:.3f}"
 
 
 def _say_where(folder: Path | None) -> None:

@@ -341,7 +341,11 @@ def _words(
 def _size_notes(sets: Mapping[str, Samples], size: int, seed: int) -> list[str]:
     if all(len(samples.vectors) == size for samples in sets.values()):
         return []
-    return [f"Sets of unequal size: each was measured on {size:,} samples, drawn with seed {seed}."]
+    smallest = min(sets, key=lambda name: len(sets[name].vectors))
+    return [
+        f"Sets of unequal size: each was measured on {size:,} samples, as many as {smallest} has, drawn with seed"
+        f" {seed}."
+    ]
 
 
 def _word_notes(words: Mapping[str, Occurrences], ttr_tokens: int | None, measures: Measures) -> list[str]:

@@ -6,6 +6,8 @@ Belongs here: the order of the steps over all sets. Does not: any step (`sets`, 
 from pathlib import Path
 
 from novelsum_dagster.embedding.store import VectorSet
+from novelsum_dagster.errors import InputError
+from novelsum_dagster.pool.export import chosen_records, write_records
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.progress import Reporter
 from novelsum_dagster.settings import Settings
@@ -46,22 +48,39 @@ def correlate(
         ValueError: as the strategies and measures do.
     """
     study = settings.study
-    planned = recipes(study)
     if study.performance is not None:  # A file that does not fit is refused before hours of work.
-        read_performance(performance_path(settings), list(planned))
-    with reporter.step("study pool") as progress:
-        pool = build_study_pool(root, snapshot, vectors, settings.novelsum, study, progress)
-    data = StudyData(root, snapshot, vectors, pool)
-    chosen = {}
-    for name, recipe in planned.items():
-        with reporter.step(f"choosing {name}") as progress:
-            chosen[name] = build_set(data, recipe, settings.novelsum, progress)
+        read_performance(performance_path(settings), list(recipes(study)))
+    data, chosen = _chosen(root, snapshot, vectors, settings, reporter)
     yardstick = study_yardstick(data, settings.novelsum, settings.measures, study, settings.selection.device)
     measured = {name: measure_set(data, one, settings, yardstick, reporter) for name, one in chosen.items()}
     trained = _trained(data, chosen, settings, reporter)
     outcome = outcome_of(measured, trained, settings)
     inputs = [one.key for one in measured.values()] + [one.key for one in trained.values()]
     return keep_outcome(root, outcome, inputs), outcome
+
+
+def write_sets(
+    root: Path, snapshot: PoolSnapshot, vectors: VectorSet, settings: Settings, folder: Path, reporter: Reporter
+) -> int:
+    """Choose all sets and write the original records of each as `folder`/NAME.jsonl; return how many sets.
+
+    Args:
+        root: the storage folder.
+        snapshot, vectors: the pool.
+        settings: of the curation.
+        folder: where to; files of these names are replaced.
+        reporter: shows progress.
+
+    Raises:
+        InputError, ValueError: as `correlate` does.
+    """
+    data, chosen = _chosen(root, snapshot, vectors, settings, reporter)
+    with reporter.step("writing") as progress:
+        for done, (name, one) in enumerate(chosen.items(), 1):
+            ids = [data.ids[row] for row in one.rows(root)]
+            write_records(chosen_records(snapshot, root, ids), folder / f"{name}.jsonl")
+            progress(done, len(chosen))
+    return len(chosen)
 
 
 def outcome_of(measured: dict[str, StudyMeasures], trained: dict[str, StudyPerformance], settings: Settings) -> Outcome:
@@ -82,6 +101,24 @@ def outcome_of(measured: dict[str, StudyMeasures], trained: dict[str, StudyPerfo
 def performance_path(settings: Settings) -> Path:
     """Return the settings' performance file; relative paths start at the settings file's folder."""
     return (settings.base / Path(settings.study.performance or "").expanduser()).resolve()
+
+
+def _chosen(
+    root: Path, snapshot: PoolSnapshot, vectors: VectorSet, settings: Settings, reporter: Reporter
+) -> tuple[StudyData, dict[str, StudySet]]:
+    study = settings.study
+    with reporter.step("study pool") as progress:
+        pool = build_study_pool(root, snapshot, vectors, settings.novelsum, study, progress)
+    if max(study.sizes) > pool.samples:
+        raise InputError(
+            f"study.sizes: {max(study.sizes):,} is more than the {pool.samples:,} samples that are not held out"
+        )
+    data = StudyData(root, snapshot, vectors, pool)
+    chosen = {}
+    for name, recipe in recipes(study).items():
+        with reporter.step(f"choosing {name}") as progress:
+            chosen[name] = build_set(data, recipe, settings.novelsum, progress)
+    return data, chosen
 
 
 def _trained(

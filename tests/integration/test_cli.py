@@ -174,6 +174,25 @@ def test_measure_ranks_the_selected_over_the_first(folder: Path) -> None:
     assert np.mean([row["novelty"] for row in novelty if row["set"] == "best.jsonl"]) == pytest.approx(mine["value"])
 
 
+def test_measure_counts_samples_that_repeat_and_not_the_order_of_arguments(folder: Path) -> None:
+    write_jsonl(folder / "one_each.jsonl", alpaca(8))
+    write_jsonl(folder / "four_each.jsonl", [record for record in alpaca(2) for _ in range(4)])
+    names = ["one_each.jsonl", "four_each.jsonl"]
+    found = {one["set"]: one for one in _json(_novelsum(folder, "measure", *names, "--json"))["sets"]}
+    assert found["four_each.jsonl"]["samples"] == 8
+    for key in ("novelsum", "vendi_score", "log_determinant"):
+        assert found["four_each.jsonl"]["measures"][key]["value"] < found["one_each.jsonl"]["measures"][key]["value"]
+    turned = _json(_novelsum(folder, "measure", *reversed(names), "--json"))["sets"]
+    assert {one["set"]: one["measures"] for one in turned} == {name: one["measures"] for name, one in found.items()}
+
+
+def test_a_reference_of_one_sample_is_refused(folder: Path) -> None:
+    write_jsonl(folder / "single.jsonl", alpaca(1))
+    done = _novelsum(folder, "measure", "pool/one.jsonl", "--reference", "single.jsonl")
+    assert done.returncode == 2
+    assert "one distinct sample" in done.stderr
+
+
 def test_measure_gives_every_combination_and_variant(folder: Path) -> None:
     options = ["--neighbors", "2", "--neighbors", "3", "--proximity-power", "0", "--proximity-power", "1"]
     variant = ["--self-distance", "excluded", "--density-side", "column", "--aggregate", "sum"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 from novelsum_dagster.diversity.measures import MEASURES
@@ -143,7 +144,7 @@ def test_a_table_is_shown_with_its_best_measure_first(fresh: Path) -> None:
     assert done.returncode == 0, done.stderr
     places = [done.stdout.index(f" {name} ") for name in ("with", "neither", "against", "same")]
     assert places == sorted(places)
-    assert "undefined" in done.stdout and "1.000" in done.stdout
+    assert "none" in done.stdout and "1.000" in done.stdout
     assert "column of own.csv. Above 0: more diverse sets perform better." in done.stderr
 
 
@@ -233,3 +234,22 @@ def test_a_study_runs_and_a_second_one_is_quick(folder: Path) -> None:
     for name in ("outcome.json", "sets.csv", "correlations.csv", "grid.csv", "sets.parquet"):
         assert (folder / "outcome" / name).read_bytes() == (folder / "outcome2" / name).read_bytes()
     _require_pictures(folder / "outcome", "scatter.png", "measures.png", "correlations.png")
+
+
+def test_sets_are_written_for_models_trained_elsewhere(folder: Path) -> None:
+    planned = _json(_novelsum(folder, "study", "correlate", "--list-sets", "--json"))
+    done = _novelsum(folder, "study", "correlate", "--write-sets", "sets")
+    assert done.returncode == 0, done.stderr
+    written = {path.stem: path.read_text().splitlines() for path in (folder / "sets").glob("*.jsonl")}
+    assert {name: len(lines) for name, lines in written.items()} == {one["name"]: one["size"] for one in planned}
+    pool = {json.dumps(record) for record in alpaca(40)}
+    assert all(json.dumps(json.loads(line)) in pool for lines in written.values() for line in lines)
+
+
+def test_a_size_over_the_pool_names_the_setting(folder: Path) -> None:
+    settings = yaml.safe_load((folder / "curation.yaml").read_text())
+    settings["study"]["sizes"] = [10_000]
+    (folder / "large.yaml").write_text(yaml.safe_dump(settings))
+    done = _novelsum(folder, "study", "correlate", "--settings", "large.yaml")
+    assert done.returncode == 2
+    assert "study.sizes: 10,000 is more than" in done.stderr
