@@ -486,18 +486,14 @@ def _print_sets(title: str, rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        title=title,
-        caption="interval: 95 % bootstrap; of the pool sample the range of ten draws",
-        title_justify="left",
-        caption_justify="left",
-    )
+    table = Table(title=title, title_justify="left")
     for name in ("set", "samples", "NovelSum", "interval"):
         table.add_column(name, justify="left" if name == "set" else "right")
     for row in rows:
         interval = f"{row['low']:.4f} to {row['high']:.4f}"
         table.add_row(row["set"], f"{row['samples']:,}", f"{row['novelsum']:.4f}", interval)
     Console().print(table)
+    print("interval: 95 % bootstrap; of the pool sample the range of ten draws")
 
 
 def _print_measures(comparison: Any) -> None:
