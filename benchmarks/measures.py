@@ -118,7 +118,7 @@ def _twelve(arguments: argparse.Namespace) -> dict[str, Any]:
 
     def measured() -> Any:
         yardstick = Yardstick(vectors, NovelSum(), Measures())
-        return measure_sets({"set": samples}, yardstick, measures=Measures(), reporter=reporter)
+        return measure_sets({"set": samples}, yardstick, reporter=reporter)
 
     seconds, found = _timed(measured)
     assert set(found.sets[0].values) == set(MEASURES)

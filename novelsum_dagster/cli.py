@@ -10,8 +10,6 @@ input, settings or arguments; 130 interrupted.
 import contextlib
 import json
 import os
-import signal
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -33,6 +31,7 @@ from novelsum_dagster.terminal import (
     folder_to_write,
     new_app,
     new_reporter,
+    run_group,
     say,
     settings_in,
 )
@@ -286,30 +285,7 @@ def ui(
     with _instance(chosen):
         say(f"The Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
     dev = ["dagster", "dev", "-m", "novelsum_dagster.definitions", "-h", "127.0.0.1", "-p", str(port)]
-    raise typer.Exit(_run_group([sys.executable, "-W", "ignore", "-m", *dev]))
-
-
-def _run_group(command: list[str]) -> int:
-    """Run a command with all its children, until it ends or Ctrl-C or SIGTERM ends them all; return its exit code."""
-    process = subprocess.Popen(command, start_new_session=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        _end_group(process)
-
-
-def _end_group(process: "subprocess.Popen[bytes]") -> None:
-    """Ask a process group to end, and end it if it has not within ten seconds."""
-    for number in (signal.SIGINT, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            return
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
+    raise typer.Exit(run_group([sys.executable, "-W", "ignore", "-m", *dev]))
 
 
 @app.command("demo-pool")

@@ -13,7 +13,7 @@ import typer
 
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.explore import RUN_VARIABLE
-from novelsum_dagster.terminal import SettingsFile, say, settings_in
+from novelsum_dagster.terminal import SettingsFile, run_group, say, settings_in
 
 
 def explore(
@@ -42,11 +42,8 @@ def explore(
     os.environ.pop(RUN_VARIABLE, None)
     if run is not None:
         os.environ[RUN_VARIABLE] = _run_id(chosen.storage_path, run)
-    # Here, because `cli` imports this module.
-    from novelsum_dagster.cli import _run_group
-
     say(f"The explorer: http://127.0.0.1:{port} (Ctrl-C ends it)")
-    raise typer.Exit(_run_group(streamlit_command(port)))
+    raise typer.Exit(run_group(streamlit_command(port)))
 
 
 def streamlit_command(port: int) -> list[str]:

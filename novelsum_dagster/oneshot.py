@@ -149,10 +149,9 @@ def compare(
     # By name: k-means starts from samples by their place, and the order of arguments must not change a value.
     together = [sets[name].vectors for name in sorted(sets)]
     pool = np.concatenate(together) if reference is None else reference
-    others = Measures()
     with reporter.step("preparing"):
-        yardstick = Yardstick(pool, settings, others, grid=grid, seed=seed, device=device)
-    return measure_sets(sets, yardstick, measures=others, seed=seed, reporter=reporter)
+        yardstick = Yardstick(pool, settings, Measures(), grid=grid, seed=seed, device=device)
+    return measure_sets(sets, yardstick, seed=seed, reporter=reporter)
 
 
 def _density_factor(vectors: NDArray[np.float32], settings: NovelSum, progress: Progress) -> NDArray[np.float64]:

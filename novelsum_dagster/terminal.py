@@ -1,9 +1,12 @@
-"""What every command of the terminal shares: words on stderr, progress, the settings file, common options.
+"""What every command of the terminal shares: words on stderr, progress, the settings file, options, child processes.
 
 Belongs here: that. Does not: any command (`cli`, `cli_study`).
 """
 
+import contextlib
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -71,3 +74,26 @@ def folder_to_write(option: str, folder: Path) -> Path:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{option}: {folder} is a file; name a folder")
     return folder
+
+
+def run_group(command: list[str]) -> int:
+    """Run a command with all its children, until it ends or Ctrl-C or SIGTERM ends them all; return its exit code."""
+    process = subprocess.Popen(command, start_new_session=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        _end_group(process)
+
+
+def _end_group(process: "subprocess.Popen[bytes]") -> None:
+    """Ask a process group to end, and end it if it has not within ten seconds."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)

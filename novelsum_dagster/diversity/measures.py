@@ -48,8 +48,6 @@ MEASURES: dict[str, Measure] = {
 }
 """All measures by the name that tables and files use."""
 
-LEXICAL = ("ttr", "vocd_d")
-
 
 class _Result(Protocol):
     @property
@@ -100,20 +98,23 @@ class SetMeasures:
 
     def records(self) -> list[dict[str, Any]]:
         """Return a row a measure: set, size, measure, label, family, value, low, high, higher_is_diverse."""
-        return [
-            {
-                "set": self.name,
-                "size": len(self.rows),
-                "measure": key,
-                "label": MEASURES[key].label,
-                "family": MEASURES[key].family,
-                "value": found.value,
-                "low": found.low,
-                "high": found.high,
-                "higher_is_diverse": MEASURES[key].higher_is_diverse,
-            }
-            for key, found in self.values.items()
-        ]
+        return [record(self.name, len(self.rows), key, found) for key, found in self.values.items()]
+
+
+def record(set_name: str, size: int, measure: str, found: Value) -> dict[str, Any]:
+    """Return one measure of one set as the row of a table, with what is known of the measure."""
+    known = MEASURES[measure]
+    return {
+        "set": set_name,
+        "size": size,
+        "measure": measure,
+        "label": known.label,
+        "family": known.family,
+        "value": found.value,
+        "low": found.low,
+        "high": found.high,
+        "higher_is_diverse": known.higher_is_diverse,
+    }
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class Yardstick:
         self.reference = reference
         self.grid = grid or Grid.of(novelsum)
         self._novelsum = novelsum
-        self._measures = measures
+        self.measures = measures
         self._seed = seed
         self._device = cuda_or_cpu(device)
         self.cells = min(measures.partition_clusters, len(reference))
@@ -238,7 +239,7 @@ class Yardstick:
     def _others(
         self, vectors: NDArray[np.float32], words: Occurrences | None, ttr_tokens: int
     ) -> Iterator[tuple[str, Callable[[], _Result]]]:
-        settings, device, seed = self._measures, self._device, self._seed
+        settings, device, seed = self.measures, self._device, self._seed
         if words is not None:
             if words.tokens >= ttr_tokens:
                 yield "ttr", lambda: words.ttr(ttr_tokens, seed=seed)
@@ -269,7 +270,6 @@ def measure_sets(
     sets: Mapping[str, Samples],
     yardstick: Yardstick,
     *,
-    measures: Measures,
     factors: Mapping[str, Factors] | None = None,
     seed: int = 42,
     reporter: Reporter,
@@ -279,7 +279,6 @@ def measure_sets(
     Args:
         sets: by name.
         yardstick: what they are measured against.
-        measures: parameters of the other measures.
         factors: density factors of each set's samples, where they are known.
         seed: of the sampling.
         reporter: shows progress.
@@ -287,6 +286,7 @@ def measure_sets(
     Raises:
         ValueError: as the measures do.
     """
+    measures = yardstick.measures
     size = min(len(samples.vectors) for samples in sets.values())
     rows = {name: _drawn(len(samples.vectors), size, seed) for name, samples in sets.items()}
     words, ttr_tokens = _words(sets, rows, measures)

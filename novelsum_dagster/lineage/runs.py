@@ -91,14 +91,6 @@ def find_run(connection: Connection, name: str | None) -> Run:
     return _run(found[0])
 
 
-def run_before(connection: Connection, run: Run) -> Run | None:
-    """Return the run with a subset that began last before another."""
-    found = all_rows(
-        connection, f"{_RUN} WHERE runs.started_at < ? ORDER BY runs.started_at DESC LIMIT 1", [run.started_at]
-    )
-    return _run(found[0]) if found else None
-
-
 def _ending(connection: Connection, run_id: str) -> str:
     """Say in words how a run without a subset ended."""
     # Of a step that was tried again the last attempt counts.

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import read_json, replacing, write_json
+from novelsum_dagster.lineage.query import all_rows
 
 if TYPE_CHECKING:
     import duckdb
@@ -333,14 +334,14 @@ def _put_back(connection: "duckdb.DuckDBPyConnection", path: Path) -> None:
 
 def _ended(connection: "duckdb.DuckDBPyConnection", run_id: str) -> dict[str, list[dict[str, Any]]]:
     """Return a run's own row and those of its steps that have ended, by table."""
-    own = {table: _rows_of(connection, table, run_id) for table in ("runs", "steps")}
+    own = {
+        table: [
+            {name: _as_json(value) for name, value in row.items()}
+            for row in all_rows(connection, f"SELECT * FROM {table} WHERE run_id = ?", [run_id])
+        ]
+        for table in ("runs", "steps")
+    }
     return {**own, "steps": [row for row in own["steps"] if row["status"] != "running"]}
-
-
-def _rows_of(connection: "duckdb.DuckDBPyConnection", table: str, run_id: str) -> list[dict[str, Any]]:
-    found = connection.execute(f"SELECT * FROM {table} WHERE run_id = ?", [run_id])
-    names = [column[0] for column in found.description or ()]
-    return [dict(zip(names, map(_as_json, row), strict=True)) for row in found.fetchall()]
 
 
 def _as_json(value: Any) -> Any:

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from novelsum_dagster.diversity.measures import (
-    MEASURES,
     Comparison,
     Factors,
     Samples,
     SetMeasures,
+    Value,
     Yardstick,
     measure_sets,
+    record,
 )
 from novelsum_dagster.files import content_key, place_folder, temporary_folder, write_json
 from novelsum_dagster.pool.snapshot import Handle
@@ -101,7 +102,6 @@ def build_report(
     comparison = measure_sets(
         {name: Samples(vectors[rows], _texts(samples, rows)) for name, rows in sets.items()},
         yardstick,
-        measures=settings.measures,
         factors={name: _of_rows(factors, rows) for name, rows in sets.items()},
         seed=seed,
         reporter=reporter,
@@ -158,18 +158,7 @@ def _rows(one: SetMeasures) -> list[SetMeasure]:
 
 
 def _labelled(row: SetMeasure) -> dict[str, Any]:
-    known = MEASURES[row.measure]
-    return {
-        "set": row.set_name,
-        "size": row.size,
-        "measure": row.measure,
-        "label": known.label,
-        "family": known.family,
-        "value": row.value,
-        "low": row.low,
-        "high": row.high,
-        "higher_is_diverse": known.higher_is_diverse,
-    }
+    return record(row.set_name, row.size, row.measure, Value(row.value, row.low, row.high))
 
 
 def _described(settings: Settings) -> dict[str, Any]:

@@ -194,14 +194,10 @@ def measure_set(
 
 def study_yardstick(data: StudyData, novelsum: NovelSum, measures: Measures, study: Study, device: str) -> Yardstick:
     """Return what a study's sets are measured against; the settings' own K, beta and alpha come first in its grid."""
-
-    def first(own: float, others: tuple[float, ...]) -> tuple[float, ...]:
-        return tuple(dict.fromkeys([own, *others]))
-
     grid = Grid(
         tuple(dict.fromkeys([novelsum.neighbors, *study.neighbors])),
-        first(novelsum.density_power, study.density_powers),
-        first(novelsum.proximity_power, study.proximity_powers),
+        tuple(dict.fromkeys([novelsum.density_power, *study.density_powers])),
+        tuple(dict.fromkeys([novelsum.proximity_power, *study.proximity_powers])),
     )
     return Yardstick(data.vectors, novelsum, measures, grid=grid, seed=study.seeds[0], device=device)
 

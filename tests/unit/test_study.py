@@ -328,7 +328,7 @@ def test_sets_of_two_sizes_are_measured_at_the_smaller(made: Made, data: StudyDa
         for rows in [one.rows(made.root)]
     }
     yardstick = study_yardstick(data, SETTINGS.novelsum, SETTINGS.measures, STUDY, "cpu")
-    together = measure_sets(samples, yardstick, measures=SETTINGS.measures, seed=7, reporter=QUIET)
+    together = measure_sets(samples, yardstick, seed=7, reporter=QUIET)
     assert together.ttr_tokens == 150
     for one in together.sets:
         mine = found[one.name].values
