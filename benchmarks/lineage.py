@@ -1,16 +1,20 @@
-"""The audit's models on a large storage: how long they take to build, and to answer.
+"""The audit on a large storage: how long its models take to build, and `why`, `diff` and the models to answer.
 
     python -m benchmarks.lineage --samples 396000 --runs 50
 
-Writes a storage as the pipeline does: one pool, one density and one novelty, and for every run a selection of its own
-with its picks and what remained (about 12 MB a run at 396,000 samples). It lies in a temporary folder, or in
-`--folder`, which is kept and used again.
+Writes a storage as the pipeline does: one pool, its vectors in shards of 512, one density and one novelty, and for
+every run a selection of its own with its picks, their vectors, which picks stand for which samples and what remained
+(about 50 MB a run at 396,000 samples, 5 GB in all). It lies in a temporary folder, or in `--folder`, which is kept and
+used again.
 
 Belongs here: the synthetic storage, and what is timed on it. Does not: the models (`dbt_like_sql`).
 """
 
 import argparse
 import hashlib
+import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,9 +25,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import content_key, write_table
+from novelsum_dagster.lineage.difference import difference
+from novelsum_dagster.lineage.explain import explain
 from novelsum_dagster.lineage.models import build, failures, models
+from novelsum_dagster.lineage.query import all_rows
+from novelsum_dagster.lineage.runs import find_run
 from novelsum_dagster.lineage.store import FILE_NAME, LineageStore, insert
 from novelsum_dagster.pool.snapshot import NEAR_DUPLICATES, ORIGINS, REJECTS, SAMPLES
 
@@ -35,19 +46,35 @@ _SEPARATE = 20
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
+_DIMENSION, _SHARD, _ROW_GROUP = 384, 512, 1000
+"""As the pipeline writes them."""
+_VECTORS_FOLDER = "vectors/model"
+_SETTINGS = {"pool": {"near_duplicates": {"drop": False}}}
+
+
 def write_storage(root: Path, samples: int, runs: int, picks: int) -> None:
     """Write a storage of many runs over one pool under `root`."""
     ids = [hashlib.sha256(str(row).encode()).hexdigest()[:32] for row in range(samples)]
     _write_pool(root, ids)
     generator = np.random.default_rng(0)
-    factor = generator.lognormal(0, 0.5, samples)
-    columns = {"id": ids, "mean_squared_distance": 1 / factor, "density_factor": factor}
+    vectors = generator.standard_normal((samples, _DIMENSION), np.float32)
+    for start in range(0, samples, _SHARD):
+        shard = ids[start : start + _SHARD]
+        name = hashlib.sha256("\n".join(shard).encode()).hexdigest()[:32]
+        _write_vectors(root / _VECTORS_FOLDER / f"{name}.parquet", shard, vectors[start : start + _SHARD])
+    factor = generator.lognormal(0, 0.25, samples)
+    columns = {"id": ids, "mean_squared_distance": factor**-2, "density_factor": factor}
     write_table(pa.table(columns), root / f"density/density={_DENSITY}/density.parquet")
     novelty = {"id": ids, "novelty": generator.gamma(2, 1, samples)}
     write_table(pa.table(novelty), root / f"novelty/sample_novelty={_NOVELTY}/novelty.parquet")
     for run in range(runs):
-        _write_selection(root / f"selections/selection={_selection(run)}", ids, factor, picks, run)
+        _write_selection(root / _folder(run), ids, vectors, factor, picks, run)
     _record(LineageStore(root), samples, runs, picks)
+
+
+def _write_vectors(path: Path, ids: list[str], vectors: NDArray[np.float32]) -> None:
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), _DIMENSION)
+    write_table(pa.table({"id": ids, "vector": rows}), path)
 
 
 def _write_pool(root: Path, ids: list[str]) -> None:
@@ -59,14 +86,20 @@ def _write_pool(root: Path, ids: list[str]) -> None:
         "line": rows // len(SOURCES) + 1,
     }
     lengths = np.random.default_rng(1).integers(20, 900, len(ids))
-    text = pa.array([f"Question {id_}? Answer {id_}." for id_ in ids])
+    words = " ".join(f"word{number}" for number in np.random.default_rng(2).integers(0, 9999, 200_000))
+    starts = np.random.default_rng(3).integers(0, len(words) - 4000, len(ids))
+    texts = zip(ids, starts, lengths, strict=True)
+    text = pa.array([f"Question {id_}? Answer {words[start : start + 4 * length]}." for id_, start, length in texts])
     samples = {
         "id": ids, **place, "form": ["alpaca"] * len(ids), "turns": np.full(len(ids), 2, np.int32),
         "characters": lengths * 4, "tokens": lengths, "text": text, "original": text.cast(pa.binary()),
     }  # fmt: skip
     folder = root / f"pool/snapshot={_SNAPSHOT}"
-    write_table(pa.table(samples, SAMPLES), folder / "samples.parquet")
-    write_table(pa.table({"id": ids, **place, "is_first": [True] * len(ids)}, ORIGINS), folder / "origins.parquet")
+    origins = {"id": ids, **place, "is_first": [True] * len(ids)}
+    folder.mkdir(parents=True)
+    for name, columns, schema in (("samples", samples, SAMPLES), ("origins", origins, ORIGINS)):
+        path = folder / f"{name}.parquet"
+        pq.write_table(pa.table(columns, schema), path, compression="zstd", row_group_size=_ROW_GROUP)
     near: dict[str, Any] = {"id": ids[1::_SEPARATE], "partner_id": ids[: len(ids) - 1 : _SEPARATE]}
     near["score"] = [0.9] * len(near["id"])
     write_table(pa.table(near, NEAR_DUPLICATES), folder / "near_duplicates.parquet")
@@ -75,14 +108,17 @@ def _write_pool(root: Path, ids: list[str]) -> None:
     write_table(pa.table(rejects, REJECTS), folder / "rejects.parquet")
 
 
-def _write_selection(folder: Path, ids: list[str], factor: np.ndarray, picks: int, seed: int) -> None:
+def _write_selection(
+    folder: Path, ids: list[str], vectors: NDArray[np.float32], factor: NDArray[np.float64], picks: int, seed: int
+) -> None:
     generator = np.random.default_rng(seed)
     # Half of the picks are those of every run, so that runs differ in part.
     shared = np.random.default_rng(0).permutation(len(ids))[: picks // 2]
     rest = np.setdiff1d(generator.permutation(len(ids))[: 2 * picks], shared)
     rows = generator.permutation(np.concatenate([shared, generator.permutation(rest)[: picks - len(shared)]]))
     chosen = [ids[row] for row in rows]
-    won = np.linspace(9, 5, picks)
+    # In so many dimensions all cosines are near 0, so a score is about this: it grows with the picks.
+    won = 1.9 * (np.log(np.arange(1, picks + 1)) + 0.577) * 1.6
     picked = {
         "rank": np.arange(1, picks + 1), "id": chosen, "source": [SOURCES[row % len(SOURCES)] for row in rows],
         "file": [f"pool/{SOURCES[row % len(SOURCES)]}.jsonl" for row in rows], "position": rows // len(SOURCES),
@@ -92,9 +128,19 @@ def _write_selection(folder: Path, ids: list[str], factor: np.ndarray, picks: in
         "nearest_distance": np.full(picks, 0.4), "density_factor": factor[rows], "quality": pa.nulls(picks, "double"),
     }  # fmt: skip
     write_table(pa.table(picked), folder / "picks.parquet")
-    after = generator.integers(0, picks, len(ids))
-    left = {"id": ids, "score": won[after] - 0.5, "after_picks": after, "is_exact": generator.random(len(ids)) < 0.1}
+    after = generator.integers(1, picks, len(ids))
+    score = (np.log(after) + 0.577) * (factor + 1) * generator.uniform(1, 1.01, len(ids))
+    left = {"id": ids, "score": score, "after_picks": after, "is_exact": generator.random(len(ids)) < 0.1}
     write_table(pa.table(left), folder / "remaining.parquet")
+    _write_vectors(folder / "picks_vectors.parquet", chosen, vectors[rows])
+    # A pick stands for itself; what stands for the others is drawn.
+    ranks = generator.integers(1, picks + 1, (len(ids), 3))
+    distances = np.sort(generator.uniform(0.3, 0.9, (len(ids), 3)), axis=1)
+    ranks[rows, 0], distances[rows, 0] = np.arange(1, picks + 1), 0
+    covering: dict[str, Any] = {"id": ids}
+    for place in range(3):
+        covering |= {f"rank_{place + 1}": ranks[:, place], f"distance_{place + 1}": distances[:, place]}
+    write_table(pa.table(covering), folder / "covering.parquet")
 
 
 def _record(store: LineageStore, samples: int, runs: int, picks: int) -> None:
@@ -110,8 +156,8 @@ def _record(store: LineageStore, samples: int, runs: int, picks: int) -> None:
         for source in SOURCES
     ]  # fmt: skip
     vectors = {
-        "vectors": _VECTORS, "snapshot": _SNAPSHOT, "folder": "", "model": "m", "revision": "r", "max_tokens": 256,
-        "dtype": "bfloat16", "dimension": 384, "samples": samples,
+        "vectors": _VECTORS, "snapshot": _SNAPSHOT, "folder": _VECTORS_FOLDER, "model": "m", "revision": "r",
+        "max_tokens": 256, "dtype": "bfloat16", "dimension": _DIMENSION, "samples": samples,
     }  # fmt: skip
     density = {"density": _DENSITY, "vectors": _VECTORS, "file": "", "neighbors": 10, "reference_size": samples}
     novelty = {"novelty": _NOVELTY, "density": _DENSITY, "file": "", "proximity_power": 1.0, "novelsum": 0.9}
@@ -138,8 +184,8 @@ def _rows_of_run(run: int, picks: int, powers: dict[str, float]) -> dict[str, li
     return {
         "runs": [
             {
-                "run_id": run_id, "started_at": at, "settings": "{}", "package_version": "0", "python": "3.11",
-                "platform": "synthetic",
+                "run_id": run_id, "started_at": at, "settings": json.dumps(_SETTINGS), "package_version": "0",
+                "python": "3.11", "platform": "synthetic",
             }
         ],
         "steps": [
@@ -150,8 +196,10 @@ def _rows_of_run(run: int, picks: int, powers: dict[str, float]) -> dict[str, li
             for minute, step in enumerate(steps)
         ],
         "selections": [
-            {"selection": _selection(run), **keys, "folder": "", "strategy": "novelselect", "k": picks, "seed": run}
-            | powers
+            {
+                "selection": _selection(run), **keys, "folder": _folder(run), "strategy": "novelselect", "k": picks,
+                "seed": run, **powers,
+            }
         ],
         "set_measures": [
             {"report": report, "selection": _selection(run), "set_name": name, "measure": measure, **size}
@@ -170,6 +218,10 @@ def _run_id(run: int) -> str:
 
 def _selection(run: int) -> str:
     return content_key(["selection", run])
+
+
+def _folder(run: int) -> str:
+    return f"selections/selection={_selection(run)}"
 
 
 def _timed(what: str, work: Callable[[], Any], repeat: int = 3) -> None:
@@ -206,6 +258,71 @@ def _time_queries(store: LineageStore, samples: int, runs: int) -> None:
                 return f"{len(connection.execute(query, values).fetchall()):,} rows"
 
             _timed(what, ask)
+
+
+def _time_commands(store: LineageStore, runs: int) -> None:
+    """Time `why` and `diff`, within this process and as whole commands."""
+    root, newest, before = store.path.parent, _run_id(runs - 1), _run_id(max(0, runs - 2))
+    with store.reading() as connection:
+        asked = _asked(connection, newest)
+        run = find_run(connection, newest)
+        for what, sample in asked.items():
+
+            def ask(sample: str = sample) -> str:
+                try:
+                    return explain(connection, root, run, sample).outcome
+                except InputError:
+                    return "none"
+
+            _timed(f"why: {what}", ask)
+        _timed(
+            "diff",
+            lambda: f"{len(difference(connection, find_run(connection, before), run).entered):,} entered",
+        )
+    settings = root / "curation.yaml"
+    settings.write_text(f"storage: {json.dumps(str(root))}\n")
+    for what, sample in asked.items():
+
+        def command(sample: str = sample) -> str:
+            return _command(settings, "why", sample)
+
+        _timed(f"novelsum why, whole command: {what}", command)
+    _timed("novelsum diff, whole command", lambda: _command(settings, "diff", before, newest))
+
+
+def _asked(connection: Any, run_id: str) -> dict[str, str]:
+    """Return what `why` is asked for: samples of a run, as people name them."""
+    [picked] = all_rows(
+        connection,
+        "SELECT id FROM picks INNER JOIN run_outputs USING (selection) WHERE run_id = ? AND rank = 500", [run_id],
+    )  # fmt: skip
+    left_out = all_rows(
+        connection,
+        "SELECT density.id, samples.file, samples.line FROM density"
+        " INNER JOIN run_outputs ON run_outputs.density = density.density AND run_outputs.run_id = ?"
+        " INNER JOIN samples ON samples.id = density.id AND samples.snapshot = run_outputs.snapshot"
+        " ANTI JOIN picks ON picks.id = density.id AND picks.selection = run_outputs.selection"
+        " ORDER BY density.density_factor DESC", [run_id],
+    )  # fmt: skip
+    middle = left_out[len(left_out) // 2]
+    return {
+        "chosen": picked["id"],
+        "left out": middle["id"],
+        "left out, by the beginning of its id": middle["id"][:8],
+        "left out, 1,000 before it": left_out[1000]["id"],
+        "left out, by text": f"Question {middle['id']}?",
+        "left out, by FILE:LINE": f"{middle['file']}:{middle['line']}",
+        "an id that is not there": "f" * 12,
+        "a text that is not there": "such words stand nowhere",
+    }
+
+
+def _command(settings: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "novelsum_dagster", *arguments, "--settings", str(settings)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return f"exit {done.returncode}"
 
 
 def _time_tests(store: LineageStore) -> None:
@@ -246,6 +363,7 @@ def main() -> None:
         _timed("build of all models", lambda: f"{len(build(store))} models")
         print(f"| {FILE_NAME} | | {store.path.stat().st_size / 1e6:.1f} MB |")
         _time_queries(store, asked.samples, asked.runs)
+        _time_commands(store, asked.runs)
         start = time.perf_counter()
         _time_tests(store)
         print(f"| all tests | {time.perf_counter() - start:.2f} s | |")

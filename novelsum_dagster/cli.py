@@ -19,8 +19,8 @@ from typing import Annotated, Any
 
 import typer
 
-from novelsum_dagster.cli_audit import diff, rebuild_lineage, why
-from novelsum_dagster.cli_explore import explore
+from novelsum_dagster.cli_audit import diff, rebuild_lineage, reproduce, why
+from novelsum_dagster.cli_explore import explore, page_beside
 from novelsum_dagster.cli_study import study
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.settings import PACKAGED_MODEL, Embedding, NovelSum, Selection, Settings, Source
@@ -279,13 +279,16 @@ def ui(
     settings: SettingsFile = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 3000,
 ) -> None:
-    """Open the Dagster UI over the pool of a settings file, on http://127.0.0.1:3000."""
+    """Open the Dagster UI over the pool of a settings file, on http://127.0.0.1:3000.
+
+    The page of [bold]novelsum explore[/] runs beside it, at the settings' explore_url: links in the UI lead there.
+    """
     chosen = settings_in(settings)
     _prepare_home(chosen)
     with _instance(chosen):
         say(f"The Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
     dev = ["dagster", "dev", "-m", "novelsum_dagster.definitions", "-h", "127.0.0.1", "-p", str(port)]
-    raise typer.Exit(run_group([sys.executable, "-W", "ignore", "-m", *dev]))
+    raise typer.Exit(run_group([sys.executable, "-W", "ignore", "-m", *dev], *page_beside(chosen.explore_url)))
 
 
 @app.command("demo-pool")
@@ -301,6 +304,7 @@ def demo_pool(
 
 app.command()(why)
 app.command()(diff)
+app.command()(reproduce)
 app.command()(explore)
 app.command("rebuild-lineage")(rebuild_lineage)
 

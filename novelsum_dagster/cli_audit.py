@@ -1,4 +1,4 @@
-"""The commands that ask the lineage: `novelsum why`, `diff` and `rebuild-lineage`.
+"""The commands that ask the lineage: `novelsum why`, `diff`, `reproduce` and `rebuild-lineage`.
 
 Belongs here: their arguments, words and JSON. Does not: the answers (`lineage`).
 """
@@ -6,12 +6,17 @@ Belongs here: their arguments, words and JSON. Does not: the answers (`lineage`)
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Annotated, Any
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from novelsum_dagster.terminal import AsJson, SettingsFile, say, settings_in
+from novelsum_dagster.terminal import AsJson, SettingsFile, new_reporter, say, settings_in
+
+if TYPE_CHECKING:
+    from novelsum_dagster.lineage.explain import Explanation
+    from novelsum_dagster.lineage.query import Connection
 
 _Run = Annotated[str | None, typer.Option("--run", "-r", help="Run, or the beginning of its id. Default: the newest.")]
 _SHOWN = 10
@@ -20,6 +25,9 @@ _SHOWN = 10
 def why(
     sample: Annotated[str, typer.Argument(help="Id or its beginning, FILE:LINE, or a piece of the text.")],
     run: _Run = None,
+    smallest_k: Annotated[
+        bool, typer.Option("--smallest-k", help="Go on with the selection until it picks the sample; 4 k at most.")
+    ] = False,
     settings: SettingsFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -38,6 +46,8 @@ def why(
     workspace = Workspace(settings_in(settings))
     with workspace.lineage.reading() as connection:
         found = explain(connection, workspace.root, find_run(connection, run), sample)
+        if smallest_k and found.outcome == "left out":
+            found = _with_smallest_k(connection, workspace.root, found)
     if as_json:
         answer = {
             "run": found.run.run_id,
@@ -52,6 +62,17 @@ def why(
         print(f"{found.sample['id']}\n{_shortened(found.sample['text'], 300)}\n")
     for sentence in found.words:
         print(sentence)
+
+
+def _with_smallest_k(connection: "Connection", root: Path, found: "Explanation") -> "Explanation":
+    """Return an explanation with the smallest k that lets the sample in."""
+    from novelsum_dagster.lineage.smallest_k import smallest_k
+
+    with new_reporter().step("going on") as progress:
+        answer = smallest_k(connection, root, found.run, found.sample["id"], progress)
+    first, *others = found.words
+    facts = {**found.facts, "smallest_k": answer.k, "smallest_k_is_more_than": answer.more_than}
+    return replace(found, facts=facts, words=(first, answer.words, *others))
 
 
 def diff(
@@ -87,6 +108,48 @@ def diff(
     _print_difference(found)
 
 
+def reproduce(
+    run: Annotated[str | None, typer.Argument(help="Run, or the beginning of its id. Default: the newest.")] = None,
+    embed_again: Annotated[
+        bool, typer.Option("--embed-again", help="Make the vectors again, too, in place of using those that are kept.")
+    ] = False,
+    settings: SettingsFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a run's subset again from its record, and compare it byte for byte with the one that is kept.
+
+    The settings, sources and seed are those of the run; sources that changed since are named, and nothing is made.
+    Exit code 1 says that the subset came out otherwise.
+
+    Example: [bold]novelsum reproduce 614f8acc[/]
+    """
+    from novelsum_dagster.lineage.reproduce import records_of
+    from novelsum_dagster.lineage.reproduce import reproduce as make_again
+    from novelsum_dagster.lineage.runs import find_run
+    from novelsum_dagster.workspace import Workspace
+
+    chosen = settings_in(settings)
+    workspace = Workspace(chosen)
+    with workspace.lineage.reading() as connection:
+        found = find_run(connection, run)
+        records = records_of(connection, found)
+    made = make_again(records, found, workspace.root, chosen.base, new_reporter(), embed_again)
+    if as_json:
+        answer = {
+            "run": found.run_id,
+            "equal": made.is_equal,
+            "outputs": {name: {"recorded": then, "made": now} for name, (then, now) in made.outputs.items()},
+            "files": made.files,
+            "embedded_again": made.embedded_again,
+            "differences": list(made.differences),
+        }
+        print(json.dumps(answer, indent=2))
+    else:
+        _print_reproduction(made)
+    if not made.is_equal:
+        raise typer.Exit(1)
+
+
 def rebuild_lineage(settings: SettingsFile = None) -> None:
     """Make the lineage database anew from what every run wrote beside it; a damaged one is kept aside."""
     from novelsum_dagster.lineage.models import build
@@ -113,6 +176,24 @@ def _print_difference(found: Any) -> None:
     _print_changes("left", found.left)
     if found.measures:
         _print_measures(found)
+
+
+def _print_reproduction(made: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Run {made.run.short}, made again", title_justify="left")
+    for column in ("output", "recorded", "made now", ""):
+        table.add_column(column, overflow="fold")
+    for name, (then, now) in made.outputs.items():
+        table.add_row(name, then[:16], now[:16], "equal" if then == now else "differs")
+    for name, equal in made.files.items():
+        table.add_row(name, "", "", {True: "equal, byte for byte", False: "differs", None: "missing"}[equal])
+    Console().print(table)
+    print("The vectors were made again." if made.embedded_again else "The kept vectors were used (--embed-again).")
+    for line in made.differences:
+        print(f"Since then: {line}.")
+    print("The subset is the same, byte for byte." if made.is_equal else "The subset came out otherwise.")
 
 
 def _print_changes(name: str, changes: Sequence[Any]) -> None:

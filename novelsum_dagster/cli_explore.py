@@ -4,10 +4,12 @@ Belongs here: arguments, and streamlit's process. Does not: the page and the fil
 """
 
 import os
+import socket
 import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -44,6 +46,19 @@ def explore(
         os.environ[RUN_VARIABLE] = _run_id(chosen.storage_path, run)
     say(f"The explorer: http://127.0.0.1:{port} (Ctrl-C ends it)")
     raise typer.Exit(run_group(streamlit_command(port)))
+
+
+def page_beside(address: str) -> list[list[str]]:
+    """Return the command that serves the page at a local address; none where another program listens or serves it."""
+    place = urlsplit(address)
+    if place.hostname not in ("127.0.0.1", "localhost"):
+        return []
+    port = place.port or 80
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            say(f"Port {port} is in use: links to the explore page lead to whatever is there.")
+            return []
+    return [streamlit_command(port)]
 
 
 def streamlit_command(port: int) -> list[str]:

@@ -5,6 +5,7 @@ Belongs here: putting assets, checks and resources together. Does not: any of th
 
 import dagster as dg
 
+from novelsum_dagster.defs.card import data_card
 from novelsum_dagster.defs.checks import asset_checks
 from novelsum_dagster.defs.embeddings import embeddings
 from novelsum_dagster.defs.handles import HandleIOManager
@@ -42,6 +43,7 @@ def build_defs(settings: Settings, reporter: Reporter | None = None) -> dg.Defin
             sample_novelty,
             selection_asset(settings),
             novelsum_report,
+            data_card,
             lineage,
             audit_assets(),
             *(study_assets(settings) if "study" in settings.model_fields_set else ()),

@@ -62,8 +62,16 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 
 
 def place_folder(built: Path, destination: Path) -> None:
-    """Move a finished content-addressed folder into place; where one is already, it is the same and stays."""
+    """Move a finished content-addressed folder into place; one that is there already keeps its files.
+
+    Files that it has lost, or that a person has deleted because they were damaged, are put back.
+    """
     if destination.exists():
+        for path in sorted(built.rglob("*")):
+            place = destination / path.relative_to(built)
+            if path.is_file() and not place.exists():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(place)
         return
     built.chmod(0o755)
     try:

@@ -53,6 +53,8 @@ class Source(_Section):
     form: Literal["auto", "any", Form] = Field(
         "auto", description="Form of the records; auto: the first record's; any: each record's own."
     )
+    licence: str | None = Field(None, min_length=1, description="Licence as its owner gives it, for the data card.")
+    citation: str | None = Field(None, min_length=1, description="How to cite it, for the data card.")
 
     @model_validator(mode="after")
     def _one_place(self) -> "Source":
@@ -281,6 +283,33 @@ class Study(_Section):
     training: Training = Training()
 
 
+class Card(_Section):
+    """What the data card of a subset says beside what is measured."""
+
+    title: str | None = Field(None, min_length=1, description="Title; default: it names the sources.")
+    licence: str | None = Field(
+        None, min_length=1, description="Licence of the subset; default: the sources', where they have one in common."
+    )
+    citation: str | None = Field(None, min_length=1, description="How to cite the subset.")
+    signed_off_by: str | None = Field(None, min_length=1, description="Who answers for the subset; default: nobody.")
+
+
+class OpenLineage(_Section):
+    """Where events about runs and their data go, in the OpenLineage standard; nowhere by default."""
+
+    file: str | None = Field(None, description="File that events are appended to, one JSON object a line.")
+    url: str | None = Field(
+        None, description="HTTP endpoint, as http://127.0.0.1:5000; $OPENLINEAGE_API_KEY is its key."
+    )
+    namespace: str = Field("novelsum", min_length=1, description="Namespace of jobs and datasets.")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "OpenLineage":
+        if self.file is not None and self.url is not None:
+            raise ValueError("give either file or url")
+        return self
+
+
 class Settings(_Section):
     """All settings of one curation. `base` is the folder that relative paths start from."""
 
@@ -292,6 +321,13 @@ class Settings(_Section):
     selection: Selection = Selection()
     checks: Checks = Checks()
     study: Study = Study()
+    card: Card = Card()
+    openlineage: OpenLineage = OpenLineage()
+    explore_url: str = Field(
+        "http://127.0.0.1:8501",
+        pattern=r"^https?://",
+        description="Where the explore page is; Dagster's links lead there.",
+    )
     base: Path = Field(default_factory=Path.cwd, exclude=True)
 
     @property

@@ -76,16 +76,23 @@ def folder_to_write(option: str, folder: Path) -> Path:
     return folder
 
 
-def run_group(command: list[str]) -> int:
-    """Run a command with all its children, until it ends or Ctrl-C or SIGTERM ends them all; return its exit code."""
-    process = subprocess.Popen(command, start_new_session=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+def run_group(command: list[str], *beside: list[str]) -> int:
+    """Run a command until it ends, or Ctrl-C, SIGTERM or a closed terminal ends it; return its exit code.
+
+    Args:
+        command: the program.
+        beside: programs that run as long as it does; all end with all their children.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
+    processes = [subprocess.Popen(one, start_new_session=True) for one in (command, *beside)]
     try:
-        return process.wait()
+        return processes[0].wait()
     except KeyboardInterrupt:
         return 130
     finally:
-        _end_group(process)
+        for process in processes:
+            _end_group(process)
 
 
 def _end_group(process: "subprocess.Popen[bytes]") -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from novelsum_dagster.lineage.openlineage import Events
 from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.progress import LogReporter, Reporter
 from novelsum_dagster.settings import Settings
@@ -33,6 +34,14 @@ class Workspace:
     def lineage(self) -> LineageStore:
         """The lineage database."""
         return LineageStore(self.root)
+
+    def events(self, say: Callable[[str], object]) -> Events | None:
+        """Return where OpenLineage events go; None where the settings name no place. `say` is told what fails."""
+        wanted = self.settings.openlineage
+        if wanted.file is not None:
+            place = self.settings.base / Path(wanted.file).expanduser()
+            return Events(wanted.namespace, file=place, say=say)
+        return Events(wanted.namespace, url=wanted.url, say=say) if wanted.url else None
 
     def reporter_for(self, log: Callable[[str], object]) -> Reporter:
         """Return the reporter in force."""

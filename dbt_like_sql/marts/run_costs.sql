@@ -1,5 +1,5 @@
--- A step of a run, also of one that failed: its time and attempts, and how large the pool was.
--- `seconds` is the time of all attempts that ended. `bytes` is known of vectors alone.
+-- A step of a run, also of one that failed: its time and attempts, how large the pool was, what was made.
+-- `seconds` is the time of all attempts that ended. `bytes` is known of finished runs.
 CREATE OR REPLACE VIEW run_costs AS
 WITH by_step AS (
     SELECT
@@ -35,11 +35,11 @@ SELECT
     by_step.seconds,
     finished.run_id IS NOT NULL AS run_finished,
     coalesce(snapshot.pool_samples, pools.pool_samples) AS pool_samples,
-    embedding.samples * embedding.dimension * CASE WHEN embedding.dtype = 'float32' THEN 4 ELSE 2 END AS bytes
+    CASE WHEN by_step.step = 'embeddings' THEN finished.embedded END AS samples_embedded,
+    output.bytes
 FROM stg_runs AS run
 INNER JOIN by_step ON run.run_id = by_step.run_id
 LEFT JOIN stg_run_outputs AS finished ON run.run_id = finished.run_id
 LEFT JOIN stg_snapshots AS snapshot ON finished.snapshot = snapshot.snapshot
 LEFT JOIN pools ON run.run_id = pools.run_id
-LEFT JOIN stg_embeddings AS embedding
-    ON by_step.output_key = embedding.vectors AND by_step.step = 'embeddings';
+LEFT JOIN stg_provenance AS output ON by_step.run_id = output.run_id AND by_step.step = output.asset;

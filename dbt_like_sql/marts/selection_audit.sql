@@ -12,6 +12,17 @@ WITH folded AS (
     GROUP BY snapshot, id
 ),
 
+-- In a table of its own: joined one after the other, the files of all runs are read.
+stood AS (
+    SELECT
+        covering.selection,
+        covering.id,
+        covering.distance_1,
+        nearest.id AS nearest_id
+    FROM stg_covering AS covering
+    INNER JOIN stg_picks AS nearest ON covering.selection = nearest.selection AND covering.rank_1 = nearest.rank
+),
+
 joined AS (
     SELECT
         run.run_id,
@@ -30,14 +41,14 @@ joined AS (
         pick.rank,
         pick.margin,
         pick.runner_up_id,
-        pick.nearest_pick_id,
-        pick.nearest_distance,
         pick.quality,
         density.density_factor,
         novelty.novelty,
         selection.strategy,
         winner.score AS winning_score,
         pick.id IS NOT NULL AS picked,
+        CASE WHEN pick.id IS NULL THEN stood.nearest_id ELSE pick.nearest_pick_id END AS nearest_pick_id,
+        CASE WHEN pick.id IS NULL THEN stood.distance_1 ELSE pick.nearest_distance END AS nearest_distance,
         coalesce(pick.times_picked, 0) AS times_picked,
         coalesce(pick.score, remaining.score) AS score,
         CASE
@@ -54,6 +65,7 @@ joined AS (
     LEFT JOIN stg_remaining AS remaining ON run.selection = remaining.selection AND sample.id = remaining.id
     LEFT JOIN stg_picks AS winner
         ON run.selection = winner.selection AND remaining.after_picks + 1 = winner.rank
+    LEFT JOIN stood ON run.selection = stood.selection AND sample.id = stood.id
     LEFT JOIN stg_density AS density ON run.density = density.density AND sample.id = density.id
     LEFT JOIN stg_novelty AS novelty ON run.novelty_key = novelty.novelty_key AND sample.id = novelty.id
     LEFT JOIN folded ON run.snapshot = folded.snapshot AND sample.id = folded.id
@@ -75,6 +87,15 @@ worded AS (
             WHEN score IS NOT NULL THEN concat(' with a score of ', format('{:.5g}', score))
             ELSE concat('; no score of it is recorded (', strategy, ')')
         END AS how_it_won,
+        CASE
+            WHEN nearest_pick_id IS NOT NULL
+                THEN concat(
+                    '; its nearest pick is ',
+                    left(nearest_pick_id, 8),
+                    ', at cosine distance ',
+                    format('{:.4f}', nearest_distance)
+                )
+        END AS stood_for,
         CASE WHEN times_picked > 1 THEN concat('; picked ', times_picked, ' times in all') END AS repeated,
         CASE WHEN score_is_exact THEN '' ELSE 'at most ' END || format('{:.5g}', score) AS score_in_words,
         CASE WHEN winning_score IS NOT NULL THEN concat('; ', format('{:.5g}', winning_score), ' won') END AS who_won,
@@ -121,16 +142,17 @@ SELECT
                 left(near_duplicate_of, 8)
             )
         WHEN score IS NULL AND after_picks IS NULL
-            THEN concat('not picked; no score of it is recorded (', strategy, ')')
+            THEN concat('not picked; no score of it is recorded (', strategy, ')', stood_for)
         WHEN score IS NULL
-            THEN 'not picked: never scored, as the limits of the selection leave it out'
+            THEN concat('not picked: never scored, as the limits of the selection leave it out', stood_for)
         ELSE concat(
             'not picked: its score after ',
             after_picks,
             CASE WHEN after_picks = 1 THEN ' pick was ' ELSE ' picks was ' END,
             score_in_words,
             who_won,
-            ruled_out
+            ruled_out,
+            stood_for
         )
     END AS reason
 FROM worded;

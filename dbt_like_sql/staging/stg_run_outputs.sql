@@ -8,6 +8,7 @@ SELECT
     run_outputs.density,
     run_outputs.novelty AS novelty_key,
     run_outputs.selection,
-    run_outputs.report
+    run_outputs.report,
+    run_outputs.embedded
 FROM run_outputs
 INNER JOIN runs ON run_outputs.run_id = runs.run_id;

@@ -5,6 +5,7 @@ import pyarrow as pa
 
 from novelsum_dagster.defs.steps import OWNERS, RETRY, column_schema, recorded
 from novelsum_dagster.embedding.store import VectorSet, embed
+from novelsum_dagster.lineage.provenance import code_version
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.workspace import Workspace
 
@@ -17,7 +18,7 @@ GPU_TAGS = {"dagster-k8s/config": {"container_config": {"resources": {"limits": 
     group_name="data",
     kinds={"torch", "parquet"},
     owners=OWNERS,
-    code_version="1",
+    code_version=code_version("embeddings"),
     pool=GPU_POOL,
     op_tags=GPU_TAGS,
     retry_policy=RETRY,
@@ -26,7 +27,7 @@ def embeddings(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace], raw_pool: PoolSnapshot
 ) -> dg.MaterializeResult[VectorSet]:
     """A vector for each sample. Only samples without one are embedded; each shard is committed as it is done."""
-    with recorded(context, workspace) as step:
+    with recorded(context, workspace, {"raw_pool": raw_pool}) as step:
         samples = raw_pool.samples(workspace.root, ["id", "text"])
         ids, texts = samples["id"].to_pylist(), samples["text"].to_pylist()
         with step.reporter.step("embedding") as progress:

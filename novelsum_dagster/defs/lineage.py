@@ -6,7 +6,8 @@ from novelsum_dagster.defs.steps import OWNERS, recorded
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.embedding.store import VectorSet
 from novelsum_dagster.files import content_key
-from novelsum_dagster.lineage.record import record_outputs
+from novelsum_dagster.lineage.provenance import code_version
+from novelsum_dagster.lineage.record import Outputs, record_outputs
 from novelsum_dagster.lineage.store import FILE_NAME
 from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
 from novelsum_dagster.report.novelsum_report import NovelSumReport
@@ -17,10 +18,10 @@ from novelsum_dagster.workspace import Workspace
 class LineageRecord(Handle):
     """That a set of outputs is in the lineage database."""
 
-    file: str
+    database: str
 
 
-@dg.asset(group_name="selection", kinds={"duckdb"}, owners=OWNERS, code_version="1")
+@dg.asset(group_name="selection", kinds={"duckdb"}, owners=OWNERS, code_version=code_version("lineage"))
 def lineage(
     context: dg.AssetExecutionContext,
     workspace: dg.ResourceParam[Workspace],
@@ -32,10 +33,10 @@ def lineage(
     novelsum_report: NovelSumReport,
 ) -> dg.MaterializeResult[LineageRecord]:
     """Which samples came from where, how they were measured, which were chosen: tables and views in DuckDB."""
-    outputs = (raw_pool, embeddings, density, sample_novelty, selected_subset, novelsum_report)
-    with recorded(context, workspace) as step:
+    outputs = Outputs(raw_pool, embeddings, density, sample_novelty, selected_subset, novelsum_report)
+    with recorded(context, workspace, outputs._asdict()) as step:
         store = workspace.lineage
-        record_outputs(store, context.run.run_id, *outputs)
+        record_outputs(store, context.run.run_id, outputs)
         with store.reading() as connection:
             # Rows a sample are behind views, and counting those would read all files.
             found = connection.execute(
@@ -43,7 +44,7 @@ def lineage(
             ).fetchall()
         rows = [dg.TableRecord({"table": name, "rows": size}) for name, size in found]
         return step.result(
-            LineageRecord(key=content_key([output.key for output in outputs]), file=FILE_NAME),
+            LineageRecord(key=content_key([output.key for output in outputs]), database=FILE_NAME),
             tables=dg.MetadataValue.table(rows),
             path=dg.MetadataValue.path(str(store.path)),
         )

@@ -39,7 +39,7 @@ def audit_assets() -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
     ) -> Iterator[dg.MaterializeResult[Any]]:
         asked = {key.to_user_string() for key in context.selected_asset_keys}
-        with recorded(context, workspace, STEP):
+        with recorded(context, workspace, {}, name=STEP):
             counts = build(workspace.lineage, asked)
             lineage = column_lineage(found)
             with workspace.lineage.reading() as connection:

@@ -7,12 +7,13 @@ from novelsum_dagster.defs.steps import OWNERS, column_schema, picture, recorded
 from novelsum_dagster.devices import cuda_or_cpu
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable, build_density, build_novelty
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
+from novelsum_dagster.lineage.provenance import code_version
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.report.charts import novelty_histogram, png
 from novelsum_dagster.workspace import Workspace
 
 
-@dg.asset(group_name="diversity", kinds={"faiss", "parquet"}, owners=OWNERS, code_version="2")
+@dg.asset(group_name="diversity", kinds={"faiss", "parquet"}, owners=OWNERS, code_version=code_version("density"))
 def density(
     context: dg.AssetExecutionContext,
     workspace: dg.ResourceParam[Workspace],
@@ -20,8 +21,7 @@ def density(
     embeddings: VectorSet,
 ) -> dg.MaterializeResult[DensityTable]:
     """How densely the sample space is filled around each sample: mean squared distance to its K nearest neighbours."""
-    measure = workspace.settings.novelsum
-    with recorded(context, workspace) as step:
+    with recorded(context, workspace, {"raw_pool": raw_pool, "embeddings": embeddings}) as step:
         ids, vectors = pool_vectors(workspace.root, raw_pool, embeddings)
         with step.reporter.step("density") as progress:
             table = build_density(
@@ -29,11 +29,7 @@ def density(
                 ids,
                 vectors,
                 embeddings.key,
-                neighbors=measure.neighbors,
-                density_power=measure.density_power,
-                neighbor_policy=measure.neighbor_policy,
-                index=measure.density_index,
-                min_recall=measure.min_recall,
+                settings=workspace.settings.novelsum,
                 progress=progress,
             )
         if table.neighbors_used < table.neighbors:
@@ -59,7 +55,9 @@ def density(
         )
 
 
-@dg.asset(group_name="diversity", kinds={"numpy", "parquet"}, owners=OWNERS, code_version="2")
+@dg.asset(
+    group_name="diversity", kinds={"numpy", "parquet"}, owners=OWNERS, code_version=code_version("sample_novelty")
+)
 def sample_novelty(
     context: dg.AssetExecutionContext,
     workspace: dg.ResourceParam[Workspace],
@@ -68,7 +66,8 @@ def sample_novelty(
     density: DensityTable,
 ) -> dg.MaterializeResult[NoveltyTable]:
     """Each sample's novelty within the pool; their mean is the pool's NovelSum."""
-    with recorded(context, workspace) as step:
+    inputs = {"raw_pool": raw_pool, "embeddings": embeddings, "density": density}
+    with recorded(context, workspace, inputs) as step:
         _, vectors = pool_vectors(workspace.root, raw_pool, embeddings)
         with step.reporter.step("novelty") as progress:
             table = build_novelty(

@@ -1,15 +1,14 @@
 """The asset `novelsum_report`."""
 
 import dagster as dg
-import numpy as np
-import pyarrow as pa
 
 from novelsum_dagster.defs.steps import OWNERS, picture, recorded
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
+from novelsum_dagster.lineage.provenance import code_version
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.report.novelsum_report import REPORT_COLUMNS, NovelSumReport, build_report
-from novelsum_dagster.selection.subset import Subset
+from novelsum_dagster.selection.subset import Subset, rows_of
 from novelsum_dagster.workspace import Workspace
 
 _PICTURES = {
@@ -20,7 +19,9 @@ _PICTURES = {
 }
 
 
-@dg.asset(group_name="diversity", kinds={"altair", "parquet"}, owners=OWNERS, code_version="2")
+@dg.asset(
+    group_name="diversity", kinds={"altair", "parquet"}, owners=OWNERS, code_version=code_version("novelsum_report")
+)
 def novelsum_report(
     context: dg.AssetExecutionContext,
     workspace: dg.ResourceParam[Workspace],
@@ -32,7 +33,14 @@ def novelsum_report(
 ) -> dg.MaterializeResult[NovelSumReport]:
     """NovelSum and the eleven other measures of the selected subset beside a random one; a page to look at."""
     root = workspace.root
-    with recorded(context, workspace) as step:
+    used = {
+        "raw_pool": raw_pool,
+        "embeddings": embeddings,
+        "density": density,
+        "sample_novelty": sample_novelty,
+        "selected_subset": selected_subset,
+    }
+    with recorded(context, workspace, used) as step:
         ids, vectors = pool_vectors(root, raw_pool, embeddings)
         picked = selected_subset.picks(root, ["id"])["id"]
         report = build_report(
@@ -41,7 +49,7 @@ def novelsum_report(
             vectors,
             density.table(root)["density_factor"].to_numpy(),
             sample_novelty.table(root)["novelty"].to_numpy(),
-            np.asarray(pa.compute.index_in(picked, value_set=pa.array(ids, pa.string())), dtype=np.int64),
+            rows_of(ids, picked),
             inputs={
                 "snapshot": raw_pool.key,
                 "vectors": embeddings.key,

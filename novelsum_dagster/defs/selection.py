@@ -2,21 +2,19 @@
 
 import dagster as dg
 import pyarrow as pa
-from pydantic import ValidationError
 
 from novelsum_dagster.defs.steps import OWNERS, column_schema, picture, recorded
 from novelsum_dagster.diversity.tables import DensityTable
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import content_key
+from novelsum_dagster.lineage.provenance import code_version
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.quality.suites import Subject
 from novelsum_dagster.quality.validate import require_passed
 from novelsum_dagster.report.charts import png, pool_map
 from novelsum_dagster.report.tables import map_points
-from novelsum_dagster.selection.chosen import choose_from_pool
-from novelsum_dagster.selection.subset import PICK_COLUMNS, Subset, describe, write_subset
-from novelsum_dagster.settings import Selection, Settings, problems
+from novelsum_dagster.selection.chosen import select_subset, with_config
+from novelsum_dagster.selection.subset import PICK_COLUMNS, Subset, rows_of
+from novelsum_dagster.settings import Settings
 from novelsum_dagster.workspace import Workspace
 
 
@@ -32,7 +30,9 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
         density_power: float = settings.novelsum.density_power
         proximity_power: float = settings.novelsum.proximity_power
 
-    @dg.asset(group_name="selection", kinds={"numba", "parquet"}, owners=OWNERS, code_version="3")
+    @dg.asset(
+        group_name="selection", kinds={"numba", "parquet"}, owners=OWNERS, code_version=code_version("selected_subset")
+    )
     def selected_subset(
         context: dg.AssetExecutionContext,
         config: SelectionConfig,
@@ -43,30 +43,28 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult[Subset]:
         """The chosen samples in pick order, with the record of each pick, in their original form."""
         root = workspace.root
-        with recorded(context, workspace) as step:
+        used = {"raw_pool": raw_pool, "embeddings": embeddings, "density": density}
+        with recorded(context, workspace, used, config=config) as step:
             # Dagster stops what follows a failed check only within one run; this gate holds for every run.
             require_passed("raw_pool", Subject(raw_pool, root, workspace.settings))
-            _, vectors = pool_vectors(root, raw_pool, embeddings)
+            ids, vectors = pool_vectors(root, raw_pool, embeddings)
             require_passed("embeddings", Subject(embeddings, root, workspace.settings, raw_pool, vectors))
             require_passed("density", Subject(density, root, workspace.settings, raw_pool))
-            chosen = _selection(settings, config)
-            powers = {"density_power": config.density_power, "proximity_power": config.proximity_power}
-            inputs = {"snapshot": raw_pool.key, "vectors": embeddings.key, "density": density.key}
-            described = {**describe(chosen), **powers, **inputs}
-            checkpoint = root / "checkpoints" / f"{content_key(described)}.parquet"
+            chosen = with_config(settings.selection, config.model_dump())
             with step.reporter.step("selecting") as progress:
-                picks = choose_from_pool(
-                    raw_pool,
+                subset = select_subset(
                     root,
+                    raw_pool,
                     vectors,
-                    density.factor(root, config.density_power),
+                    embeddings.key,
+                    density,
                     chosen,
+                    density_power=config.density_power,
                     proximity_power=config.proximity_power,
-                    checkpoint=checkpoint,
                     progress=progress,
                 )
-            subset = write_subset(raw_pool, root, picks, vectors, described)
             table = subset.picks(root)
+            rows = rows_of(ids, table["id"])
             return step.result(
                 subset,
                 **{
@@ -74,24 +72,13 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
                     "dagster/column_schema": column_schema(table.schema, **PICK_COLUMNS),
                     "strategy": config.strategy,
                     "seed": config.seed,
-                    "map": picture(
-                        png(pool_map(*map_points(vectors, picks.indices))), "Map of the pool and the chosen samples"
-                    ),
+                    "map": picture(png(pool_map(*map_points(vectors, rows))), "Map of the pool and the chosen samples"),
                     "first_picks": dg.MetadataValue.table(_first_rows(table)),
                     "path": dg.MetadataValue.path(str(root / subset.folder)),
                 },
             )
 
     return selected_subset
-
-
-def _selection(settings: Settings, config: dg.Config) -> Selection:
-    """Return the settings of the selection with what the launchpad says instead."""
-    instead = config.model_dump(exclude={"density_power", "proximity_power"})
-    try:
-        return Selection.model_validate({**settings.selection.model_dump(), **instead})
-    except ValidationError as error:
-        raise InputError(problems(error, "selection")) from None
 
 
 def _first_rows(table: pa.Table) -> list[dg.TableRecord]:

@@ -4,13 +4,16 @@ Belongs here: `Step`, metadata that several assets share. Does not: any one asse
 """
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 
+from novelsum_dagster.lineage.openlineage import Dataset
+from novelsum_dagster.lineage.provenance import Provenance, record, record_path, require_matching
 from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.liveness import ended_runs, hold
 from novelsum_dagster.pool.snapshot import Handle
@@ -22,37 +25,76 @@ OWNERS = ["team:data"]
 RETRY = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL)
 
 
+@dataclass
 class Step:
-    """One asset's work within a run: `reporter` shows progress, `output` is set to the handle that it made."""
+    """One asset's work within a run.
 
-    def __init__(self, reporter: Reporter) -> None:
-        self.reporter = reporter
-        self.output: Handle | None = None
+    Attributes:
+        name: of the asset.
+        run_id: of the run.
+        workspace: of the curation.
+        reporter: shows progress.
+        inputs: what the output is made from, by asset.
+        config: what the launchpad said.
+        output: the handle that was made.
+    """
+
+    name: str
+    run_id: str
+    workspace: Workspace
+    reporter: Reporter
+    inputs: Mapping[str, Handle]
+    config: Mapping[str, Any]
+    output: Handle | None = None
+    datasets: tuple[Sequence[Dataset], Sequence[Dataset]] = ((), ())
+    """What was read and made, for OpenLineage."""
 
     def result(self, output: Handle, **metadata: Any) -> dg.MaterializeResult[Any]:
-        """Return what Dagster keeps: the handle, its key as the data version, and metadata."""
+        """Record where the output is from; return what Dagster keeps: the handle, its key as version, and metadata."""
+        root, settings = self.workspace.root, self.workspace.settings
+        made = record(root, settings, self.name, output, self.inputs, self.run_id, self.config)
         self.output = output
+        self.datasets = (_read(made), [_made(made, metadata)])
+        metadata["provenance"] = dg.MetadataValue.path(str(record_path(root, self.name, output.key)))
+        metadata["explore"] = dg.MetadataValue.url(f"{settings.explore_url.rstrip('/')}/?run={self.run_id}")
         return dg.MaterializeResult(value=output, data_version=dg.DataVersion(output.key), metadata=metadata)
 
 
 @contextmanager
-def recorded(context: dg.AssetExecutionContext, workspace: Workspace, name: str | None = None) -> Iterator[Step]:
-    """Record the step in the lineage; turn a user's mistake into a failure that is not retried.
+def recorded(
+    context: dg.AssetExecutionContext,
+    workspace: Workspace,
+    inputs: Mapping[str, Handle],
+    *,
+    name: str | None = None,
+    config: dg.Config | None = None,
+) -> Iterator[Step]:
+    """Check what the step is about to use, and record it in the lineage; a user's mistake is not retried.
 
     Args:
         context: of the asset.
         workspace: of the curation.
+        inputs: what the step uses, by asset; of a partition as `asset[partition]`.
         name: of a step that makes several assets; default: the asset's.
+        config: what the launchpad said.
     """
     lineage, name = workspace.lineage, name or context.asset_key.to_user_string()
     hold(workspace.root, context.run.run_id)
     lineage.start_run(context.run.run_id, workspace.settings.model_dump_json())
     attempt = lineage.start_step(context.run.run_id, name)
-    step = Step(workspace.reporter_for(context.log.info))
+    reporter = workspace.reporter_for(context.log.info)
+    step = Step(name, context.run.run_id, workspace, reporter, inputs, config.model_dump() if config else {})
+    events = workspace.events(context.log.warning)
+    if events:
+        events.start(context.run.run_id, name, attempt, [Dataset(asset, one.key) for asset, one in inputs.items()])
     try:
+        require_matching(workspace.root, workspace.settings, inputs)
         yield step
     except BaseException as error:
-        lineage.end_step(context.run.run_id, name, attempt, None, str(error) or type(error).__name__)
+        message = str(error) or type(error).__name__
+        lineage.end_step(context.run.run_id, name, attempt, None, message)
+        if events:
+            events.fail(context.run.run_id, name, attempt, message)
         if isinstance(error, ValueError):
             raise dg.Failure(str(error), allow_retries=False) from error
         if isinstance(error, KeyboardInterrupt | dg.DagsterExecutionInterruptedError):
@@ -60,6 +102,24 @@ def recorded(context: dg.AssetExecutionContext, workspace: Workspace, name: str 
             raise dg.Failure(INTERRUPTED, allow_retries=False) from error
         raise
     lineage.end_step(context.run.run_id, name, attempt, step.output.key if step.output else None, None)
+    if events:
+        events.complete(context.run.run_id, name, attempt, *step.datasets)
+
+
+def _read(made: Provenance) -> list[Dataset]:
+    """Return what an output was made from: assets, or the files that a pool was read from."""
+    return [Dataset(name, key or None) for name, key in made.inputs.items()]
+
+
+def _made(made: Provenance, metadata: Mapping[str, Any]) -> Dataset:
+    schema = metadata.get("dagster/column_schema")
+    return Dataset(
+        made.asset,
+        made.output,
+        fields=tuple((column.name, column.type) for column in schema.columns) if schema else (),
+        rows=metadata.get("dagster/row_count"),
+        bytes=sum(file.bytes for file in made.files.values()) or None,
+    )
 
 
 def close_dead_runs(instance: dg.DagsterInstance, workspace: Workspace) -> None:

@@ -4,7 +4,8 @@ import dagster as dg
 
 from novelsum_dagster.defs.steps import OWNERS, picture, recorded
 from novelsum_dagster.embedding.store import VectorSet
-from novelsum_dagster.pool.snapshot import PoolSnapshot
+from novelsum_dagster.lineage.provenance import code_version
+from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
 from novelsum_dagster.settings import Settings
 from novelsum_dagster.study.correlate import StudyCorrelation, keep_outcome
 from novelsum_dagster.study.correlation import ALL_SETS, records
@@ -25,7 +26,7 @@ from novelsum_dagster.workspace import Workspace
 GROUP = "study"
 
 
-@dg.asset(group_name=GROUP, kinds={"faiss", "parquet"}, owners=OWNERS, code_version="1")
+@dg.asset(group_name=GROUP, kinds={"faiss", "parquet"}, owners=OWNERS, code_version=code_version("study_pool"))
 def study_pool(
     context: dg.AssetExecutionContext,
     workspace: dg.ResourceParam[Workspace],
@@ -34,7 +35,8 @@ def study_pool(
 ) -> dg.MaterializeResult[StudyPool]:
     """What the study's sets are chosen from: the pool without the samples held out for evaluation."""
     settings = workspace.settings
-    with recorded(context, workspace) as step, step.reporter.step("study pool") as progress:
+    used = {"raw_pool": raw_pool, "embeddings": embeddings}
+    with recorded(context, workspace, used) as step, step.reporter.step("study pool") as progress:
         pool = build_study_pool(workspace.root, raw_pool, embeddings, settings.novelsum, settings.study, progress)
         return step.result(pool, samples=pool.samples, held_out=pool.held_out, neighbors=list(pool.neighbors))
 
@@ -44,7 +46,13 @@ def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
     planned = recipes(settings.study)
     partitions = dg.StaticPartitionsDefinition(list(planned))
 
-    @dg.asset(group_name=GROUP, kinds={"parquet"}, owners=OWNERS, code_version="1", partitions_def=partitions)
+    @dg.asset(
+        group_name=GROUP,
+        kinds={"parquet"},
+        owners=OWNERS,
+        code_version=code_version("study_set"),
+        partitions_def=partitions,
+    )
     def study_set(
         context: dg.AssetExecutionContext,
         workspace: dg.ResourceParam[Workspace],
@@ -55,11 +63,20 @@ def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         """One set of the study, chosen by its strategy."""
         data = StudyData(workspace.root, raw_pool, embeddings, study_pool)
         recipe = planned[context.partition_key]
-        with recorded(context, workspace) as step, step.reporter.step(f"choosing {recipe.name}") as progress:
+        with (
+            recorded(context, workspace, _inputs(data)) as step,
+            step.reporter.step(f"choosing {recipe.name}") as progress,
+        ):
             chosen = build_set(data, recipe, settings.novelsum, progress)
             return step.result(chosen, **recipe.model_dump(exclude={"name"}))
 
-    @dg.asset(group_name=GROUP, kinds={"torch"}, owners=OWNERS, code_version="1", partitions_def=partitions)
+    @dg.asset(
+        group_name=GROUP,
+        kinds={"torch"},
+        owners=OWNERS,
+        code_version=code_version("study_measures"),
+        partitions_def=partitions,
+    )
     def study_measures(
         context: dg.AssetExecutionContext,
         workspace: dg.ResourceParam[Workspace],
@@ -70,14 +87,20 @@ def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
     ) -> dg.MaterializeResult[StudyMeasures]:
         """All measures of one set, NovelSum at every K, beta and alpha of the study."""
         data = StudyData(workspace.root, raw_pool, embeddings, study_pool)
-        with recorded(context, workspace) as step:
+        with recorded(context, workspace, _inputs(data, study_set)) as step:
             yardstick = study_yardstick(
                 data, settings.novelsum, settings.measures, settings.study, settings.selection.device
             )
             found = measure_set(data, study_set, settings, yardstick, step.reporter)
             return step.result(found, **{name: one.value for name, one in found.values.items()})
 
-    @dg.asset(group_name=GROUP, kinds={"torch"}, owners=OWNERS, code_version="1", partitions_def=partitions)
+    @dg.asset(
+        group_name=GROUP,
+        kinds={"torch"},
+        owners=OWNERS,
+        code_version=code_version("study_performance"),
+        partitions_def=partitions,
+    )
     def study_performance(
         context: dg.AssetExecutionContext,
         workspace: dg.ResourceParam[Workspace],
@@ -88,7 +111,7 @@ def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
     ) -> dg.MaterializeResult[StudyPerformance]:
         """The proxy for performance: what a small model trained on one set costs on held-out text, in bits per byte."""
         data = StudyData(workspace.root, raw_pool, embeddings, study_pool)
-        with recorded(context, workspace) as step, step.reporter.step("training") as progress:
+        with recorded(context, workspace, _inputs(data, study_set)) as step, step.reporter.step("training") as progress:
             trained = train_on_set(data, study_set, settings.study, progress)
             return step.result(trained, **trained.losses)
 
@@ -97,8 +120,15 @@ def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
     return [study_pool, study_set, study_measures, _correlation_of_figures(settings)]
 
 
+def _inputs(data: StudyData, study_set: StudySet | None = None) -> dict[str, Handle]:
+    used: dict[str, Handle] = {"raw_pool": data.snapshot, "embeddings": data.vector_set, "study_pool": data.pool}
+    return {**used, f"study_set[{study_set.recipe.name}]": study_set} if study_set else used
+
+
 def _correlation_of_proxies(settings: Settings) -> dg.AssetsDefinition:
-    @dg.asset(group_name=GROUP, kinds={"altair", "parquet"}, owners=OWNERS, code_version="1")
+    @dg.asset(
+        group_name=GROUP, kinds={"altair", "parquet"}, owners=OWNERS, code_version=code_version("study_correlation")
+    )
     def study_correlation(
         context: dg.AssetExecutionContext,
         workspace: dg.ResourceParam[Workspace],
@@ -112,7 +142,9 @@ def _correlation_of_proxies(settings: Settings) -> dg.AssetsDefinition:
 
 
 def _correlation_of_figures(settings: Settings) -> dg.AssetsDefinition:
-    @dg.asset(group_name=GROUP, kinds={"altair", "parquet"}, owners=OWNERS, code_version="1")
+    @dg.asset(
+        group_name=GROUP, kinds={"altair", "parquet"}, owners=OWNERS, code_version=code_version("study_correlation")
+    )
     def study_correlation(
         context: dg.AssetExecutionContext,
         workspace: dg.ResourceParam[Workspace],
@@ -131,7 +163,9 @@ def _correlated(
     measured: dict[str, StudyMeasures],
     trained: dict[str, StudyPerformance],
 ) -> dg.MaterializeResult[StudyCorrelation]:
-    with recorded(context, workspace) as step:
+    used: dict[str, Handle] = {f"study_measures[{name}]": one for name, one in measured.items()}
+    used |= {f"study_performance[{name}]": one for name, one in trained.items()}
+    with recorded(context, workspace, used) as step:
         # In the order of the settings, whatever the order in which partitions were loaded.
         names = [name for name in recipes(settings.study) if name in measured]
         ordered = {name: measured[name] for name in names}

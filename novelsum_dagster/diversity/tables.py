@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from novelsum_dagster.diversity.density import DensityIndex, NeighborPolicy, density, density_factor
+from novelsum_dagster.diversity.density import density, density_factor
 from novelsum_dagster.diversity.novelsum import Aggregate, DensitySide, Powers, SelfDistance, novelsum_with_densities
 from novelsum_dagster.files import KEY_LENGTH, content_key, write_table
 from novelsum_dagster.pool.snapshot import Handle
@@ -69,11 +69,7 @@ def build_density(
     vectors: NDArray[np.float32],
     vectors_key: str,
     *,
-    neighbors: int,
-    density_power: float,
-    neighbor_policy: NeighborPolicy = "published",
-    index: DensityIndex = "auto",
-    min_recall: float = 0.99,
+    settings: NovelSum,
     progress: Progress = no_progress,
 ) -> DensityTable:
     """Search each sample's neighbours in the pool and write the density table.
@@ -83,8 +79,7 @@ def build_density(
         ids: sample ids in pool order, (n,).
         vectors: float32, (n, d), in the same order.
         vectors_key: key of the vector set.
-        neighbors, density_power: K and beta.
-        neighbor_policy, index, min_recall: as in `density`.
+        settings: K, beta and how neighbours are searched.
         progress: called with samples searched and n.
 
     Raises:
@@ -92,24 +87,25 @@ def build_density(
     """
     found = density(
         vectors,
-        neighbors=neighbors,
-        neighbor_policy=neighbor_policy,
-        index=index,
-        min_recall=min_recall,
+        neighbors=settings.neighbors,
+        neighbor_policy=settings.neighbor_policy,
+        index=settings.density_index,
+        min_recall=settings.min_recall,
         progress=progress,
     )
     columns = {
         "id": pa.array(ids, pa.string()),
         "mean_squared_distance": found.mean_squared_distance,
-        "density_factor": found.factor(density_power),
+        "density_factor": found.factor(settings.density_power),
     }
-    settings = {
+    described = {
         "vectors": vectors_key,
-        "neighbors": neighbors,
-        "density_power": density_power,
-        "neighbor_policy": neighbor_policy,
+        "neighbors": settings.neighbors,
+        "density_power": settings.density_power,
+        "neighbor_policy": settings.neighbor_policy,
     }
-    key = _write(root, "density", columns, {**settings, "index": index, "min_recall": min_recall})
+    searched = {"index": settings.density_index, "min_recall": settings.min_recall}
+    key = _write(root, "density", columns, {**described, **searched})
     return DensityTable(
         key=key,
         file=_file("density", key),
@@ -117,7 +113,7 @@ def build_density(
         neighbors_used=found.neighbors_used,
         index=found.index,
         recall=found.recall,
-        **settings,
+        **described,
     )
 
 

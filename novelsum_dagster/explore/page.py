@@ -172,7 +172,7 @@ def _chosen_run() -> _Key:
         if not runs:
             raise ValueError(f"{store.path}: no run has ended with a subset yet; run the pipeline first (novelsum run)")
         labels = {run["run_id"]: _run_label(run) for run in runs}
-        first = os.environ.get(RUN_VARIABLE, "")
+        first = st.query_params.get("run") or os.environ.get(RUN_VARIABLE, "")
         index = list(labels).index(first) if first in labels else 0
         chosen = st.selectbox("Run", list(labels), index=index, format_func=labels.__getitem__, key="run")
     if chosen != st.session_state.get("shown_run"):

@@ -10,24 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from novelsum_dagster.diversity.density import density_factor
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.lineage.query import Connection, all_rows, one_row
+from novelsum_dagster.lineage.records import label_of_sample, labels_of_picks, quality_of_sample
 from novelsum_dagster.lineage.runs import Run
-from novelsum_dagster.pool.fields import COLUMNS
 from novelsum_dagster.selection.trajectory import bounds_at_end, scores_at_end, trajectory
 
 _SNIPPET = 160
 _OFFERED = 5
 _NEAREST = 3
 _ID = re.compile(r"[0-9a-fA-F]{4,}")
+_SURELY_ID = 8
 _PLACE = re.compile(r"(?P<file>.+):(?P<line>\d{1,18})")
-_MOST_PAIRS = 2**24
-"""Distances between samples and picks that are computed for one answer: a few seconds' work at most."""
+_AMONG = "id IN (SELECT unnest(?::VARCHAR[]))"
+"""In this form, and not by list_contains, DuckDB reads other columns only of the rows that fit: ten times faster."""
+_MOST_PAIRS = 2**22
+"""Distances between samples and picks that are computed for one answer: a few tenths of a second at most."""
 _ROUNDING = 1e-6
 """Scores that differ by less, relatively, may be in either order: the selection keeps distances in float32."""
 
@@ -63,7 +64,7 @@ def explain(connection: Connection, root: Path, run: Run, query: str) -> Explana
     Raises:
         InputError: where no sample fits, or several do; offers the nearest.
     """
-    sample = _find(connection, run, query)
+    sample = find_sample(connection, run, query)
     if "reason" in sample:
         words = [f"Rejected when it was read: {sample['reason']}: {sample['detail']}.", *_came_from(run, sample, [])]
         return Explanation(run, sample, "rejected", {}, tuple(words))
@@ -97,8 +98,12 @@ def explain(connection: Connection, root: Path, run: Run, query: str) -> Explana
     return Explanation(run, sample, outcome, facts, (*words, *_came_from(run, sample, places)))
 
 
-def _find(connection: Connection, run: Run, query: str) -> dict[str, Any]:
-    """Return the one sample, or rejected record, that the query means."""
+def find_sample(connection: Connection, run: Run, query: str) -> dict[str, Any]:
+    """Return the one sample, or rejected record, that the query means.
+
+    Raises:
+        InputError: where no sample fits, or several do; offers the nearest.
+    """
     if _ID.fullmatch(query):
         found = _samples(connection, run, "starts_with(id, ?)", [query.lower()])
         if found:
@@ -108,9 +113,12 @@ def _find(connection: Connection, run: Run, query: str) -> dict[str, Any]:
         found = _at_place(connection, run, place["file"], int(place["line"]))
         if found:
             return _only(found, query)
-    found = _samples(connection, run, "contains(lower(text), lower(?))", [query])
-    if found:
-        return _only(found, query)
+    # As it is written first: to compare in lower case takes twice as long, and a long number is no word.
+    conditions = ("contains(text, ?)", "contains(lower(text), lower(?))")
+    for condition in conditions[: 1 if _ID.fullmatch(query) and len(query) >= _SURELY_ID else 2]:
+        found = _with_text(connection, run, condition, query)
+        if found:
+            return _only(found, query)
     near = all_rows(
         connection, "SELECT id FROM samples WHERE snapshot = ? ORDER BY levenshtein(left(id, ?), ?), id LIMIT 3",
         [run.snapshot, len(query), query.lower()],
@@ -129,6 +137,15 @@ def _samples(connection: Connection, run: Run, condition: str, values: list[Any]
         f" WHERE snapshot = ? AND {condition} LIMIT {_OFFERED + 1}",
         [run.snapshot, *values],
     )
+
+
+def _with_text(connection: Connection, run: Run, condition: str, text: str) -> list[dict[str, Any]]:
+    """Return the samples whose text fits; all texts are read, so nothing else is until it is known which."""
+    ids = all_rows(
+        connection, f"SELECT id FROM samples WHERE snapshot = ? AND {condition} LIMIT {_OFFERED + 1}",
+        [run.snapshot, text],
+    )  # fmt: skip
+    return _samples(connection, run, _AMONG, [[row["id"] for row in ids]]) if ids else []
 
 
 def _at_place(connection: Connection, run: Run, file: str, line: int) -> list[dict[str, Any]]:
@@ -173,25 +190,31 @@ def _of_pick(connection: Connection, run: Run, picked: dict[str, Any]) -> dict[s
     )
     examples = all_rows(
         connection,
-        "SELECT covering.id, covering.distance_1 AS distance, left(samples.text, ?) AS text FROM covering"
-        " INNER JOIN samples ON samples.id = covering.id AND samples.snapshot = ?"
-        " WHERE covering.selection = ? AND covering.rank_1 = ? AND covering.id <> ?"
-        " ORDER BY covering.distance_1, covering.id LIMIT ?",
-        [_SNIPPET, run.snapshot, run.selection, picked["rank"], picked["id"], _NEAREST],
+        "SELECT id, distance_1 AS distance FROM covering WHERE selection = ? AND rank_1 = ? AND id <> ?"
+        " ORDER BY distance_1, id LIMIT ?",
+        [run.selection, picked["rank"], picked["id"], _NEAREST],
     )
     runner_up = one_row(
         connection,
-        "SELECT samples.id, left(samples.text, ?) AS text, picks.rank FROM samples"
-        " LEFT JOIN picks ON picks.id = samples.id AND picks.selection = ?"
+        "SELECT samples.id, picks.rank FROM samples LEFT JOIN picks ON picks.id = samples.id AND picks.selection = ?"
         " WHERE samples.snapshot = ? AND samples.id = ?",
-        [_SNIPPET, run.selection, run.snapshot, picked["runner_up_id"]],
+        [run.selection, run.snapshot, picked["runner_up_id"]],
     )
+    text = _snippets(connection, run, [row["id"] for row in (*examples, *([runner_up] if runner_up else []))])
     names = ("rank", "score", "margin", "runner_up_score", "nearest_pick_rank", "nearest_pick_id", "nearest_distance")
     return {
         **{name: picked[name] for name in (*names, "quality")},
-        "runner_up": runner_up,
-        "covers": {**(covered or {}), "examples": examples},
+        "runner_up": runner_up and {**runner_up, "text": text[runner_up["id"]]},
+        "covers": {**(covered or {}), "examples": [{**row, "text": text[row["id"]]} for row in examples]},
     }
+
+
+def _snippets(connection: Connection, run: Run, ids: list[str]) -> dict[str, str]:
+    found = all_rows(
+        connection, f"SELECT id, left(text, ?) AS text FROM samples WHERE snapshot = ? AND {_AMONG}",
+        [_SNIPPET, run.snapshot, ids],
+    )  # fmt: skip
+    return {row["id"]: row["text"] for row in found}
 
 
 def _of_left_out(
@@ -218,7 +241,7 @@ def _of_left_out(
         connection, "SELECT score, after_picks, is_exact FROM remaining WHERE selection = ? AND id = ?",
         [run.selection, sample["id"]],
     )  # fmt: skip
-    ruled_out = _ruled_out(connection, run, sample)
+    ruled_out = _ruled_out(connection, root, run, sample)
     scored = _Scored.of(connection, root, run, sample, facts["density_factor"])
     return {
         "covered_by": covered_by,
@@ -229,25 +252,19 @@ def _of_left_out(
     }
 
 
-def _ruled_out(connection: Connection, run: Run, sample: dict[str, Any]) -> list[str]:
+def _ruled_out(connection: Connection, root: Path, run: Run, sample: dict[str, Any]) -> list[str]:
     """Return the limits of the settings that kept a sample out, in words."""
     found = []
     if sample["id"] in run.options.get("must_exclude", ()):
         found.append("the settings exclude it (selection.must_exclude)")
     for quota in run.options.get("quotas", ()):
         column, caps = quota["column"], quota.get("caps", {})
-        label = str(sample.get(column))
-        if column not in COLUMNS or label not in caps or column not in sample:
+        label = label_of_sample(connection, root, run, sample["id"], column) if caps else None
+        if label is None or label not in caps:
             continue
-        full = one_row(
-            connection,
-            "SELECT rank FROM (SELECT picks.rank, row_number() OVER (ORDER BY picks.rank) AS number FROM picks"
-            " INNER JOIN samples ON samples.id = picks.id AND samples.snapshot = ?"
-            f" WHERE picks.selection = ? AND samples.{column}::VARCHAR = ?) WHERE number = ?",
-            [run.snapshot, run.selection, label, caps[label]],
-        )
-        if full:
-            found.append(f"the cap of {caps[label]:,} on {column} {label} was reached at pick {full['rank']:,}")
+        full = _rank_of_last(connection, root, run, column, label, caps[label])
+        if full is not None:
+            found.append(f"the cap of {caps[label]:,} on {column} {label} was reached at pick {full:,}")
         elif caps[label] == 0:
             found.append(f"the cap on {column} {label} is 0")
     budget = run.options.get("token_budget")
@@ -259,20 +276,27 @@ def _ruled_out(connection: Connection, run: Run, sample: dict[str, Any]) -> list
     return found
 
 
+def _rank_of_last(connection: Connection, root: Path, run: Run, column: str, label: str, cap: int) -> int | None:
+    """Return the rank of the pick that reached a cap; None where it was not reached, or is 0."""
+    ranks = [rank for rank, own in enumerate(labels_of_picks(connection, root, run, column), 1) if own == label]
+    return ranks[cap - 1] if 0 < cap <= len(ranks) else None
+
+
 @dataclass(frozen=True)
 class _Scored:
     """What a sample's scores are computed from: its own vector and factor, and those of the picks in order.
 
     Attributes:
-        vector, factor: of the sample.
+        vector, factor, quality: of the sample; a quality of 1 where the run has none.
         picks: float32, (k, d).
         pick_factors: float64, (k,).
-        winning: float64, (k,), the score of each pick; NaN where it was not picked by score.
+        winning: float64, (k,), the score of each pick, its quality included; NaN where it was not picked by score.
         proximity_power: alpha.
     """
 
     vector: NDArray[np.float32]
     factor: float
+    quality: float
     picks: NDArray[np.float32]
     pick_factors: NDArray[np.float64]
     winning: NDArray[np.float64]
@@ -282,9 +306,12 @@ class _Scored:
     def of(
         connection: Connection, root: Path, run: Run, sample: dict[str, Any], factor: float | None
     ) -> "_Scored | None":
-        """Return it for a sample; None without scores, or with qualities, which are not in the lineage."""
+        """Return it for a sample; None without scores, or where its quality cannot be read."""
         path = root / run.folder / "picks_vectors.parquet"
-        if run.strategy != "novelselect" or factor is None or run.options.get("quality") is not None:
+        if run.strategy != "novelselect" or factor is None:
+            return None
+        quality = quality_of_sample(connection, root, run, sample["id"])
+        if quality is None:
             return None
         vectors = _vectors(connection, root, run, [sample["id"]])
         if not vectors or not path.exists():
@@ -292,14 +319,13 @@ class _Scored:
         picks = all_rows(
             connection, "SELECT score, density_factor FROM picks WHERE selection = ? ORDER BY rank", [run.selection]
         )  # fmt: skip
-        try:
-            stored = pq.read_table(path, columns=["vector"], partitioning=None)["vector"].combine_chunks()
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path}: damaged ({error}); delete {path.parent}, and run again") from error
+        # As one long column: Arrow's way to NumPy imports pandas.
+        stored = connection.execute("SELECT unnest(vector) AS value FROM read_parquet(?)", [str(path)]).fetchnumpy()
         return _Scored(
             vectors[sample["id"]],
             factor,
-            stored.flatten().to_numpy().reshape(len(stored), -1),
+            quality,
+            stored["value"].reshape(len(picks), -1),
             _column(picks, "density_factor"),
             _column(picks, "score"),
             run.proximity_power,
@@ -308,7 +334,7 @@ class _Scored:
 
 def _vectors(connection: Connection, root: Path, run: Run, ids: list[str]) -> dict[str, NDArray[np.float32]]:
     found = connection.execute(
-        "SELECT id, vector FROM read_parquet(?) WHERE id IN (SELECT unnest(?::VARCHAR[]))",
+        f"SELECT id, vector FROM read_parquet(?) WHERE {_AMONG}",
         [str(root / run.vectors_folder / "*.parquet"), ids],
     ).fetchnumpy()
     return dict(zip(found["id"].tolist(), found["vector"], strict=True))
@@ -317,42 +343,48 @@ def _vectors(connection: Connection, root: Path, run: Run, ids: list[str]) -> di
 def _closest(scored: _Scored) -> dict[str, Any] | None:
     """Return the pick at which a sample's score was the largest part of the one that won; None without scores."""
     found = trajectory(
-        scored.vector, scored.factor, scored.picks, scored.pick_factors, proximity_power=scored.proximity_power
+        scored.vector,
+        scored.factor,
+        scored.picks,
+        scored.pick_factors,
+        proximity_power=scored.proximity_power,
+        quality=scored.quality,
     )
     at = found.closest(scored.winning)
     if at is None:
         return None
     own, won = float(found.score[at - 1]), float(scored.winning[at])
-    return {"rank": at + 1, "score": own, "winning_score": won, "share": own / won}
+    return {"rank": at + 1, "score": own, "winning_score": won, "share": own / won, "quality": scored.quality}
 
 
 def _before(connection: Connection, root: Path, run: Run, sample: dict[str, Any], scored: _Scored) -> int | None:
     """Return how many samples may have stood before one at the end, had there been a further pick.
 
-    Exact where the samples that may are few enough to be scored, rounding aside; else a bound. None for a budget, or
-    a quota on a field that is not in the lineage: then limits decide, too.
+    Exact where the samples that may are few enough to be scored, rounding aside; else a bound. None for a budget, a
+    quality, or a quota on a field of the records: what they say of all other samples is not in the lineage.
     """
     options = run.options
-    if options.get("token_budget") is not None or any(
+    if any(options.get(name) is not None for name in ("token_budget", "quality")) or any(
         quota["column"] not in sample for quota in options.get("quotas", ())
     ):
         return None
-    others = all_rows(
-        connection,
-        "SELECT remaining.id, remaining.score, remaining.after_picks, density.mean_squared_distance FROM remaining"
+    others = connection.execute(
+        "SELECT"
+        " remaining.id, coalesce(remaining.score, 'nan') AS score, remaining.after_picks, density.mean_squared_distance"
+        " FROM remaining"
         " INNER JOIN density ON density.id = remaining.id AND density.density = ?"
         " ANTI JOIN (SELECT id FROM picks WHERE selection = ?) AS chosen ON chosen.id = remaining.id"
         " WHERE remaining.selection = ? AND remaining.id <> ? AND NOT list_contains(?::VARCHAR[], remaining.id)",
         [run.density, run.selection, run.selection, sample["id"], list(options.get("must_exclude", ()))],
-    )
+    ).fetchnumpy()
     picks = (scored.picks, scored.pick_factors)
     own = scores_at_end(
         scored.vector[None, :], np.array([scored.factor]), *picks, proximity_power=scored.proximity_power
     )[0]
-    factors = density_factor(_column(others, "mean_squared_distance"), run.density_power)
+    factors = density_factor(others["mean_squared_distance"], run.density_power)
     bound = bounds_at_end(
-        _column(others, "score"),
-        np.array([row["after_picks"] for row in others], np.int64),
+        others["score"],
+        others["after_picks"],
         factors,
         scored.pick_factors,
         proximity_power=scored.proximity_power,
@@ -361,8 +393,9 @@ def _before(connection: Connection, root: Path, run: Run, sample: dict[str, Any]
     near = np.flatnonzero(bound >= level)
     if len(near) * len(scored.picks) > _MOST_PAIRS or not len(near):
         return len(near)
-    vectors = _vectors(connection, root, run, [others[row]["id"] for row in near])
-    found = np.stack([vectors[others[row]["id"]] for row in near])
+    ids = others["id"][near].tolist()
+    vectors = _vectors(connection, root, run, ids)
+    found = np.stack([vectors[id_] for id_ in ids])
     scores = scores_at_end(found, factors[near], *picks, proximity_power=scored.proximity_power)
     return int((scores >= level).sum())
 
@@ -388,7 +421,9 @@ def _why_in(run: Run, picked: dict[str, Any], facts: dict[str, Any]) -> list[str
             f" {picked['nearest_pick_rank']:,}), at cosine distance {picked['nearest_distance']:.4f}."
         )
     covers = facts["covers"]
-    if covers.get("samples"):
+    if covers.get("samples") == 1:
+        words.append("It stands for itself alone: all other samples of the pool have a nearer pick.")
+    elif covers.get("samples"):
         words.append(
             f"It stands for {covers['samples']:,} samples of the pool that have no nearer pick, itself among them, up"
             f" to distance {covers['farthest']:.4f}."
@@ -406,10 +441,7 @@ def _why_out(run: Run, sample: dict[str, Any], facts: dict[str, Any]) -> list[st
             f" {closest['share']:.2%} of the {closest['winning_score']:.6g} that won."
         )
         if closest["share"] < 1 and not facts["ruled_out"]:
-            words.append(
-                f"With a quality of its own over {1 / closest['share']:.4f} times that of the others"
-                " (selection.quality) it would have been picked there."
-            )
+            words.append(_quality_needed(run, closest))
     before = facts["at_most_before_it"]
     if before == 0:
         words.append(f"It would be the next pick: k = {run.k + 1:,} lets it in.")
@@ -427,6 +459,15 @@ def _why_out(run: Run, sample: dict[str, Any], facts: dict[str, Any]) -> list[st
             f"It resembles {partner['partner_id'][:8]} (Jaccard {partner['score']:.2f}), which stands before it."
         )
     return words
+
+
+def _quality_needed(run: Run, closest: dict[str, Any]) -> str:
+    field = run.options.get("quality")
+    if field is None:
+        needed = f"a quality of its own over {1 / closest['share']:.4f} times that of the others (selection.quality)"
+    else:
+        needed = f"{field} over {closest['quality'] / closest['share']:.6g}, in place of {closest['quality']:.6g},"
+    return f"With {needed} it would have been picked there."
 
 
 def _came_from(run: Run, sample: dict[str, Any], places: list[dict[str, Any]]) -> list[str]:

@@ -4,26 +4,31 @@ Belongs here: turning the pipeline's outputs into rows. Does not: the database (
 """
 
 import json
+from typing import Any, NamedTuple
 
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.embedding.store import VectorSet
+from novelsum_dagster.lineage.provenance import Provenance, read_record
 from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.report.novelsum_report import NovelSumReport
 from novelsum_dagster.selection.subset import Subset
 
 
-def record_outputs(
-    store: LineageStore,
-    run_id: str,
-    snapshot: PoolSnapshot,
-    vectors: VectorSet,
-    density: DensityTable,
-    novelty: NoveltyTable,
-    subset: Subset,
-    report: NovelSumReport,
-) -> None:
+class Outputs(NamedTuple):
+    """What a run made, by asset."""
+
+    raw_pool: PoolSnapshot
+    embeddings: VectorSet
+    density: DensityTable
+    sample_novelty: NoveltyTable
+    selected_subset: Subset
+    novelsum_report: NovelSumReport
+
+
+def record_outputs(store: LineageStore, run_id: str, outputs: Outputs) -> None:
     """Write all outputs of a run in one transaction; what an earlier run wrote already is left as it is."""
+    snapshot, vectors, density, novelty, subset, report = outputs
     counts = {name: getattr(snapshot, name) for name in ("read", "kept", "duplicates", "rejects", "near_duplicates")}
     keys = {"vectors": vectors.key, "density": density.key, "novelty": novelty.key}
     store.keep_run(
@@ -38,7 +43,8 @@ def record_outputs(
                 }
             ],
             "source_files": [
-                {"snapshot": snapshot.key, **file.model_dump(exclude={"arrow_schema"})} for file in snapshot.files
+                {"snapshot": snapshot.key, **file.model_dump(exclude={"arrow_schema", "licence", "citation"})}
+                for file in snapshot.files
             ],
             "embeddings": [
                 {
@@ -61,7 +67,28 @@ def record_outputs(
                 {"report": report.key, "selection": subset.key, **row.model_dump()} for row in report.sets
             ],
             "run_outputs": [
-                {"run_id": run_id, "snapshot": snapshot.key, **keys, "selection": subset.key, "report": report.key}
+                {
+                    "run_id": run_id,
+                    "snapshot": snapshot.key,
+                    **keys,
+                    "selection": subset.key,
+                    "report": report.key,
+                    "embedded": vectors.embedded,
+                }
+            ],
+            "provenance": [
+                _provenance(run_id, read_record(store.root, asset, output.key))
+                for asset, output in outputs._asdict().items()
             ],
         },
     )
+
+
+def _provenance(run_id: str, made: Provenance) -> dict[str, Any]:
+    return {
+        "run_id": run_id,
+        "asset": made.asset,
+        "output": made.output,
+        "bytes": sum(file.bytes for file in made.files.values()),
+        "record": made.model_dump_json(),
+    }

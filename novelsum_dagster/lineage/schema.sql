@@ -4,6 +4,9 @@ CREATE TABLE IF NOT EXISTS schema_version (
     version INTEGER NOT NULL
 );
 
+-- The storage folder as it was when the views were made, whose files are named from there.
+ALTER TABLE schema_version ADD COLUMN IF NOT EXISTS root VARCHAR;
+
 CREATE TABLE IF NOT EXISTS runs (
     run_id VARCHAR PRIMARY KEY,
     started_at TIMESTAMPTZ NOT NULL,
@@ -119,6 +122,16 @@ CREATE TABLE IF NOT EXISTS set_measures (
     PRIMARY KEY (report, set_name, measure)
 );
 
+-- `run_id` used the output. The run that made it, an earlier one perhaps, is in the record.
+CREATE TABLE IF NOT EXISTS provenance (
+    run_id VARCHAR NOT NULL,
+    asset VARCHAR NOT NULL,
+    output VARCHAR NOT NULL,
+    bytes BIGINT NOT NULL,
+    record VARCHAR NOT NULL,
+    PRIMARY KEY (run_id, asset)
+);
+
 CREATE TABLE IF NOT EXISTS run_outputs (
     run_id VARCHAR PRIMARY KEY,
     snapshot VARCHAR NOT NULL,
@@ -128,3 +141,5 @@ CREATE TABLE IF NOT EXISTS run_outputs (
     selection VARCHAR NOT NULL,
     report VARCHAR NOT NULL
 );
+
+ALTER TABLE run_outputs ADD COLUMN IF NOT EXISTS embedded BIGINT;

@@ -10,7 +10,6 @@ original as it was. The database is small, because rows a sample stay in Parquet
 
 import platform
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import read_json, replacing, write_json
+from novelsum_dagster.lineage.provenance import git_revision
 from novelsum_dagster.lineage.query import all_rows
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FILE_NAME = "lineage.duckdb"
 RUN_FILES = "runs/*.json"
 """What each run wrote, from which the database can be made again."""
-_VERSION = 2
+_VERSION = 3
 """Of the schema. A database of version 1 has no table that says so."""
 _LOCK_SECONDS = 60
 _PLACE = "source VARCHAR, file VARCHAR, position BIGINT, line BIGINT"
@@ -82,12 +82,12 @@ class LineageStore:
     """The lineage database in a storage folder."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
         self.path = root / FILE_NAME
 
     @contextmanager
     def reading(self) -> "Iterator[duckdb.DuckDBPyConnection]":
-        """Open the database for reading; one of an earlier version is brought up to date first.
+        """Open the database for reading; one of an earlier version, or of another place, is brought up to date first.
 
         Raises:
             InputError: where there is none yet, it is damaged or from a newer version, or a file behind a view is
@@ -99,7 +99,7 @@ class LineageStore:
             raise InputError(f"{self.path}: no lineage yet; run the pipeline first (novelsum run)")
         connection = _connect(self.path, read_only=True)
         try:
-            if _version(connection, self.path) < _VERSION:
+            if _version(connection, self.path) < _VERSION or self._has_moved(connection):
                 connection.close()
                 with self.writing():
                     pass
@@ -129,7 +129,7 @@ class LineageStore:
         import duckdb
         from filelock import FileLock, Timeout
 
-        self._root.mkdir(parents=True, exist_ok=True)
+        self.root.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path.with_suffix(".lock"), timeout=_LOCK_SECONDS)
         try:
             lock.acquire()
@@ -148,7 +148,7 @@ class LineageStore:
                         connection.begin()
                         connection.execute(files(__package__).joinpath("schema.sql").read_text())
                         connection.execute("DELETE FROM schema_version")
-                        connection.execute("INSERT INTO schema_version VALUES (?)", [_VERSION])
+                        connection.execute("INSERT INTO schema_version VALUES (?, ?)", [_VERSION, str(self.root)])
                         yield connection
                         self._refresh_views(connection)
                         connection.commit()
@@ -161,6 +161,9 @@ class LineageStore:
                     self._keep(f"{FILE_NAME}.old")
         finally:
             lock.release()
+
+    def _has_moved(self, connection: "duckdb.DuckDBPyConnection") -> bool:
+        return connection.execute("SELECT root FROM schema_version").fetchone() != (str(self.root),)
 
     def _keep_earlier(self, version: int) -> None:
         """Copy a database of an earlier version aside before it is changed."""
@@ -193,9 +196,9 @@ class LineageStore:
         Raises:
             InputError: where no run wrote anything, or such a file is damaged.
         """
-        found = sorted(self._root.glob(RUN_FILES))
+        found = sorted(self.root.glob(RUN_FILES))
         if not found:
-            raise InputError(f"{self._root / 'runs'}: has no record of a run; there is nothing to rebuild from")
+            raise InputError(f"{self.root / 'runs'}: has no record of a run; there is nothing to rebuild from")
         with self.writing(anew=True) as connection:
             for path in found:
                 _put_back(connection, path)
@@ -208,7 +211,7 @@ class LineageStore:
             "started_at": _now(),
             "settings": settings,
             "package_version": version("novelsum-dagster"),
-            "git_revision": _git_revision(),
+            "git_revision": git_revision(),
             "python": platform.python_version(),
             "platform": platform.platform(),
         }
@@ -243,7 +246,7 @@ class LineageStore:
         write_json({**outputs, **own}, path)
 
     def _run_file(self, run_id: str) -> Path:
-        return self._root / "runs" / f"{run_id}.json"
+        return self.root / "runs" / f"{run_id}.json"
 
     def open_steps(self, run_id: str) -> list[tuple[str, int]]:
         """Return the steps of a run that began and did not end, with their attempts."""
@@ -255,11 +258,11 @@ class LineageStore:
 
     def _refresh_views(self, connection: "duckdb.DuckDBPyConnection") -> None:
         for name, (pattern, columns) in _VIEWS.items():
-            if next(self._root.glob(pattern), None) is None:
+            if next(self.root.glob(pattern), None) is None:
                 empty = ", ".join("NULL::{1} AS {0}".format(*column.split()) for column in columns.split(", "))
                 source = f"SELECT {empty} WHERE false"
             else:
-                location = str(self._root / pattern).replace("'", "''")
+                location = str(self.root / pattern).replace("'", "''")
                 source = (
                     f"SELECT * FROM read_parquet('{location}', hive_partitioning = true, hive_types_autocast = false,"
                     " union_by_name = true)"
@@ -368,13 +371,3 @@ def _version(connection: "duckdb.DuckDBPyConnection", path: Path) -> int:
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def _git_revision() -> str | None:
-    """Return the commit of a source checkout; None in an installed package."""
-    folder = Path(__file__).resolve().parents[2]
-    if not (folder / ".git").exists():
-        return None
-    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None

@@ -49,6 +49,7 @@ class _Input:
     records: Callable[[], Iterator[Record]]
     form: Form | None
     is_mixed: bool
+    stated: Source
     sha256: str | None = None
     schema: pa.Schema | None = None
     complete: bool = True
@@ -123,6 +124,15 @@ def build_snapshot(
     return _without_dropped(snapshot, root) if settings.near_duplicates.drop else snapshot
 
 
+def hashed_sources(sources: Iterable[Source], base: Path) -> dict[str, str]:
+    """Return the SHA-256 of every source file, by the name that a snapshot has for it; empty for a hub dataset.
+
+    Raises:
+        InputError: where a source is not there.
+    """
+    return {item.file: item.sha256 or "" for item in _inputs(sources, base)}
+
+
 def _inputs(sources: Iterable[Source], base: Path) -> list[_Input]:
     found: dict[str, _Input] = {}
     # All files are looked for before the first is read.
@@ -150,7 +160,7 @@ def _form(source: Source) -> tuple[Form | None, bool]:
 def _file_input(path: Path, base: Path, name: str, source: Source) -> _Input:
     kind = file_format(path)
     shown = str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
-    item = _Input(name, shown, kind, lambda: read_file(path), *_form(source), sha256=file_hash(path))
+    item = _Input(name, shown, kind, lambda: read_file(path), *_form(source), source, sha256=file_hash(path))
     if kind == "parquet":
         try:
             item.schema = arrow_schema(path)
@@ -165,7 +175,9 @@ def _dataset_input(source: Source, base: Path) -> _Input:
     location = str(local) if local.exists() else source.dataset
     name = source.name or source.dataset.rstrip("/").split("/")[-1]
     revision = f"@{source.revision}" if source.revision else ""
-    item = _Input(name, f"{source.dataset}{revision}[{source.split}]", "dataset", lambda: iter(()), *_form(source))
+    item = _Input(
+        name, f"{source.dataset}{revision}[{source.split}]", "dataset", lambda: iter(()), *_form(source), source
+    )
 
     def batches() -> Iterator[pa.RecordBatch]:
         for batch in dataset_batches(location, source.split, source.revision):
@@ -304,6 +316,8 @@ def _summary(item: _Input) -> SourceFile:
         kept=item.counts["kept"],
         duplicates=item.counts["duplicates"],
         rejects=item.counts["rejects"],
+        licence=item.stated.licence,
+        citation=item.stated.citation,
     )
 
 

@@ -44,9 +44,17 @@ class Handle(BaseModel):
     key: str
     """Hash of the content: equal keys mean equal content."""
 
+    @property
+    def place(self) -> str | None:
+        """File or folder with the output, in the storage folder; None where the handle is all of it."""
+        return getattr(self, "folder", None) or getattr(self, "file", None)
+
 
 class SourceFile(BaseModel):
-    """One file or dataset that was read, with its counts: read = kept + duplicates + rejects."""
+    """One file or dataset that was read, with its counts: read = kept + duplicates + rejects.
+
+    `licence` and `citation` are what the settings say of it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -61,6 +69,8 @@ class SourceFile(BaseModel):
     kept: int
     duplicates: int
     rejects: int
+    licence: str | None = None
+    citation: str | None = None
 
     @property
     def schema_of_rows(self) -> pa.Schema | None:

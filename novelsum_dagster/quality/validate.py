@@ -86,7 +86,7 @@ def require_passed(step: str, subject: Subject) -> None:
     Raises:
         InputError: with every failure.
     """
-    failed = [verdict for verdict in _kept_verdicts(step, subject) if verdict.blocking and not verdict.passed]
+    failed = [verdict for verdict in verdicts_of(step, subject) if verdict.blocking and not verdict.passed]
     if failed:
         raise InputError(
             f"{step} {subject.output.key} failed its checks, so nothing is built on it: "
@@ -99,7 +99,8 @@ def describe(failures: Iterable[Failure]) -> str:
     return ", ".join(f"{failure.expectation} ({failure.observed})" for failure in failures)
 
 
-def _kept_verdicts(step: str, subject: Subject) -> list[Verdict]:
+def verdicts_of(step: str, subject: Subject) -> list[Verdict]:
+    """Return the kept verdicts on exactly this output; suites that never ran are run."""
     path = _file(subject.root, step, subject.output.key)
     if not path.exists():
         return check(step, subject)

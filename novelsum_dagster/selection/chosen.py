@@ -1,16 +1,21 @@
 """A selection as the settings describe it: ids become rows, fields become qualities and labels.
 
-Belongs here: from settings to the call of a strategy. Does not: the strategies, writing a subset (`subset`).
+Belongs here: from settings to the call of a strategy, and to a subset. Does not: the strategies, a subset's files
+(`subset`).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import ValidationError
 
 from novelsum_dagster.devices import cuda_or_cpu
+from novelsum_dagster.diversity.tables import DensityTable
 from novelsum_dagster.errors import InputError
+from novelsum_dagster.files import content_key
 from novelsum_dagster.pool.fields import field_values, positive_numbers
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.progress import Progress, no_progress
@@ -18,7 +23,8 @@ from novelsum_dagster.selection.inputs import check_k
 from novelsum_dagster.selection.limits import Quota, limits_of
 from novelsum_dagster.selection.picks import Picks
 from novelsum_dagster.selection.strategies import select
-from novelsum_dagster.settings import Selection
+from novelsum_dagster.selection.subset import Subset, describe, write_subset
+from novelsum_dagster.settings import Selection, problems
 
 
 def choose_from_pool(
@@ -70,6 +76,66 @@ def choose_from_pool(
         progress=progress,
         **options,
     )
+
+
+def with_config(selection: Selection, config: Mapping[str, Any]) -> Selection:
+    """Return the settings of a selection with what the launchpad says instead.
+
+    Raises:
+        InputError: where these do not go together.
+    """
+    instead = {name: value for name, value in config.items() if name in Selection.model_fields}
+    try:
+        return Selection.model_validate({**selection.model_dump(), **instead})
+    except ValidationError as error:
+        raise InputError(problems(error, "selection")) from None
+
+
+def select_subset(
+    root: Path,
+    snapshot: PoolSnapshot,
+    vectors: NDArray[np.float32],
+    vectors_key: str,
+    density: DensityTable,
+    selection: Selection,
+    *,
+    density_power: float,
+    proximity_power: float,
+    progress: Progress = no_progress,
+) -> Subset:
+    """Choose a subset of a pool and write it; a selection that was broken off goes on at its checkpoint.
+
+    Args:
+        root: the storage folder.
+        snapshot: the pool.
+        vectors: float32, (n, d), in pool order; `vectors_key` is the key of the set.
+        density: of the pool.
+        selection: the settings.
+        density_power, proximity_power: beta and alpha of NovelSelect.
+        progress: called as the strategy says.
+
+    Raises:
+        ValueError: as `choose_from_pool` does.
+    """
+    described = {
+        **describe(selection),
+        "density_power": density_power,
+        "proximity_power": proximity_power,
+        "snapshot": snapshot.key,
+        "vectors": vectors_key,
+        "density": density.key,
+    }
+    picks = choose_from_pool(
+        snapshot,
+        root,
+        vectors,
+        density.factor(root, density_power),
+        selection,
+        proximity_power=proximity_power,
+        checkpoint=root / "checkpoints" / f"{content_key(described)}.parquet",
+        progress=progress,
+    )
+    return write_subset(snapshot, root, picks, vectors, described)
 
 
 def require_possible(snapshot: PoolSnapshot, root: Path, selection: Selection) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -29,6 +30,8 @@ from novelsum_dagster.selection.picks import Picks, Remaining
 from novelsum_dagster.selection.strategies import STRATEGIES
 from novelsum_dagster.settings import Selection
 
+MACHINE_DEPENDENT = ("covering.parquet", "picks_vectors.parquet", "remaining.parquet")
+"""Files whose last digits depend on the processor, or on where a selection that was broken off went on."""
 _FILES_VERSION = 2
 """Of what a folder holds: an earlier version's is not taken for the same."""
 
@@ -110,6 +113,11 @@ def remaining_table(snapshot: PoolSnapshot, root: Path, remaining: Remaining) ->
     )
 
 
+def rows_of(ids: list[str], picked: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Return the rows of the pool that were picked, int64, (k,); `ids` is the pool in its order."""
+    return np.asarray(pc.index_in(picked, value_set=pa.array(ids, pa.string())), dtype=np.int64)
+
+
 def describe(selection: Selection) -> dict[str, Any]:
     """Return the settings of a selection as they are recorded."""
     rest = selection.model_dump(
@@ -165,13 +173,12 @@ def write_subset(
             },
             folder / "manifest.json",
         )
-        # These are not in the manifest: their last digits depend on the processor.
+        # None of these is in the manifest: MACHINE_DEPENDENT.
         pool_ids = snapshot.samples(root, ["id"])["id"]
         write_table(covering_table(pool_ids, covering(vectors, picks.indices)), folder / "covering.parquet")
         chosen_vectors = pa.FixedSizeListArray.from_arrays(vectors[picks.indices].ravel(), vectors.shape[1])
         write_table(pa.table({"id": ids, "vector": chosen_vectors}), folder / "picks_vectors.parquet")
         if picks.remaining:
-            # Not in the manifest: how tight a bound is depends on where a selection that was broken off went on.
             write_table(remaining_table(snapshot, root, picks.remaining), folder / "remaining.parquet")
         place_folder(folder, root / "selections" / f"selection={key}")
     return Subset(key=key, folder=f"selections/selection={key}", settings=chosen)

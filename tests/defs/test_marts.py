@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
@@ -35,11 +36,13 @@ class Run(NamedTuple):
 
     id: str
     result: dg.ExecuteInProcessResult
+    pool_folder: Path
     pool: list[dict[str, Any]]
     near: dict[str, dict[str, Any]]
     dropped: bool
     picks: list[dict[str, Any]]
     remaining: dict[str, dict[str, Any]]
+    covering: dict[str, dict[str, Any]]
     density: dict[str, float]
     novelty: dict[str, float]
     report: NovelSumReport
@@ -67,11 +70,16 @@ def _finished(curation: Curation, result: dg.ExecuteInProcessResult) -> Run:
     return Run(
         result.run_id,
         result,
+        root / snapshot.folder,
         snapshot.table(root, "samples", columns).to_pylist(),
         {row["id"]: row for row in snapshot.table(root, "near_duplicates").to_pylist()},
         snapshot.near_duplicates_dropped,
         subset.picks(root).to_pylist(),
         {row["id"]: row for row in pq.read_table(left, partitioning=None).to_pylist()} if left.exists() else {},
+        {
+            row["id"]: row
+            for row in pq.read_table(root / subset.folder / "covering.parquet", partitioning=None).to_pylist()
+        },
         {row["id"]: row["density_factor"] for row in density},
         {row["id"]: row["novelty"] for row in novelty},
         read_handle(root, "novelsum_report", NovelSumReport),
@@ -219,10 +227,13 @@ def test_scores_and_reasons(curation: Curation, finished: list[Run]) -> None:
         assert (row["score"], row["score_is_exact"], row["after_picks"]) == (
             left["score"], left["is_exact"], left["after_picks"],
         )  # fmt: skip
-        after = left["after_picks"]
+        after, stands = left["after_picks"], run.covering[id_]
+        nearest = run.picks[stands["rank_1"] - 1]["id"]
+        assert (row["nearest_pick_id"], row["nearest_distance"]) == (nearest, stands["distance_1"])
         assert row["reason"] == (
             f"not picked: its score after {after} pick{'s' * (after != 1)} was {bound}{left['score']:.5g};"
-            f" {won[after + 1]:.5g} won"
+            f" {won[after + 1]:.5g} won; its nearest pick is {nearest[:8]}, at cosine distance"
+            f" {stands['distance_1']:.4f}"
         )
         assert left["score"] <= won[after + 1]
     for id_, near in run.near.items():
@@ -306,6 +317,7 @@ def test_run_costs(curation: Curation, finished: list[Run]) -> None:
         "sample_novelty",
         "selected_subset",
         "novelsum_report",
+        "data_card",
         "lineage",
         STEP,
     ]
@@ -315,9 +327,16 @@ def test_run_costs(curation: Curation, finished: list[Run]) -> None:
         for row in rows.values():
             assert (row["attempts"], row["failed_attempts"], row["status"]) == (1, 0, "done")
             assert row["run_finished"] and row["pool_samples"] == len(run.kept) and row["seconds"] > 0
-        sizes = {2 * 384 * len(run.kept), 4 * 384 * len(run.kept)}
-        assert {row["bytes"] is not None for row in rows.values() if row["step"] != "embeddings"} == {False}
-        assert rows["embeddings"]["bytes"] in sizes
+        assert {name for name, row in rows.items() if row["bytes"] is None} == {"lineage", "data_card", STEP}
+        assert rows["raw_pool"]["bytes"] == sum(path.stat().st_size for path in run.pool_folder.iterdir())
+        assert rows["embeddings"]["bytes"] > 4 * 384 * len(run.kept)
+        assert {name for name, row in rows.items() if row["samples_embedded"] is not None} == {"embeddings"}
+    first, *later = (
+        _ask(curation, "SELECT samples_embedded AS n FROM run_costs WHERE run_id = ? AND step = 'embeddings'", run.id)
+        for run in finished
+    )
+    assert first == [{"n": len(finished[0].kept)}]
+    assert later == [[{"n": 0}]] * len(later)
     broken = _ask(curation, "FROM run_costs WHERE NOT run_finished")
     assert {row["step"] for row in broken} == {"raw_pool", "embeddings", "density", "sample_novelty", "selected_subset"}
     assert {row["status"] for row in broken if row["step"] == "selected_subset"} == {"failed"}

@@ -165,6 +165,12 @@ def test_a_failed_check_stops_the_run_and_the_subset_alone(
         assert ran == {"raw_pool", "raw_pool_checks"}
         failed = [check.check_name for check in stopped.get_asset_check_evaluations() if not check.passed]
         assert failed == ["files_complete"]
+        mismatched = curation.materialise("selected_subset")
+        assert "made from raw_pool" in str(
+            next(e for e in mismatched.all_events if e.is_step_failure).step_failure_data
+        )
+        assert curation.materialise("embeddings").success
+        assert curation.materialise("density").success
         alone = curation.materialise("selected_subset")
         assert not alone.success
         assert "files_complete" in str(next(e for e in alone.all_events if e.is_step_failure).step_failure_data)

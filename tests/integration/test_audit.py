@@ -263,7 +263,9 @@ def test_a_chosen_sample(audited: Audited, pool: Pool) -> None:
         words = " ".join(found["words"])
         assert f"Chosen as pick {row['rank']} of 12 by novelselect." in words
         assert f"{row['score']:.6g} was the highest; {runner_up[:8]} came second by {row['margin']:.3g}" in words
-        assert f"stands for {found['covers']['samples']} samples" in words
+        covers = found["covers"]["samples"]
+        stands = f"stands for {covers} samples of the pool" if covers > 1 else "stands for itself alone"
+        assert stands in words and "1 samples" not in words
         assert found["run"] in words and f"seed {42}" in words
 
 
@@ -327,6 +329,30 @@ def test_a_larger_k_lets_the_next_pick_in(audited: Audited, pool: Pool) -> None:
     row = audited.picks("more")[12]
     assert audited.why(row["id"])["at_most_before_it"] == 0
     assert audited.why(row["id"], "more")["rank"] == 13
+
+
+def test_a_pick_that_stands_for_itself_alone(audited: Audited) -> None:
+    alone = audited.rows(
+        "SELECT picks.id FROM picks JOIN run_outputs USING (selection) WHERE run_id = ? AND"
+        " (SELECT count(*) FROM covering WHERE covering.selection = picks.selection AND rank_1 = rank) = 1",
+        audited.runs["more"],
+    )
+    assert alone
+    found = audited.why(alone[0][0], "more")
+    assert "It stands for itself alone: all other samples of the pool have a nearer pick." in found["words"]
+
+
+def test_the_smallest_k_that_lets_a_sample_in(audited: Audited) -> None:
+    for row in (audited.picks("more")[12], audited.picks("more")[17]):
+        asked = ("why", row["id"], "--smallest-k", "--run", audited.runs["base"])
+        found = json.loads(audited.ask(*asked, "--json").out)
+        assert (found["smallest_k"], found["smallest_k_is_more_than"]) == (row["rank"], None)
+        assert f"The smallest k that lets it in is {row['rank']}." in audited.ask(*asked).out.splitlines()
+    chosen = ("why", audited.picks("base")[3]["id"], "--smallest-k", "--run", audited.runs["base"], "--json")
+    assert "smallest_k" not in json.loads(audited.ask(*chosen).out)
+    budget = next(row for row in audited.picks("more") if row["id"] not in {r["id"] for r in audited.picks("limits")})
+    done = audited.ask("why", budget["id"], "--smallest-k", "--run", audited.runs["limits"])
+    assert "No smallest k is given: the run counts tokens (selection.token_budget), not samples." in done.out
 
 
 def test_ways_to_name_a_sample(audited: Audited, pool: Pool) -> None:

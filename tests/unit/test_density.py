@@ -228,8 +228,9 @@ def test_settings_out_of_range_are_refused(setting: dict[str, Any], message: str
 
 def test_the_key_of_the_table_depends_on_the_settings(tmp_path: Path) -> None:
     rows, ids = _rows(30), [str(i) for i in range(30)]
-    changes: list[dict[str, Any]] = [{}, {"neighbor_policy": "self"}, {"index": "exact"}, {"min_recall": 0.9}]
-    tables = [build_density(tmp_path, ids, rows, "v", neighbors=5, density_power=0.5, **change) for change in changes]
+    changes: list[dict[str, Any]] = [{}, {"neighbor_policy": "self"}, {"density_index": "exact"}, {"min_recall": 0.9}]
+    settings = [NovelSum(neighbors=5, **change) for change in changes]
+    tables = [build_density(tmp_path, ids, rows, "v", settings=one) for one in settings]
     assert len({table.key for table in tables}) == len(changes)
     assert (tables[0].index, tables[0].recall, tables[0].neighbors_used) == ("exact", 1.0, 5)
     assert tables[1].neighbor_policy == "self"
@@ -251,7 +252,7 @@ def _snapshot(kept: int) -> PoolSnapshot:
 
 def test_recall_under_the_floor_fails_the_check(tmp_path: Path) -> None:
     ids = [str(i) for i in range(30)]
-    table = build_density(tmp_path, ids, _rows(30), "v", neighbors=5, density_power=0.5)
+    table = build_density(tmp_path, ids, _rows(30), "v", settings=NovelSum(neighbors=5))
     settings = Settings(novelsum=NovelSum(min_recall=0.95))
     snapshot = _snapshot(30)
     for recall, passed in ((0.96, True), (0.94, False)):

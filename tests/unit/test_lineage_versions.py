@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pytest
 
 from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import file_hash
+from novelsum_dagster.files import file_hash, write_table
 from novelsum_dagster.lineage.runs import find_run
 from novelsum_dagster.lineage.store import LineageStore
 
@@ -139,7 +140,7 @@ def test_a_database_of_version_1_is_brought_up_to_date_and_kept(tmp_path: Path, 
     kept = store.path.with_name("lineage.duckdb.v1")
     assert kept.read_bytes() == before
     assert _names(store) == ["lineage.duckdb", "lineage.duckdb.v1", "lineage.lock"]
-    assert _version(store.path) == [(2,)]
+    assert _version(store.path) == [(3,)]
     with store.reading() as connection:
         run = find_run(connection, "old-run")
         assert (run.strategy, run.k, run.options, run.settings) == ("random", 3, {}, {"k": 3})
@@ -157,14 +158,14 @@ def test_a_database_without_a_version_table_keeps_all_its_rows(store: LineageSto
     before = file_hash(store.path)
     assert _rows(store) == expected
     assert file_hash(store.path.with_name("lineage.duckdb.v1")) == before
-    assert _version(store.path) == [(2,)]
+    assert _version(store.path) == [(3,)]
 
 
 def test_a_newer_database_is_refused_and_left_untouched(store: LineageStore) -> None:
     with duckdb.connect(str(store.path)) as connection:
         connection.execute("UPDATE schema_version SET version = 7")
     before, names = file_hash(store.path), _names(store)
-    with pytest.raises(InputError, match=r"newer version of novelsum \(schema 7, this one knows 2\)"):
+    with pytest.raises(InputError, match=r"newer version of novelsum \(schema 7, this one knows 3\)"):
         _rows(store)
     with pytest.raises(InputError, match="newer version of novelsum"):
         store.start_run("r9", "{}")
@@ -374,3 +375,15 @@ def test_readers_meet_no_error_while_one_writes(store: LineageStore) -> None:
         reads, states = map(int, out.split())
         assert reads >= states > 1
     assert len(_rows(store)["runs"]) == 33
+
+
+def test_a_storage_folder_can_be_moved(store: LineageStore, tmp_path: Path) -> None:
+    """Views name files by absolute paths; where the folder is another now, they are made anew."""
+    file = store.root / "density" / "density=d" / "density.parquet"
+    write_table(pa.table({"id": ["a"], "mean_squared_distance": [1.0], "density_factor": [2.0]}), file)
+    store.start_run("one-more", "{}")
+    expected, moved = _rows(store), tmp_path / "somewhere else"
+    store.root.rename(moved)
+    for _ in range(2):
+        assert _rows(LineageStore(moved)) == expected
+        assert _rows(LineageStore(moved), ["density"]) == {"density": [("a", 1.0, 2.0, "d")]}

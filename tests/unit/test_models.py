@@ -91,6 +91,12 @@ def _write_files(root: Path) -> None:
         remaining,
         {"id": "string", "score": "double", "after_picks": "long", "is_exact": "bool"},
     )
+    covering = [("a", 1, 0.0), ("d", 3, 0.25), (EVIL, 2, 0.0), ("f", 3, 0.0), ("g", 2, 0.5)]
+    _write(
+        root / "selections/selection=s1/covering.parquet",
+        [{"id": id_, "rank_1": rank, "distance_1": distance} for id_, rank, distance in covering],
+        {"id": "string", "rank_1": "long", "distance_1": "double"},
+    )
 
 
 def _record(store: LineageStore) -> None:
@@ -147,8 +153,10 @@ def _record(store: LineageStore) -> None:
             for n, value in ((1, 0.5), (2, 0.25))
         ],
         "run_outputs": [
-            {"run_id": f"r{n}", **keys, "novelty": "n", "selection": f"s{n}", "report": f"t{n}"} for n in (1, 2)
+            {"run_id": f"r{n}", **keys, "novelty": "n", "selection": f"s{n}", "report": f"t{n}", "embedded": 3}
+            for n in (1, 2)
         ],
+        "provenance": [{"run_id": "r1", "asset": "embeddings", "output": "v", "bytes": 160, "record": EVIL}],
     }  # fmt: skip
     with store.writing() as connection:
         for table, added in rows.items():
@@ -198,10 +206,12 @@ def test_reasons_are_in_words(store: LineageStore) -> None:
         "a": "picked 1st; no score of it is recorded (novelselect)",
         "b": "left out: near-duplicate (0.91) of a",
         "c": "left out: near-duplicate (0.85) of b",
-        "d": "not picked: its score after 2 picks was at most 3.2; 3.25 won",
+        "d": "not picked: its score after 2 picks was at most 3.2; 3.25 won"
+        "; its nearest pick is f, at cosine distance 0.2500",
         EVIL: "picked 2nd; f-is-lon came second by 0.03",
         "f": "picked 3rd with a score of 3.25",
-        "g": "not picked: never scored, as the limits of the selection leave it out",
+        "g": "not picked: never scored, as the limits of the selection leave it out"
+        f"; its nearest pick is {EVIL[:8]}, at cosine distance 0.5000",
     }
 
 
@@ -229,6 +239,18 @@ def test_the_audit_row_has_everything(store: LineageStore) -> None:
         "SELECT score, score_is_exact, after_picks, duplicates_folded FROM selection_audit WHERE run_id = ? AND id = ?"
     )
     assert _rows(store, bound, "r1", "d") == [(3.2, False, 2, 1)]
+    nearest = "SELECT id, nearest_pick_id, nearest_distance FROM selection_audit WHERE run_id = ? ORDER BY id"
+    assert sorted(_rows(store, nearest, "r1")) == sorted(
+        [
+            ("a", None, None),
+            *((near_duplicate, None, None) for near_duplicate in ("b", "c")),
+            ("d", "f", 0.25),
+            (EVIL, "a", None),
+            ("f", None, None),
+            ("g", EVIL, 0.5),
+        ]
+    )
+    assert {row[1:] for row in _rows(store, nearest, "r2")} == {(None, None)}  # A run without that file.
 
 
 @pytest.mark.parametrize(
@@ -260,8 +282,33 @@ def test_an_exact_score_above_the_winner_was_ruled_out(tmp_path: Path) -> None:
     _record(store)
     build(store)
     assert _rows(store, "SELECT reason FROM selection_audit WHERE run_id = 'r1' AND id = 'd'") == [
-        ("not picked: its score after 1 pick was 3.75; 3.5 won, as the limits left this one out",)
+        (
+            "not picked: its score after 1 pick was 3.75; 3.5 won, as the limits left this one out"
+            "; its nearest pick is f, at cosine distance 0.2500",
+        )
     ]
+
+
+def test_one_run_is_answered_from_its_own_covering_alone(tmp_path: Path) -> None:
+    """Of a large view: the file of another run is not read where run_id is a constant."""
+    _write_files(tmp_path)
+    _write(
+        tmp_path / "selections/selection=s2/covering.parquet",
+        [{"id": "d", "rank_1": 1, "distance_1": 0.0}],
+        {"id": "string", "rank_1": "long", "distance_1": "double"},
+    )
+    store = LineageStore(tmp_path)
+    _record(store)
+    build(store)
+    spoilt = tmp_path / "selections/selection=s2/covering.parquet"
+    content = bytearray(spoilt.read_bytes())
+    pages = len(content) - 8 - int.from_bytes(content[-8:-4], "little")  # Footers of all files are read.
+    content[4:pages] = bytes(pages - 4)
+    spoilt.write_bytes(content)
+    query = "SELECT nearest_pick_id FROM selection_audit WHERE run_id = ? AND id = 'd'"
+    assert _rows(store, query, "r1") == [("f",)]
+    with pytest.raises((InputError, duckdb.Error)):
+        _rows(store, query, "r2")
 
 
 def test_marts_say_what_can_be_counted_by_hand(store: LineageStore) -> None:
@@ -321,7 +368,8 @@ def test_a_run_that_failed_half_way_is_in_its_costs_alone(store: LineageStore) -
         ("embeddings", 1, 1, "failed", 1, False, 5, None),
         ("raw_pool", 2, 1, "done", 6, False, 5, None),
     ]
-    assert _rows(store, "SELECT bytes FROM run_costs WHERE run_id = 'r1' AND step = 'embeddings'") == [(5 * 8 * 4,)]
+    made = "SELECT samples_embedded, bytes FROM run_costs WHERE run_id = 'r1' AND step = 'embeddings'"
+    assert _rows(store, made) == [(3, 160)]
     assert _rows(store, "SELECT run_id FROM stg_runs ORDER BY 1") == [("r1",), ("r2",), ("r3",)]
     for mart in ("selection_audit", "selection_diff", "source_coverage", "measure_drift", "length_bias"):
         assert _rows(store, f"SELECT count(*) FROM {mart} WHERE run_id = 'r3'") == [(0,)]
@@ -523,7 +571,7 @@ def test_a_model_may_turn_from_a_view_into_a_table(tmp_path: Path) -> None:
 def test_a_model_whose_reading_was_never_built_is_refused(tmp_path: Path) -> None:
     store = LineageStore(tmp_path)
     store.start_run("r1", "{}")
-    with pytest.raises(InputError, match="run_costs reads stg_embeddings, which was never built"):
+    with pytest.raises(InputError, match="run_costs reads stg_provenance, which was never built"):
         build(store, ["run_costs"])
     with pytest.raises(InputError, match="no model is named 'costs'"):
         build(store, ["costs"])

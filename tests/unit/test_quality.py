@@ -42,8 +42,9 @@ class Curated:
         ids = samples["id"].to_pylist()
         self.vectors_set = embed(self.root, settings, ids, samples["text"].to_pylist(), self.pool.key)
         _, self.vectors = pool_vectors(self.root, self.pool, self.vectors_set)
-        self.density = build_density(self.root, ids, self.vectors, self.vectors_set.key, neighbors=5, density_power=0.5)
-        self.novelty = build_novelty(self.root, self.density, self.vectors, settings=NovelSum(neighbors=5))
+        measure = NovelSum(neighbors=5)
+        self.density = build_density(self.root, ids, self.vectors, self.vectors_set.key, settings=measure)
+        self.novelty = build_novelty(self.root, self.density, self.vectors, settings=measure)
         factor = self.density.factor(self.root, 0.5)
         picks = novelselect(self.vectors, 10, density_factor=factor)
         keys = {"snapshot": self.pool.key, "vectors": self.vectors_set.key, "density": self.density.key}

@@ -1,0 +1,8 @@
+-- The pick that stands for a sample of the pool: the nearest one. A pick stands for itself.
+CREATE OR REPLACE VIEW stg_covering AS
+SELECT
+    selection::VARCHAR AS selection,
+    id::VARCHAR AS id,
+    rank_1::BIGINT AS rank_1,
+    distance_1::DOUBLE AS distance_1
+FROM covering;

@@ -1,0 +1,61 @@
+"""The asset `data_card`: the subset ready to be handed on."""
+
+import dagster as dg
+
+from novelsum_dagster.defs.steps import OWNERS, recorded
+from novelsum_dagster.diversity.tables import DensityTable
+from novelsum_dagster.embedding.store import VectorSet, pool_vectors
+from novelsum_dagster.lineage.provenance import code_version, read_record
+from novelsum_dagster.pool.snapshot import PoolSnapshot
+from novelsum_dagster.quality.suites import Subject
+from novelsum_dagster.quality.validate import verdicts_of
+from novelsum_dagster.report.card import DataCard, build_card
+from novelsum_dagster.report.novelsum_report import NovelSumReport
+from novelsum_dagster.selection.subset import Subset
+from novelsum_dagster.workspace import Workspace
+
+
+@dg.asset(group_name="selection", kinds={"markdown"}, owners=OWNERS, code_version=code_version("data_card"))
+def data_card(
+    context: dg.AssetExecutionContext,
+    workspace: dg.ResourceParam[Workspace],
+    raw_pool: PoolSnapshot,
+    embeddings: VectorSet,
+    density: DensityTable,
+    selected_subset: Subset,
+    novelsum_report: NovelSumReport,
+) -> dg.MaterializeResult[DataCard]:
+    """The subset's data, a card (sources, licences, measures, biases), and a manifest with every file's SHA-256."""
+    root, settings = workspace.root, workspace.settings
+    used = {
+        "raw_pool": raw_pool,
+        "embeddings": embeddings,
+        "density": density,
+        "selected_subset": selected_subset,
+        "novelsum_report": novelsum_report,
+    }
+    with recorded(context, workspace, used) as step:
+        _, vectors = pool_vectors(root, raw_pool, embeddings)
+        verdicts = [
+            verdict
+            for name, output in used.items()
+            for verdict in verdicts_of(name, Subject(output, root, settings, raw_pool, vectors))
+        ]
+        card = build_card(
+            root,
+            raw_pool,
+            embeddings,
+            selected_subset,
+            novelsum_report,
+            made=read_record(root, "selected_subset", selected_subset.key),
+            verdicts=verdicts,
+            settings=settings,
+        )
+        folder = root / card.folder
+        return step.result(
+            card,
+            card=dg.MetadataValue.md((folder / "README.md").read_text().split("---\n", 2)[2]),
+            manifest_sha256=card.digest,
+            signed_off_by=settings.card.signed_off_by or "nobody",
+            path=dg.MetadataValue.path(str(folder)),
+        )

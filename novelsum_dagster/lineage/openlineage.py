@@ -1,0 +1,298 @@
+"""Lineage as OpenLineage events, for catalogues that read the standard: appended to a file, or posted to an endpoint.
+
+Belongs here: what an event says of a step, sending it within a few seconds, saying once that it cannot be sent. Does
+not: when a step begins and ends (`defs.steps`), the project's own lineage (`store`).
+
+A curation never fails because of an event, and waits for one no longer than `seconds`. Transports are made here, not by
+`OpenLineageClient`: the client takes its target, filters and facets from environment variables and files in the working
+and home folders, and adds the address of the git remote to each event.
+"""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+from uuid import UUID, uuid5
+
+if TYPE_CHECKING:
+    from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, RunEvent
+    from openlineage.client.facet_v2 import DatasetFacet, RunFacet
+    from requests import RequestException
+
+API_KEY_VARIABLE = "OPENLINEAGE_API_KEY"
+JOB = "curate"
+"""The job of a whole run; a step's job is `curate.<step>`."""
+_PACKAGE = "novelsum-dagster"
+
+
+class _NotSentError(Exception):
+    """Says in plain words why an event could not be sent; holds no secret."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """What a step reads or makes."""
+
+    name: str
+    """As `raw_pool`, or a source file's path."""
+    version: str | None = None
+    """Hash of the content."""
+    fields: tuple[tuple[str, str], ...] = ()
+    """Columns, each with its type."""
+    rows: int | None = None
+    bytes: int | None = None
+    namespace: str | None = None
+    """Default: the one of the jobs. The standard calls that of local files `file`, their names absolute paths."""
+
+
+class Events:
+    """Sends the events of steps to one place.
+
+    Args:
+        namespace: of the jobs, and of datasets that have none of their own.
+        file: events are appended to it, one a line.
+        url: in place of `file`: base of an endpoint, as `http://127.0.0.1:5000`. A user and password in it are sent as
+            basic authentication, else the key in `OPENLINEAGE_API_KEY`, where there is one, as a bearer token.
+        say: is told, once, that events cannot be sent.
+        seconds: the longest that an event is waited for.
+
+    Raises:
+        ValueError: where not exactly one of `file` and `url` is given.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        *,
+        file: Path | None = None,
+        url: str | None = None,
+        say: Callable[[str], object],
+        seconds: float = 5,
+    ) -> None:
+        self._deliver: Callable[[RunEvent], None]
+        if file is not None and url is None:
+            self._place = str(file)
+            self._deliver = partial(_append, file.absolute())
+        elif url is not None and file is None:
+            self._place = without_secrets(url)
+            self._deliver = partial(_post, url, seconds)
+        else:
+            raise ValueError("give either file or url")
+        self._namespace = namespace
+        self._say = say
+        self._seconds = seconds
+        self._has_said = False
+
+    def start(self, run_id: str, step: str, attempt: int, inputs: Sequence[Dataset]) -> None:
+        """Send that a step begins; `run_id` is the Dagster run's UUID."""
+        self._emit("START", run_id, step, attempt, inputs)
+
+    def complete(
+        self, run_id: str, step: str, attempt: int, inputs: Sequence[Dataset], outputs: Sequence[Dataset]
+    ) -> None:
+        """Send that a step ended, and what it made."""
+        self._emit("COMPLETE", run_id, step, attempt, inputs, outputs)
+
+    def fail(self, run_id: str, step: str, attempt: int, message: str) -> None:
+        """Send that a step failed."""
+        self._emit("FAIL", run_id, step, attempt, message=message)
+
+    def _emit(
+        self,
+        state: str,
+        run_id: str,
+        step: str,
+        attempt: int,
+        inputs: Sequence[Dataset] = (),
+        outputs: Sequence[Dataset] = (),
+        message: str | None = None,
+    ) -> None:
+        try:
+            from openlineage.client.event_v2 import Run, RunEvent, RunState
+
+            event = RunEvent(
+                eventType=RunState[state],
+                eventTime=datetime.now(UTC).isoformat(),
+                producer=_producer(),
+                run=Run(step_run_id(run_id, step, attempt), _run_facets(self._namespace, run_id, message)),
+                job=_job(self._namespace, step),
+                inputs=[_input(self._namespace, dataset) for dataset in inputs],
+                outputs=[_output(self._namespace, dataset) for dataset in outputs],
+            )
+            _within(self._seconds, partial(self._deliver, event))
+        except Exception as error:  # Nothing that goes wrong with an event may stop a curation.
+            if not self._has_said:
+                self._has_said = True
+                self._say(f"{self._place}: lineage events cannot be sent: {_reason(error)}; the curation goes on")
+
+
+def step_run_id(run_id: str, step: str, attempt: int) -> str:
+    """Return the UUID of one attempt at a step: the same for all of its events, another for a retry."""
+    return str(uuid5(UUID(run_id), f"{step}/{attempt}"))
+
+
+def without_secrets(url: str) -> str:
+    """Return a URL, well-formed or not, as it may be shown: without user, password, query and fragment."""
+    return re.split(r"[?#]", re.sub(r"^(\w+://)?.*@", r"\1", url, flags=re.DOTALL))[0]
+
+
+def _producer() -> str:
+    return f"https://pypi.org/project/{_PACKAGE}/{version(_PACKAGE)}/"
+
+
+def _run_facets(namespace: str, run_id: str, message: str | None) -> "dict[str, RunFacet]":
+    from openlineage.client.facet_v2 import error_message_run, parent_run, processing_engine_run
+
+    producer = _producer()
+    facets: dict[str, RunFacet] = {
+        "parent": parent_run.ParentRunFacet(
+            run=parent_run.Run(str(UUID(run_id)), facets=None),
+            job=parent_run.Job(namespace, JOB, facets=None),
+            producer=producer,
+        ),
+        "processing_engine": processing_engine_run.ProcessingEngineRunFacet(
+            version("dagster"), "dagster", version(_PACKAGE), producer=producer
+        ),
+    }
+    if message is not None:
+        facets["errorMessage"] = error_message_run.ErrorMessageRunFacet(message, "PYTHON", producer=producer)
+    return facets
+
+
+def _job(namespace: str, step: str) -> "Job":
+    from openlineage.client.event_v2 import Job
+    from openlineage.client.facet_v2 import job_type_job
+
+    kind = job_type_job.JobTypeJobFacet("BATCH", "DAGSTER", "STEP", producer=_producer())
+    return Job(namespace, f"{JOB}.{step}", {"jobType": kind})
+
+
+def _input(namespace: str, dataset: Dataset) -> "InputDataset":
+    from openlineage.client.event_v2 import InputDataset
+    from openlineage.client.facet_v2 import InputDatasetFacet, input_statistics_input_dataset
+
+    sizes: dict[str, InputDatasetFacet] = {}
+    if (dataset.rows, dataset.bytes) != (None, None):
+        sizes["inputStatistics"] = input_statistics_input_dataset.InputStatisticsInputDatasetFacet(
+            dataset.rows, dataset.bytes, producer=_producer()
+        )
+    return InputDataset(dataset.namespace or namespace, dataset.name, sizes, facets=_dataset_facets(dataset))
+
+
+def _output(namespace: str, dataset: Dataset) -> "OutputDataset":
+    from openlineage.client.event_v2 import OutputDataset
+    from openlineage.client.facet_v2 import OutputDatasetFacet, output_statistics_output_dataset
+
+    sizes: dict[str, OutputDatasetFacet] = {}
+    if (dataset.rows, dataset.bytes) != (None, None):
+        sizes["outputStatistics"] = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
+            dataset.rows, dataset.bytes, producer=_producer()
+        )
+    return OutputDataset(dataset.namespace or namespace, dataset.name, sizes, facets=_dataset_facets(dataset))
+
+
+def _dataset_facets(dataset: Dataset) -> "dict[str, DatasetFacet]":
+    from openlineage.client.facet_v2 import dataset_version_dataset, schema_dataset
+
+    facets: dict[str, DatasetFacet] = {}
+    if dataset.version is not None:
+        facets["version"] = dataset_version_dataset.DatasetVersionDatasetFacet(dataset.version, producer=_producer())
+    if dataset.fields:
+        columns = [schema_dataset.SchemaDatasetFacetFields(name, kind, fields=None) for name, kind in dataset.fields]
+        facets["schema"] = schema_dataset.SchemaDatasetFacet(columns, producer=_producer())
+    return facets
+
+
+def _append(file: Path, event: "RunEvent") -> None:
+    from openlineage.client.transport.file import FileConfig, FileTransport
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    FileTransport(FileConfig(str(file), append=True)).emit(event)
+
+
+def _post(url: str, seconds: float, event: "RunEvent") -> None:
+    """Post an event, once, to this endpoint and no other.
+
+    Raises:
+        _NotSentError: in place of the libraries' errors, which name the whole URL.
+    """
+    from openlineage.client.transport.http import ApiKeyTokenProvider, HttpConfig, HttpTransport, TokenProvider
+    from requests import RequestException, Session
+
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise _NotSentError("it is no URL with http or https")
+    key = os.environ.get(API_KEY_VARIABLE)
+    with Session() as session:
+        session.trust_env = False  # No proxy, and no password from ~/.netrc in place of the key.
+        session.max_redirects = 0
+        session.stream = True  # The status is the answer; its text is not waited for.
+        if parts.username or parts.password:
+            session.auth = (unquote(parts.username or ""), unquote(parts.password or ""))
+        config = HttpConfig(
+            # The slash keeps the last part of a path; user and password would be in the library's log.
+            url=f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}/",
+            timeout=seconds,
+            auth=ApiKeyTokenProvider({"apiKey": key}) if key else TokenProvider({}),
+            session=session,
+            retry={"total": 0},
+        )
+        try:
+            HttpTransport(config).emit(event)
+        except RequestException as error:
+            raise _NotSentError(_problem(error, seconds)) from None
+
+
+def _problem(error: "RequestException", seconds: float) -> str:
+    from requests import ConnectionError, Timeout
+
+    if error.response is not None:
+        return f"it answered with HTTP status {error.response.status_code}"
+    if isinstance(error, Timeout):
+        return _no_answer(seconds)
+    return "it cannot be reached" if isinstance(error, ConnectionError) else type(error).__name__
+
+
+def _no_answer(seconds: float) -> str:
+    return f"no answer within {seconds:g} s"
+
+
+def _within(seconds: float, act: Callable[[], None]) -> None:
+    """Run `act`; leave it alone when it takes too long.
+
+    Timeouts of sockets bound each wait, not their sum, and neither looking up a host's name nor a hanging file system.
+
+    Raises:
+        _NotSentError: where it takes longer than `seconds`.
+        Exception: whatever `act` raises.
+    """
+    errors: list[Exception] = []
+
+    def attempt() -> None:
+        try:
+            act()
+        except Exception as error:
+            errors.append(error)
+
+    thread = Thread(target=attempt, name="openlineage", daemon=True)  # A daemon does not hold up the process's end.
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise _NotSentError(_no_answer(seconds))
+    if errors:
+        raise errors[0]
+
+
+def _reason(error: Exception) -> str:
+    """Return what went wrong, without the text of any error that could hold a secret."""
+    if isinstance(error, _NotSentError):
+        return str(error)
+    cause = error.__cause__ or error  # The file transport wraps what the file system says.
+    return cause.strerror if isinstance(cause, OSError) and cause.strerror else type(error).__name__

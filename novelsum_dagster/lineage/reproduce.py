@@ -1,0 +1,175 @@
+"""A run's subset made again from its record, and compared byte for byte: `novelsum reproduce`.
+
+Belongs here: what is made again, from what, and the comparison. Does not: the record (`provenance`), how each step
+works.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from novelsum_dagster.diversity.tables import build_density
+from novelsum_dagster.embedding.encoder import token_counter
+from novelsum_dagster.embedding.store import VectorSet, embed, load_vectors
+from novelsum_dagster.errors import InputError
+from novelsum_dagster.files import file_hash
+from novelsum_dagster.lineage.provenance import Provenance, damaged_files, package_versions, stored_files
+from novelsum_dagster.lineage.query import Connection, all_rows
+from novelsum_dagster.lineage.runs import Run
+from novelsum_dagster.pool.ingest import build_snapshot, hashed_sources
+from novelsum_dagster.pool.snapshot import PoolSnapshot
+from novelsum_dagster.progress import Reporter
+from novelsum_dagster.selection.chosen import select_subset, with_config
+from novelsum_dagster.selection.subset import MACHINE_DEPENDENT, Subset
+from novelsum_dagster.settings import Settings, problems
+
+_STEPS = ("raw_pool", "embeddings", "density", "selected_subset")
+"""Assets that lead to a subset, in order."""
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A subset made again.
+
+    Attributes:
+        run: whose subset.
+        outputs: by asset, the keys recorded and made.
+        files: by name in the subset's folder, whether the bytes are equal; None for a file that one of them lacks.
+        embedded_again: whether the vectors were made again, too.
+        differences: what is other than it was then (versions, code), in words.
+    """
+
+    run: Run
+    outputs: dict[str, tuple[str, str]]
+    files: dict[str, bool | None]
+    embedded_again: bool
+    differences: tuple[str, ...]
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether every key and every byte is."""
+        return all(self.files.values()) and all(then == now for then, now in self.outputs.values())
+
+
+def records_of(connection: Connection, run: Run) -> dict[str, Provenance]:
+    """Return the records of a run's outputs, by asset.
+
+    Raises:
+        InputError: where the run has none, being of an earlier version.
+    """
+    rows = all_rows(connection, "SELECT asset, record FROM provenance WHERE run_id = ?", [run.run_id])
+    found = {row["asset"]: Provenance.model_validate(json.loads(row["record"])) for row in rows}
+    missing = [asset for asset in _STEPS if asset not in found]
+    if missing:
+        raise InputError(f"run {run.short} has no record of {', '.join(missing)}: it is of an earlier version")
+    return found
+
+
+def reproduce(
+    records: Mapping[str, Provenance], run: Run, root: Path, base: Path, reporter: Reporter, embed_again: bool = False
+) -> Reproduction:
+    """Make a run's subset again in a temporary folder and compare it with the one that is kept.
+
+    Args:
+        records: of the run's outputs.
+        run: the run.
+        root: the storage folder, which stays as it is.
+        base: folder that relative source paths start from.
+        reporter: shows progress.
+        embed_again: make the vectors again, too; else those that are kept are used.
+
+    Raises:
+        InputError: naming every source, vector file and file of the subset that is not as it was recorded.
+    """
+    settings = _settings_then(run, base)
+    _require_unchanged(records, settings, root, embed_again)
+    with tempfile.TemporaryDirectory(prefix="novelsum-") as folder:
+        anew = Path(folder)
+        snapshot, vectors, keys, subset = _build(settings, records, root, anew, reporter, embed_again)
+        outputs = {"raw_pool": snapshot.key, "embeddings": vectors.key, **keys, "selected_subset": subset.key}
+        files = _compared(records["selected_subset"], run, anew, subset)
+    return Reproduction(
+        run=run,
+        outputs={asset: (records[asset].output, outputs[asset]) for asset in _STEPS},
+        files=files,
+        embedded_again=embed_again,
+        differences=tuple(_differences(records["selected_subset"])),
+    )
+
+
+def _settings_then(run: Run, base: Path) -> Settings:
+    try:
+        return Settings.model_validate({**run.settings, "base": base})
+    except ValidationError as error:
+        raise InputError(f"run {run.short} has settings of another version: {problems(error)}") from None
+
+
+def _require_unchanged(records: Mapping[str, Provenance], settings: Settings, root: Path, embed_again: bool) -> None:
+    found = hashed_sources(settings.pool.sources, settings.base)
+    then = records["raw_pool"].inputs
+    changed = [
+        f"{name}: is another file than it was" if name in found else f"{name}: is gone"
+        for name, sha256 in then.items()
+        if found.get(name) != sha256
+    ]
+    changed += [f"{name}: was not there" for name in found if name not in then]
+    if not embed_again:
+        changed += damaged_files(root, records["embeddings"])
+    changed += damaged_files(root, records["selected_subset"])
+    if changed:
+        raise InputError("this run cannot be made again:\n" + "\n".join(f"  {line}" for line in changed))
+
+
+def _build(
+    settings: Settings,
+    records: Mapping[str, Provenance],
+    root: Path,
+    anew: Path,
+    reporter: Reporter,
+    embed_again: bool,
+) -> tuple[PoolSnapshot, VectorSet, dict[str, str], Subset]:
+    with reporter.step("reading") as progress:
+        snapshot = build_snapshot(settings.pool, settings.base, anew, token_counter(settings.embedding), progress)
+    samples = snapshot.samples(anew, ["id", "text"])
+    ids, texts = samples["id"].to_pylist(), samples["text"].to_pylist()
+    vectors_root = anew if embed_again else root
+    with reporter.step("embedding") as progress:
+        vector_set = embed(vectors_root, settings.embedding, ids, texts, snapshot.key, progress)
+    vectors = load_vectors(vectors_root / vector_set.folder, ids)
+    with reporter.step("density") as progress:
+        density = build_density(anew, ids, vectors, vector_set.key, settings=settings.novelsum, progress=progress)
+    config = records["selected_subset"].config
+    powers = {name: config[name] for name in ("density_power", "proximity_power")}
+    with reporter.step("selecting") as progress:
+        subset = select_subset(
+            anew,
+            snapshot,
+            vectors,
+            vector_set.key,
+            density,
+            with_config(settings.selection, config),
+            **powers,
+            progress=progress,
+        )
+    return snapshot, vector_set, {"density": density.key}, subset
+
+
+def _compared(made: Provenance, run: Run, anew: Path, subset: Subset) -> dict[str, bool | None]:
+    """Return by name whether the files are equal; those whose last digits depend on the processor are left out."""
+    then = {name.removeprefix(f"{run.folder}/"): file.sha256 for name, file in made.files.items()}
+    now = {name.removeprefix(f"{subset.folder}/"): file_hash(anew / name) for name in stored_files(anew, subset)}
+    names = [name for name in dict.fromkeys([*then, *now]) if name not in MACHINE_DEPENDENT]
+    return {name: then[name] == now[name] if name in then and name in now else None for name in names}
+
+
+def _differences(made: Provenance) -> list[str]:
+    now = package_versions()
+    return [
+        f"{name} was {made.versions.get(name, 'not there')}, is {now.get(name, 'not there')}"
+        for name in dict.fromkeys([*made.versions, *now])
+        if made.versions.get(name) != now.get(name)
+    ]

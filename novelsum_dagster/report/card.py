@@ -1,0 +1,243 @@
+"""A subset ready to be handed on: the data, a card that tells people what it is, and a signed-off manifest.
+
+Belongs here: what a card says, its folder. Does not: the measures, the checks.
+
+| file | content |
+|---|---|
+| README.md | the card, with the header that Hugging Face reads |
+| subset.jsonl, original/, picks.parquet | copies of the subset's files |
+| manifest.json | what the card is made from, for programs; SHA-256 of every other file |
+| SHA256SUMS | the same for `sha256sum --check` |
+"""
+
+import html
+import shutil
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from novelsum_dagster.diversity.measures import MEASURES
+from novelsum_dagster.embedding.store import VectorSet
+from novelsum_dagster.errors import InputError
+from novelsum_dagster.files import content_key, file_hash, place_folder, temporary_folder, write_bytes, write_json
+from novelsum_dagster.lineage.provenance import Provenance
+from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
+from novelsum_dagster.quality.validate import Verdict, describe
+from novelsum_dagster.report.novelsum_report import RANDOM, SELECTED, NovelSumReport, SetMeasure
+from novelsum_dagster.report.tables import coverage, lengths
+from novelsum_dagster.selection.subset import Subset, rows_of
+from novelsum_dagster.settings import Settings
+
+NOT_GIVEN = "not given"
+_PAPER = (
+    "Yang et al.: Measuring Data Diversity for Instruction Tuning: A Systematic Analysis and A Reliable Metric."
+    " ACL 2025 (NovelSum and NovelSelect)"
+)
+_PARTS = ("subset.jsonl", "picks.parquet", "original")
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+_NOTABLE = 0.1
+"""A ratio this far from 1 is called a bias."""
+
+
+class DataCard(Handle):
+    """A subset with its card, in `folder`; `digest` is the SHA-256 of its manifest."""
+
+    folder: str
+    digest: str
+
+
+def build_card(
+    root: Path,
+    snapshot: PoolSnapshot,
+    vectors: VectorSet,
+    subset: Subset,
+    report: NovelSumReport,
+    *,
+    made: Provenance,
+    verdicts: Sequence[Verdict],
+    settings: Settings,
+) -> DataCard:
+    """Write a subset's folder to hand on, under `root/cards`.
+
+    Args:
+        root: the storage folder.
+        snapshot, vectors, subset, report: what the card is about.
+        made: record of the subset.
+        verdicts: of all checks.
+        settings: of the curation.
+
+    Raises:
+        InputError: where a blocking check failed.
+    """
+    failed = [_in_words(one) for one in verdicts if one.blocking and not one.passed]
+    if failed:
+        raise InputError("no card for a subset whose checks failed: " + "; ".join(failed))
+    facts = _facts(root, snapshot, vectors, subset, report, verdicts, settings)
+    manifest: dict[str, Any] = {
+        "title": facts["title"],
+        "signed_off_by": settings.card.signed_off_by,
+        "outputs": {**made.inputs, "selected_subset": subset.key, "novelsum_report": report.key},
+        "settings": {**made.settings, **made.config},
+        "seed": made.seed,
+        "sources": [
+            {"source": file.source, "file": file.file, "sha256": file.sha256, "records": file.read, "kept": file.kept}
+            for file in snapshot.files
+        ],
+        "licences": {row["source"]: row["licence"] for row in facts["sources"]},
+        "model": {"name": vectors.model, "revision": vectors.revision},
+        "measures": [row.model_dump() for row in report.sets],
+        "checks": [{"check": f"{one.step}: {one.name}", "passed": one.passed} for one in verdicts],
+        "versions": made.versions,
+        "git_revision": made.git_revision,
+        "citations": facts["citations"],
+    }
+    with temporary_folder(root / "cards") as folder:
+        _copy_parts(root / subset.folder, folder)
+        write_bytes(_page(facts).encode(), folder / "README.md")
+        sums = {path.relative_to(folder).as_posix(): file_hash(path) for path in _files(folder)}
+        write_json({**manifest, "sha256": sums}, folder / "manifest.json")
+        digest = file_hash(folder / "manifest.json")
+        lines = [f"{sha256}  {name}\n" for name, sha256 in {**sums, "manifest.json": digest}.items()]
+        write_bytes("".join(lines).encode(), folder / "SHA256SUMS")
+        key = content_key(digest)
+        place_folder(folder, root / "cards" / f"card={key}")
+    return DataCard(key=key, folder=f"cards/card={key}", digest=digest)
+
+
+def _copy_parts(subset: Path, folder: Path) -> None:
+    for name in _PARTS:
+        source = subset / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name)
+        else:
+            shutil.copyfile(source, folder / name)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _facts(
+    root: Path,
+    snapshot: PoolSnapshot,
+    vectors: VectorSet,
+    subset: Subset,
+    report: NovelSumReport,
+    verdicts: Sequence[Verdict],
+    settings: Settings,
+) -> dict[str, Any]:
+    samples = snapshot.samples(root, ["id", "source", "tokens", "turns", "characters"])
+    rows = rows_of(samples["id"].to_pylist(), subset.picks(root, ["id"])["id"])
+    licences = {file.source: file.licence for file in reversed(snapshot.files)}
+    shares = [
+        {**row, "licence": licences[row["source"]] or NOT_GIVEN}
+        for row in coverage(samples["source"], rows).to_pylist()
+    ]
+    citations = dict.fromkeys([settings.card.citation, *(file.citation for file in snapshot.files), _PAPER])
+    title = settings.card.title or f"A diverse subset of {_listed([row['source'] for row in shares])}"
+    return {
+        "title": title,
+        "front_matter": _front_matter(title, settings, licences, len(rows)),
+        "size": len(rows),
+        "pool": snapshot.kept,
+        **{name: getattr(snapshot, name) for name in ("read", "duplicates", "rejects", "near_duplicates")},
+        "near_duplicates_dropped": snapshot.near_duplicates_dropped,
+        "strategy": subset.settings.strategy,
+        "selection": subset.key,
+        "signed_off_by": settings.card.signed_off_by,
+        "sources": shares,
+        "unlicensed": [row["source"] for row in shares if row["licence"] == NOT_GIVEN and row["selected"]],
+        "measures": _measures(report),
+        "biases": [*_source_biases(shares), *_length_biases(lengths(samples, rows).to_pylist())],
+        "warnings": [_in_words(one) for one in verdicts if not one.passed],
+        "model": vectors.model,
+        "revision": vectors.revision,
+        "citations": [citation for citation in citations if citation],
+    }
+
+
+def _in_words(verdict: Verdict) -> str:
+    return f"{verdict.step}: {verdict.name}: {describe(verdict.failures)}"
+
+
+def _front_matter(title: str, settings: Settings, licences: dict[str, str | None], size: int) -> str:
+    licence = settings.card.licence or (next(iter(licences.values())) if len(set(licences.values())) == 1 else None)
+    header = {
+        "pretty_name": title,
+        "license": licence or "other",
+        "task_categories": ["text-generation"],
+        "tags": ["instruction-tuning", "diversity", "novelsum"],
+        "size_categories": [next((name for limit, name in _SIZES if size < limit), "n>1M")],
+        "configs": [{"config_name": "default", "data_files": "subset.jsonl"}],
+    }
+    text: str = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _measures(report: NovelSumReport) -> list[dict[str, str]]:
+    values = {(row.set_name, row.measure): row for row in report.sets}
+    return [
+        {
+            "measure": known.label + ("" if known.higher_is_diverse else " ↓"),
+            **{name: _with_interval(values[name, key]) for name in (RANDOM, SELECTED)},
+        }
+        for key, known in MEASURES.items()
+        if (RANDOM, key) in values and (SELECTED, key) in values
+    ]
+
+
+def _with_interval(row: SetMeasure) -> str:
+    return f"{row.value:,.4f} ({row.low:,.4f} to {row.high:,.4f})"
+
+
+def _source_biases(shares: Iterable[dict[str, Any]]) -> list[str]:
+    notable = [
+        (row["selected_share"] / row["pool_share"], row)
+        for row in shares
+        if abs(row["selected_share"] / row["pool_share"] - 1) > _NOTABLE
+    ]
+    return [
+        f"{ratio:.2f} times the share of {row['source']} ({row['pool_share']:.1%} of the pool,"
+        f" {row['selected_share']:.1%} of the subset)"
+        for ratio, row in sorted(notable, key=lambda pair: -abs(np.log(max(pair[0], 1e-9))))
+    ] or ["the pool's mix of sources, to a tenth"]
+
+
+def _length_biases(rows: Iterable[dict[str, Any]]) -> list[str]:
+    means = {row["quantity"]: row for row in rows if row["statistic"] == "mean"}
+    return [
+        f"{row['ratio']:.2f} times as many {name} a sample ({row['pool']:,.1f} in the pool, {row['subset']:,.1f} in the"
+        " subset, on average)"
+        for name, row in means.items()
+        if row["ratio"] is not None and abs(row["ratio"] - 1) > _NOTABLE
+    ] or ["samples of the pool's lengths, to a tenth"]
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more sources" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _cell(text: object) -> str:
+    """Return text that stays in its table's cell and is no markup."""
+    return html.escape(" ".join(str(text).split()), quote=False).replace("|", "\\|").replace("`", "\\`")
+
+
+def _page(facts: dict[str, Any]) -> str:
+    import jinja2
+
+    # Markdown, not HTML: what comes from data goes through the filter `cell`.
+    environment = jinja2.Environment(
+        autoescape=False,  # noqa: S701
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["cell"] = _cell
+    template = environment.from_string(files(__package__).joinpath("card.md").read_text())
+    return template.render({**facts, "title": _cell(facts["title"])})
