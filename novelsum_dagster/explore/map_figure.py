@@ -55,7 +55,8 @@ def map_figure(
         ring = {"color": FOUND, "size": 20, "symbol": "circle-open", "opacity": 1.0, "line": {"width": 3}}
         curves.append(np.array([found]))
         _add(figure, of, curves[-1], "sample looked up", ring, True)
-    figure.update_layout(**_layout())
+    # A constant revision: the figure after a search or a filter keeps the place that a person has zoomed to.
+    figure.update_layout(**_layout(), uirevision="map")
     return figure, curves
 
 
