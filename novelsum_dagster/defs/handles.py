@@ -32,6 +32,14 @@ def read_handle(root: Path, asset: str, kind: type[AnyHandle], partition: str | 
         ) from error
 
 
+def newest_handle(root: Path, asset: str, kind: type[AnyHandle]) -> AnyHandle | None:
+    """Return an asset's newest handle, for a step that builds on what it made before; None without a sound one."""
+    try:
+        return read_handle(root, asset, kind)
+    except dg.Failure:
+        return None
+
+
 class HandleIOManager(dg.IOManager):
     """Keeps the newest handle of each asset in `root/assets/<asset>.json`, written atomically.
 

@@ -3,6 +3,7 @@
 import dagster as dg
 import pyarrow as pa
 
+from novelsum_dagster.defs.handles import newest_handle
 from novelsum_dagster.defs.steps import OWNERS, column_schema, picture, recorded
 from novelsum_dagster.diversity.tables import DensityTable
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
@@ -13,6 +14,7 @@ from novelsum_dagster.quality.validate import require_passed
 from novelsum_dagster.report.charts import png, pool_map
 from novelsum_dagster.report.tables import map_points
 from novelsum_dagster.selection.chosen import select_subset, with_config
+from novelsum_dagster.selection.extension import subset_to_extend
 from novelsum_dagster.selection.subset import PICK_COLUMNS, Subset, rows_of
 from novelsum_dagster.settings import Settings
 from novelsum_dagster.workspace import Workspace
@@ -51,6 +53,12 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
             require_passed("embeddings", Subject(embeddings, root, workspace.settings, raw_pool, vectors))
             require_passed("density", Subject(density, root, workspace.settings, raw_pool))
             chosen = with_config(settings.selection, config.model_dump())
+            newest = newest_handle(root, "selected_subset", Subset)
+            earlier = subset_to_extend(root, raw_pool, newest) if chosen.extend_by else None
+            if earlier is not None:
+                context.log.info(
+                    f"extends {earlier.key}: {len(earlier.kept):,} samples kept, {len(earlier.gone):,} left the pool"
+                )
             with step.reporter.step("selecting") as progress:
                 subset = select_subset(
                     root,
@@ -61,6 +69,7 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
                     chosen,
                     density_power=config.density_power,
                     proximity_power=config.proximity_power,
+                    earlier=earlier,
                     progress=progress,
                 )
             table = subset.picks(root)
@@ -70,6 +79,7 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
                 **{
                     "dagster/row_count": len(table),
                     "dagster/column_schema": column_schema(table.schema, **PICK_COLUMNS),
+                    **({"extends": earlier.key, "kept": len(earlier.kept)} if earlier else {}),
                     "strategy": config.strategy,
                     "seed": config.seed,
                     "map": picture(png(pool_map(*map_points(vectors, rows))), "Map of the pool and the chosen samples"),

@@ -4,26 +4,29 @@ Belongs here: what is made again, from what, and the comparison. Does not: the r
 works.
 """
 
+import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from novelsum_dagster.diversity.tables import build_density
 from novelsum_dagster.embedding.encoder import token_counter
-from novelsum_dagster.embedding.store import VectorSet, embed, load_vectors
+from novelsum_dagster.embedding.store import embed, load_vectors
 from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import file_hash
-from novelsum_dagster.lineage.provenance import Provenance, damaged_files, package_versions, stored_files
+from novelsum_dagster.files import KEY_LENGTH, file_hash
+from novelsum_dagster.lineage.provenance import Provenance, code_version, damaged_files, package_versions, stored_files
 from novelsum_dagster.lineage.query import Connection, all_rows
 from novelsum_dagster.lineage.runs import Run
 from novelsum_dagster.pool.ingest import build_snapshot, hashed_sources
-from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.progress import Reporter
 from novelsum_dagster.selection.chosen import select_subset, with_config
+from novelsum_dagster.selection.extension import EXTENDS, earlier_subset
 from novelsum_dagster.selection.subset import MACHINE_DEPENDENT, Subset
 from novelsum_dagster.settings import Settings, problems
 
@@ -89,15 +92,15 @@ def reproduce(
     _require_unchanged(records, settings, root, embed_again)
     with tempfile.TemporaryDirectory(prefix="novelsum-") as folder:
         anew = Path(folder)
-        snapshot, vectors, keys, subset = _build(settings, records, root, anew, reporter, embed_again)
-        outputs = {"raw_pool": snapshot.key, "embeddings": vectors.key, **keys, "selected_subset": subset.key}
+        keys, subset = _build(run, settings, records, root, anew, reporter, embed_again)
+        outputs = {**keys, "selected_subset": subset.key}
         files = _compared(records["selected_subset"], run, anew, subset)
     return Reproduction(
         run=run,
         outputs={asset: (records[asset].output, outputs[asset]) for asset in _STEPS},
         files=files,
         embedded_again=embed_again,
-        differences=tuple(_differences(records["selected_subset"])),
+        differences=tuple(_differences(records)),
     )
 
 
@@ -125,23 +128,29 @@ def _require_unchanged(records: Mapping[str, Provenance], settings: Settings, ro
 
 
 def _build(
+    run: Run,
     settings: Settings,
     records: Mapping[str, Provenance],
     root: Path,
     anew: Path,
     reporter: Reporter,
     embed_again: bool,
-) -> tuple[PoolSnapshot, VectorSet, dict[str, str], Subset]:
+) -> tuple[dict[str, str], Subset]:
+    """Return the keys of what leads to the subset, and the subset."""
     with reporter.step("reading") as progress:
         snapshot = build_snapshot(settings.pool, settings.base, anew, token_counter(settings.embedding), progress)
     samples = snapshot.samples(anew, ["id", "text"])
     ids, texts = samples["id"].to_pylist(), samples["text"].to_pylist()
-    vectors_root = anew if embed_again else root
-    with reporter.step("embedding") as progress:
-        vector_set = embed(vectors_root, settings.embedding, ids, texts, snapshot.key, progress)
-    vectors = load_vectors(vectors_root / vector_set.folder, ids)
+    if embed_again:
+        with reporter.step("embedding") as progress:
+            folder = anew / embed(anew, settings.embedding, ids, texts, snapshot.key, progress).folder
+    else:
+        # Not with `embed`: it would write to the storage where the model, or a sample's id, is another than then.
+        folder = root / Path(next(iter(records["embeddings"].files))).parent
+    vectors = load_vectors(folder, ids)
+    vectors_key = _key_of(ids, vectors)
     with reporter.step("density") as progress:
-        density = build_density(anew, ids, vectors, vector_set.key, settings=settings.novelsum, progress=progress)
+        density = build_density(anew, ids, vectors, vectors_key, settings=settings.novelsum, progress=progress)
     config = records["selected_subset"].config
     powers = {name: config[name] for name in ("density_power", "proximity_power")}
     with reporter.step("selecting") as progress:
@@ -149,13 +158,21 @@ def _build(
             anew,
             snapshot,
             vectors,
-            vector_set.key,
+            vectors_key,
             density,
             with_config(settings.selection, config),
             **powers,
+            earlier=earlier_subset(root, snapshot, run.options[EXTENDS]) if EXTENDS in run.options else None,
             progress=progress,
         )
-    return snapshot, vector_set, {"density": density.key}, subset
+    return {"raw_pool": snapshot.key, "embeddings": vectors_key, "density": density.key}, subset
+
+
+def _key_of(ids: Sequence[str], vectors: NDArray[np.float32]) -> str:
+    """Return the key of a vector set, as `embed` gives it."""
+    digest = hashlib.sha256("\n".join(ids).encode())
+    digest.update(vectors.data)
+    return digest.hexdigest()[:KEY_LENGTH]
 
 
 def _compared(made: Provenance, run: Run, anew: Path, subset: Subset) -> dict[str, bool | None]:
@@ -166,10 +183,8 @@ def _compared(made: Provenance, run: Run, anew: Path, subset: Subset) -> dict[st
     return {name: then[name] == now[name] if name in then and name in now else None for name in names}
 
 
-def _differences(made: Provenance) -> list[str]:
-    now = package_versions()
-    return [
-        f"{name} was {made.versions.get(name, 'not there')}, is {now.get(name, 'not there')}"
-        for name in dict.fromkeys([*made.versions, *now])
-        if made.versions.get(name) != now.get(name)
-    ]
+def _differences(records: Mapping[str, Provenance]) -> list[str]:
+    made, now = records["selected_subset"], package_versions()
+    pairs = [(f"the code of {asset}", records[asset].code_version, code_version(asset)) for asset in _STEPS]
+    pairs += [(name, made.versions.get(name), now.get(name)) for name in dict.fromkeys([*made.versions, *now])]
+    return [f"{name} was {then or 'not there'}, is {is_ or 'not there'}" for name, then, is_ in pairs if then != is_]

@@ -29,7 +29,7 @@ from novelsum_dagster.settings import Settings
 
 POOL_DRAWS = 10
 """Samples of the pool whose NovelSum is measured; the report gives their mean and range."""
-POOL_SAMPLE, RANDOM, SELECTED = "pool sample", "random", "selected"
+POOL_SAMPLE, RANDOM, SELECTED, FRESH = "pool sample", "random", "selected", "fresh"
 REPORT_COLUMNS = ["id", "source", "tokens", "turns", "characters", "text"]
 """What the report shows of the pool's samples."""
 
@@ -57,8 +57,15 @@ class NovelSumReport(Handle):
     sets: tuple[SetMeasure, ...]
 
     def of(self, set_name: str, measure: str = "novelsum") -> SetMeasure:
-        """Return one measure of one set: `pool sample` (NovelSum only), `random` or `selected`."""
+        """Return one measure of one set: `pool sample` (NovelSum only), `random`, `selected`, `fresh`."""
         return next(row for row in self.sets if (row.set_name, row.measure) == (set_name, measure))
+
+    @property
+    def given_up(self) -> float | None:
+        """NovelSum that a subset which extends an earlier one gives up against a fresh one of its size."""
+        if all(row.set_name != FRESH for row in self.sets):
+            return None
+        return self.of(FRESH).value - self.of(SELECTED).value
 
 
 def build_report(
@@ -73,6 +80,7 @@ def build_report(
     settings: Settings,
     seed: int,
     reporter: Reporter,
+    fresh: NDArray[np.int64] | None = None,
 ) -> NovelSumReport:
     """Measure the sets and write the report's folder under `root/reports`: the page, its pictures and its tables.
 
@@ -87,6 +95,7 @@ def build_report(
         settings: of the curation.
         seed: of the random subset, the pool's draws and the measures.
         reporter: shows progress.
+        fresh: int64, (k,), rows of a fresh selection, where the subset extends an earlier one.
 
     Raises:
         ValueError: as the measures do.
@@ -98,7 +107,7 @@ def build_report(
         yardstick = Yardstick(
             vectors, settings.novelsum, settings.measures, seed=seed, device=settings.selection.device
         )
-    sets = {RANDOM: draws[0], SELECTED: selected}
+    sets = {RANDOM: draws[0], SELECTED: selected, **({FRESH: fresh} if fresh is not None else {})}
     comparison = measure_sets(
         {name: Samples(vectors[rows], _texts(samples, rows)) for name, rows in sets.items()},
         yardstick,

@@ -19,6 +19,7 @@ from novelsum_dagster.files import content_key
 from novelsum_dagster.pool.fields import field_values, positive_numbers
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.progress import Progress, no_progress
+from novelsum_dagster.selection.extension import EXTENDS, Earlier
 from novelsum_dagster.selection.inputs import check_k
 from novelsum_dagster.selection.limits import Quota, limits_of
 from novelsum_dagster.selection.picks import Picks
@@ -35,6 +36,7 @@ def choose_from_pool(
     selection: Selection,
     *,
     proximity_power: float,
+    earlier: Earlier | None = None,
     checkpoint: Path | None = None,
     progress: Progress = no_progress,
 ) -> Picks:
@@ -47,6 +49,7 @@ def choose_from_pool(
         density_factor: float64, (n,).
         selection: the settings.
         proximity_power: alpha of NovelSelect.
+        earlier: the subset whose samples are the first picks; `selection.extend_by` are added to them.
         checkpoint: where NovelSelect saves its picks, so that a selection that was broken off goes on.
         progress: called as the strategy says.
 
@@ -66,10 +69,14 @@ def choose_from_pool(
             "verify": selection.verify,
             "checkpoint": checkpoint,
         }
+    k = selection.k
+    if earlier is not None and selection.extend_by is not None:
+        options["initial"] = _rows(_row_of(snapshot, root), earlier.kept, "extend_by")
+        k = len(earlier.kept) + selection.extend_by
     return select(
         selection.strategy,
         vectors,
-        selection.k,
+        k,
         density_factor=density_factor,
         quality=quality,
         seed=selection.seed,
@@ -101,6 +108,7 @@ def select_subset(
     *,
     density_power: float,
     proximity_power: float,
+    earlier: Earlier | None = None,
     progress: Progress = no_progress,
 ) -> Subset:
     """Choose a subset of a pool and write it; a selection that was broken off goes on at its checkpoint.
@@ -112,13 +120,16 @@ def select_subset(
         density: of the pool.
         selection: the settings.
         density_power, proximity_power: beta and alpha of NovelSelect.
+        earlier: the subset that is extended.
         progress: called as the strategy says.
 
     Raises:
         ValueError: as `choose_from_pool` does.
     """
+    own = describe(selection)
     described = {
-        **describe(selection),
+        **own,
+        "options": {**own["options"], **({EXTENDS: earlier.key} if earlier else {})},
         "density_power": density_power,
         "proximity_power": proximity_power,
         "snapshot": snapshot.key,
@@ -132,6 +143,7 @@ def select_subset(
         density.factor(root, density_power),
         selection,
         proximity_power=proximity_power,
+        earlier=earlier,
         checkpoint=root / "checkpoints" / f"{content_key(described)}.parquet",
         progress=progress,
     )
@@ -163,13 +175,17 @@ def _limits(snapshot: PoolSnapshot, root: Path, selection: Selection) -> dict[st
         ]
     }
     if selection.must_include or selection.must_exclude:
-        row_of = {id_: row for row, id_ in enumerate(snapshot.samples(root, ["id"])["id"].to_pylist())}
+        row_of = _row_of(snapshot, root)
         limits["must_include"] = _rows(row_of, selection.must_include, "must_include")
         limits["must_exclude"] = _rows(row_of, selection.must_exclude, "must_exclude")
     if selection.token_budget is not None:
         limits["cost"] = np.array(field_values(snapshot, root, "tokens"), dtype=np.float64)
         limits["budget"] = selection.token_budget
     return limits
+
+
+def _row_of(snapshot: PoolSnapshot, root: Path) -> dict[str, int]:
+    return {id_: row for row, id_ in enumerate(snapshot.samples(root, ["id"])["id"].to_pylist())}
 
 
 def _labels(snapshot: PoolSnapshot, root: Path, column: str) -> list[str]:

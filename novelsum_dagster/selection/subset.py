@@ -118,6 +118,11 @@ def rows_of(ids: list[str], picked: pa.ChunkedArray) -> NDArray[np.int64]:
     return np.asarray(pc.index_in(picked, value_set=pa.array(ids, pa.string())), dtype=np.int64)
 
 
+def selection_folder(key: str) -> str:
+    """Return where a selection is, in the storage folder."""
+    return f"selections/selection={key}"
+
+
 def describe(selection: Selection) -> dict[str, Any]:
     """Return the settings of a selection as they are recorded."""
     rest = selection.model_dump(
@@ -180,8 +185,8 @@ def write_subset(
         write_table(pa.table({"id": ids, "vector": chosen_vectors}), folder / "picks_vectors.parquet")
         if picks.remaining:
             write_table(remaining_table(snapshot, root, picks.remaining), folder / "remaining.parquet")
-        place_folder(folder, root / "selections" / f"selection={key}")
-    return Subset(key=key, folder=f"selections/selection={key}", settings=chosen)
+        place_folder(folder, root / selection_folder(key))
+    return Subset(key=key, folder=selection_folder(key), settings=chosen)
 
 
 def _counts(table: pa.Table) -> dict[str, int]:

@@ -1,0 +1,69 @@
+"""The earlier subset that a selection keeps and adds to (`selection.extend_by`).
+
+Belongs here: which subset that is, and which of its samples are still in the pool. Does not: choosing (`chosen`).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from novelsum_dagster.errors import InputError
+from novelsum_dagster.pool.snapshot import PoolSnapshot
+from novelsum_dagster.selection.subset import Subset, selection_folder
+
+EXTENDS = "extends"
+"""The option of a recorded selection that names the subset that it extends."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A subset that is extended.
+
+    Attributes:
+        key: of the subset.
+        kept: its samples that are still in the pool, in pick order.
+        gone: those that are not.
+    """
+
+    key: str
+    kept: tuple[str, ...]
+    gone: tuple[str, ...]
+
+
+def subset_to_extend(root: Path, snapshot: PoolSnapshot, newest: Subset | None) -> Earlier | None:
+    """Return the newest subset of another snapshot: a second run over the same pool adds nothing twice.
+
+    Args:
+        root: the storage folder.
+        snapshot: the pool.
+        newest: the newest subset, if any.
+
+    Raises:
+        InputError: where its picks are gone or damaged.
+    """
+    if newest is None:
+        return None
+    key = newest.key if newest.settings.snapshot != snapshot.key else newest.settings.options.get(EXTENDS)
+    return None if key is None else earlier_subset(root, snapshot, key)
+
+
+def earlier_subset(root: Path, snapshot: PoolSnapshot, key: str) -> Earlier:
+    """Return the subset of a key, as far as it is still in the pool.
+
+    Raises:
+        InputError: where its picks are gone or damaged.
+    """
+    path = root / selection_folder(key) / "picks.parquet"
+    try:
+        ids = pq.read_table(path, columns=["id"], partitioning=None)["id"].to_pylist()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: the subset that is to be extended cannot be read ({error}); take selection.extend_by out of the"
+            " settings to choose anew"
+        ) from None
+    there = set(snapshot.samples(root, ["id"])["id"].to_pylist())
+    distinct = tuple(dict.fromkeys(ids))
+    return Earlier(
+        key, tuple(id_ for id_ in distinct if id_ in there), tuple(id_ for id_ in distinct if id_ not in there)
+    )
