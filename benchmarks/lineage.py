@@ -147,7 +147,10 @@ def _record(store: LineageStore, samples: int, runs: int, picks: int) -> None:
     """Write what the finished runs recorded, in one transaction."""
     powers = {"density_power": 0.5, "proximity_power": 1.0}
     counts = {"read": samples + 100, "kept": samples, "duplicates": 0, "rejects": 100}
-    pool = {"snapshot": _SNAPSHOT, "folder": "", **counts, "near_duplicates": 0, "near_duplicates_dropped": False}
+    pool = {
+        "snapshot": _SNAPSHOT, "folder": f"pool/snapshot={_SNAPSHOT}", **counts, "near_duplicates": 0,
+        "near_duplicates_dropped": False,
+    }  # fmt: skip
     files = [
         {
             "snapshot": _SNAPSHOT, "source": source, "file": f"pool/{source}.jsonl", "format": "jsonl",

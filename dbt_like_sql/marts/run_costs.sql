@@ -33,10 +33,10 @@ SELECT
     by_step.failed_attempts,
     by_step.status,
     by_step.seconds,
+    output.bytes,
     finished.run_id IS NOT NULL AS run_finished,
     coalesce(snapshot.pool_samples, pools.pool_samples) AS pool_samples,
-    CASE WHEN by_step.step = 'embeddings' THEN finished.embedded END AS samples_embedded,
-    output.bytes
+    CASE WHEN by_step.step = 'embeddings' THEN finished.embedded END AS samples_embedded
 FROM stg_runs AS run
 INNER JOIN by_step ON run.run_id = by_step.run_id
 LEFT JOIN stg_run_outputs AS finished ON run.run_id = finished.run_id

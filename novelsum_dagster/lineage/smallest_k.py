@@ -75,6 +75,8 @@ def smallest_k(
         return SmallestK(none_because="the run counts tokens (selection.token_budget), not samples")
     if id_ in options.get("must_exclude", ()):
         return SmallestK(none_because="the settings exclude it (selection.must_exclude), whatever k is")
+    if options.get("extends") and any(quota.get("floors") for quota in options.get("quotas", ())):
+        return SmallestK(none_because="the run extends an earlier subset and has floors")
     pool = pool_of(connection, root, run)
     columns = [quota["column"] for quota in options.get("quotas", ())]
     for name in (*columns, *([options["quality"]] if options.get("quality") else [])):

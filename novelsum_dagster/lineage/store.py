@@ -287,9 +287,11 @@ def _connect(path: Path, read_only: bool, shown: Path | None = None) -> "duckdb.
     import duckdb
 
     try:
-        return duckdb.connect(str(path), read_only=read_only)
+        connection = duckdb.connect(str(path), read_only=read_only)
     except duckdb.Error as error:
         raise _damaged_database(error, path, shown or path) from error
+    connection.execute("SET enable_progress_bar = false")  # It would stand among a command's results.
+    return connection
 
 
 def _damage(error: "duckdb.Error", opened: Path, shown: Path) -> InputError | None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pytest
@@ -48,7 +47,7 @@ def test_a_subset_grows_with_its_pool_once(curation: Curation) -> None:
     assert report.given_up == report.of(FRESH).value - report.of(SELECTED).value
     assert report.of(FRESH).size == 17
 
-    before: dict[str, Any] = {path: path.read_bytes() for path in curation.root.rglob("*.parquet")}
+    before = {path: path.read_bytes() for path in curation.root.rglob("*.parquet")}
     with LineageStore(curation.root).reading() as connection:
         run = find_run(connection, None)
         records = records_of(connection, run)

@@ -329,7 +329,8 @@ def test_run_costs(curation: Curation, finished: list[Run]) -> None:
             assert row["run_finished"] and row["pool_samples"] == len(run.kept) and row["seconds"] > 0
         assert {name for name, row in rows.items() if row["bytes"] is None} == {"lineage", "data_card", STEP}
         assert rows["raw_pool"]["bytes"] == sum(path.stat().st_size for path in run.pool_folder.iterdir())
-        assert rows["embeddings"]["bytes"] > 4 * 384 * len(run.kept)
+        shards = (curation.root / "vectors").rglob("*.*")
+        assert rows["embeddings"]["bytes"] == sum(path.stat().st_size for path in shards)
         assert {name for name, row in rows.items() if row["samples_embedded"] is not None} == {"embeddings"}
     first, *later = (
         _ask(curation, "SELECT samples_embedded AS n FROM run_costs WHERE run_id = ? AND step = 'embeddings'", run.id)

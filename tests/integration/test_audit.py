@@ -350,8 +350,7 @@ def test_the_smallest_k_that_lets_a_sample_in(audited: Audited) -> None:
         assert f"The smallest k that lets it in is {row['rank']}." in audited.ask(*asked).out.splitlines()
     chosen = ("why", audited.picks("base")[3]["id"], "--smallest-k", "--run", audited.runs["base"], "--json")
     assert "smallest_k" not in json.loads(audited.ask(*chosen).out)
-    budget = next(row for row in audited.picks("more") if row["id"] not in {r["id"] for r in audited.picks("limits")})
-    done = audited.ask("why", budget["id"], "--smallest-k", "--run", audited.runs["limits"])
+    done = audited.ask("why", "one.jsonl:4", "--smallest-k", "--run", audited.runs["limits"])
     assert "No smallest k is given: the run counts tokens (selection.token_budget), not samples." in done.out
 
 

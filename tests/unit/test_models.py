@@ -289,28 +289,6 @@ def test_an_exact_score_above_the_winner_was_ruled_out(tmp_path: Path) -> None:
     ]
 
 
-def test_one_run_is_answered_from_its_own_covering_alone(tmp_path: Path) -> None:
-    """Of a large view: the file of another run is not read where run_id is a constant."""
-    _write_files(tmp_path)
-    _write(
-        tmp_path / "selections/selection=s2/covering.parquet",
-        [{"id": "d", "rank_1": 1, "distance_1": 0.0}],
-        {"id": "string", "rank_1": "long", "distance_1": "double"},
-    )
-    store = LineageStore(tmp_path)
-    _record(store)
-    build(store)
-    spoilt = tmp_path / "selections/selection=s2/covering.parquet"
-    content = bytearray(spoilt.read_bytes())
-    pages = len(content) - 8 - int.from_bytes(content[-8:-4], "little")  # Footers of all files are read.
-    content[4:pages] = bytes(pages - 4)
-    spoilt.write_bytes(content)
-    query = "SELECT nearest_pick_id FROM selection_audit WHERE run_id = ? AND id = 'd'"
-    assert _rows(store, query, "r1") == [("f",)]
-    with pytest.raises((InputError, duckdb.Error)):
-        _rows(store, query, "r2")
-
-
 def test_marts_say_what_can_be_counted_by_hand(store: LineageStore) -> None:
     diff = _rows(store, "SELECT run_id, previous_run_id, id, change, rank, previous_rank FROM selection_diff")
     assert sorted(diff) == [
@@ -425,20 +403,26 @@ def test_the_files_run_in_order_through_a_plain_connection(store: LineageStore, 
             assert sorted(map(str, connection.execute(f"FROM {name}").fetchall())) == rows, name
 
 
-def test_filters_on_run_and_id_reach_the_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["remaining", "covering"])
+def test_filters_on_run_and_id_reach_the_files(tmp_path: Path, name: str) -> None:
     """Spoil what another selection left: a query that reads it fails.
 
     The files are of a size at which DuckDB begins with the small table of runs.
     """
     _write_files(tmp_path)
-    left = [{"id": str(row), "score": 1.0, "after_picks": 0, "is_exact": True} for row in range(50_000)]
-    columns = {"id": "string", "score": "double", "after_picks": "long", "is_exact": "bool"}
+    known: dict[str, Any] = {"score": 1.0, "after_picks": 0, "is_exact": True, "rank_1": 1, "distance_1": 0.5}
+    rows = [{"id": str(row), **known} for row in range(50_000)] + [{"id": "d", "rank_1": 2}]
+    files = {
+        "remaining": {"id": "string", "score": "double", "after_picks": "long", "is_exact": "bool"},
+        "covering": {"id": "string", "rank_1": "long", "distance_1": "double"},
+    }
     for selection in PICKS:
-        _write(tmp_path / f"selections/selection={selection}/remaining.parquet", [*left, {"id": "d"}], columns)
+        for file, columns in files.items():
+            _write(tmp_path / f"selections/selection={selection}/{file}.parquet", rows, columns)
     store = LineageStore(tmp_path)
     _record(store)
     build(store)
-    spoilt = tmp_path / "selections/selection=s2/remaining.parquet"
+    spoilt = tmp_path / f"selections/selection=s2/{name}.parquet"
     content = bytearray(spoilt.read_bytes())
     content[4:10_000] = bytes(9_996)
     spoilt.write_bytes(content)

@@ -138,8 +138,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     ],
 )
 def test_it_is_the_first_k_whose_selection_has_the_sample(made: Made, name: str, settings: dict[str, Any]) -> None:
-    ids = {key: [made.ids[row] for row in settings[key]] for key in ("must_include", "must_exclude") if key in settings}
-    asked = {**settings, **ids, "seed": 3}
+    asked: dict[str, Any] = {**settings, "seed": 3}
+    for key in {"must_include", "must_exclude"} & asked.keys():
+        asked[key] = [made.ids[row] for row in asked[key]]
     picks = made.run(name, k=K, **asked)
     subsets: dict[int, set[int]] = {}
     for k in range(K + 1, N + 1):
@@ -183,6 +184,10 @@ def test_it_says_why_there_is_none(made: Made) -> None:
     assert "the cap of 2 on meta.topic a is reached" in str(made.smallest_k("none", barred).none_because)
     budget = made.run("budget", token_budget=600)
     assert "token_budget" in made.smallest_k("budget", int(np.setdiff1d(range(N), budget.indices)[0])).words
+    floors = made.ask("none", lambda _, run: run)
+    floors.options.update(extends="earlier", must_exclude=[], quotas=[{**TOPIC, "floors": {"a": 1}}])
+    found = made.ask("none", lambda connection, _: smallest_k(connection, made.root, floors, made.ids[barred]))
+    assert "extends an earlier subset" in found.words
     drawn = made.run("random", k=K, strategy="random")
     assert (
         "random scores no candidates" in made.smallest_k("random", int(np.setdiff1d(range(N), drawn.indices)[0])).words
