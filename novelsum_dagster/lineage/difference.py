@@ -9,6 +9,7 @@ from typing import Any
 
 from novelsum_dagster.lineage.query import Connection, all_rows
 from novelsum_dagster.lineage.runs import Run
+from novelsum_dagster.selection.extension import EXTENDS
 
 _MODEL = ("model", "model_revision")
 _CODE = ("package_version", "git_revision")
@@ -82,13 +83,22 @@ def changed_settings(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:
     mine, theirs = (
         {
             **{key: value for section in _SECTIONS for key, value in _flat(run.settings.get(section, {}), section)},
-            # The launchpad may have changed these against the file.
-            **{f"selection.{name}": getattr(run, name) for name in _SELECTION},
+            **_selection_of(run),
         }
         for run in (a, b)
     )
     keys = [*mine, *(key for key in theirs if key not in mine)]
     return {key: (mine.get(key), theirs.get(key)) for key in keys if mine.get(key) != theirs.get(key)}
+
+
+def _selection_of(run: Run) -> dict[str, Any]:
+    """Return the selection's settings as they were in force: the launchpad may have changed them against the file."""
+    found = {f"selection.{name}": getattr(run, name) for name in _SELECTION}
+    if EXTENDS in run.options:
+        # k counts the kept samples, too, which no setting says.
+        found["selection.k"] = run.settings["selection"]["k"]
+        found["selection.options"] = {name: value for name, value in run.options.items() if name != EXTENDS}
+    return found
 
 
 def _flat(values: Any, prefix: str) -> list[tuple[str, Any]]:
@@ -100,6 +110,8 @@ def _flat(values: Any, prefix: str) -> list[tuple[str, Any]]:
 def _general_cause(a: Run, b: Run, settings: dict[str, tuple[Any, Any]], same_model: bool, same_code: bool) -> str:
     """Return what may have moved samples that are in both pools, in words."""
     causes = []
+    if EXTENDS in b.options:
+        causes.append(f"the subset {b.options[EXTENDS][:8]} was kept and extended")
     if not same_model:
         causes.append(f"changed model ({a.model} to {b.model})")
     named = [key for key in settings if key.split(".")[0] in ("selection", "novelsum") or key in _VECTORS]

@@ -17,6 +17,7 @@ from novelsum_dagster.errors import InputError
 from novelsum_dagster.lineage.query import Connection, all_rows, one_row
 from novelsum_dagster.lineage.records import label_of_sample, labels_of_picks, quality_of_sample
 from novelsum_dagster.lineage.runs import Run
+from novelsum_dagster.selection.extension import EXTENDS
 from novelsum_dagster.selection.trajectory import bounds_at_end, scores_at_end, trajectory
 
 _SNIPPET = 160
@@ -403,7 +404,9 @@ def _before(connection: Connection, root: Path, run: Run, sample: dict[str, Any]
 def _why_in(run: Run, picked: dict[str, Any], facts: dict[str, Any]) -> list[str]:
     words = [f"Chosen as pick {picked['rank']:,} of {run.k:,} by {run.strategy}."]
     runner_up = facts["runner_up"]
-    if picked["rank"] == 1 and picked["score"] is None:
+    if picked["score"] is None and EXTENDS in run.options:
+        words.append(f"It was kept from the earlier subset {run.options[EXTENDS][:8]}, which this one extends.")
+    elif picked["rank"] == 1 and picked["score"] is None:
         words.append(f"The first pick is drawn at random (seed {run.seed}), or given by the settings.")
     elif picked["score"] is None:
         words.append("It was given by the settings, or this strategy scores no candidates.")

@@ -7,6 +7,8 @@ import dagster as dg
 import pytest
 
 from novelsum_dagster.defs.handles import read_handle
+from novelsum_dagster.lineage.difference import difference
+from novelsum_dagster.lineage.explain import explain
 from novelsum_dagster.lineage.reproduce import records_of, reproduce
 from novelsum_dagster.lineage.runs import find_run
 from novelsum_dagster.lineage.store import LineageStore
@@ -51,6 +53,14 @@ def test_a_subset_grows_with_its_pool_once(curation: Curation) -> None:
     with LineageStore(curation.root).reading() as connection:
         run = find_run(connection, None)
         records = records_of(connection, run)
+        kept = explain(connection, curation.root, run, ids[3])
+        assert f"kept from the earlier subset {first.key[:8]}" in " ".join(kept.words)
+        base = connection.execute("SELECT run_id FROM run_outputs WHERE selection = ?", [first.key]).fetchall()
+        found = difference(connection, find_run(connection, base[0][0]), run)
+    assert found.settings == {} and found.stayed == 12
+    assert {change.id for change in found.entered} == set(grown[12:])
+    there_before = [change.cause for change in found.entered if not change.cause.startswith("new data")]
+    assert all("was kept and extended" in cause for cause in there_before)
     made = reproduce(records, run, curation.root, curation.folder, LogReporter(str))
     assert made.is_equal
     assert {path: path.read_bytes() for path in curation.root.rglob("*.parquet")} == before
