@@ -21,6 +21,8 @@ import typer
 
 from novelsum_dagster.cli_audit import diff, rebuild_lineage, reproduce, why
 from novelsum_dagster.cli_explore import explore, page_beside
+from novelsum_dagster.cli_housekeeping import gc
+from novelsum_dagster.cli_storage import restore
 from novelsum_dagster.cli_study import study
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.settings import PACKAGED_MODEL, Embedding, NovelSum, Selection, Settings, Source
@@ -99,6 +101,8 @@ def run(settings: SettingsFile = None, as_json: AsJson = False) -> None:
             ("Dagster", home),
         ]
     )
+    if changed := _what_changed(chosen, result.run_id):
+        print(f"\n{changed}")
     print("\nOpen the Dagster UI: novelsum ui" + (f" --settings {settings}" if settings else ""))
 
 
@@ -288,7 +292,7 @@ def ui(
     with _instance(chosen):
         say(f"The Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
     dev = ["dagster", "dev", "-m", "novelsum_dagster.definitions", "-h", "127.0.0.1", "-p", str(port)]
-    raise typer.Exit(run_group([sys.executable, "-W", "ignore", "-m", *dev], *page_beside(chosen.explore_url)))
+    raise typer.Exit(run_group([sys.executable, "-W", "ignore", "-m", *dev], *page_beside(chosen.explore_url, port)))
 
 
 @app.command("demo-pool")
@@ -307,6 +311,8 @@ app.command()(diff)
 app.command()(reproduce)
 app.command()(explore)
 app.command("rebuild-lineage")(rebuild_lineage)
+app.command()(gc)
+app.command()(restore)
 
 
 def main() -> None:
@@ -330,8 +336,26 @@ def _prepare_home(settings: Settings) -> str:
 
     home = Path(os.environ.setdefault("DAGSTER_HOME", str(settings.storage_path / "dagster")))
     if not (home / "dagster.yaml").exists():
-        write_bytes(files(__package__).joinpath("dagster.yaml").read_bytes(), home / "dagster.yaml")
+        text = files(__package__).joinpath("dagster.yaml").read_text() + _compute_logs(settings)
+        write_bytes(text.encode(), home / "dagster.yaml")
     return str(home)
+
+
+def _compute_logs(settings: Settings) -> str:
+    """Return the part of dagster.yaml that keeps the steps' output on S3, where storage is there."""
+    import yaml
+
+    if settings.s3_place is None:
+        return ""
+    config = {
+        "bucket": settings.s3_place.bucket,
+        "prefix": f"{settings.s3_place.prefix}/logs".lstrip("/"),
+        **({"endpoint_url": settings.s3.endpoint_url} if settings.s3.endpoint_url else {}),
+        **({"region": settings.s3.region} if settings.s3.region else {}),
+        "skip_empty_files": True,
+    }
+    manager = {"module": "dagster_aws.s3.compute_log_manager", "class": "S3ComputeLogManager", "config": config}
+    return "\n# What steps print is kept beside everything else.\n" + yaml.safe_dump({"compute_logs": manager})
 
 
 @contextlib.contextmanager
@@ -445,6 +469,17 @@ def _summary(settings: Settings) -> dict[str, Any]:
         "report": str(root / report.folder / "report.html"),
         "lineage": str(Workspace(settings).lineage.path),
     }
+
+
+def _what_changed(settings: Settings, run_id: str) -> str | None:
+    """Return in a sentence what a run changed; None where it changed nothing, or is the first."""
+    from novelsum_dagster.defs.handles import read_handle
+    from novelsum_dagster.lineage.changes_words import summary
+    from novelsum_dagster.lineage.comparison import Changes
+
+    root = settings.storage_path
+    compared = read_handle(root, "changes", Changes).comparison(root)
+    return summary(compared)[0] if compared.before is not None and compared.runs["after"] == run_id else None
 
 
 def _print_counts(summary: dict[str, Any]) -> None:

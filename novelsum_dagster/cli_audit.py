@@ -155,7 +155,10 @@ def rebuild_lineage(settings: SettingsFile = None) -> None:
     from novelsum_dagster.lineage.models import build
     from novelsum_dagster.workspace import Workspace
 
-    store = Workspace(settings_in(settings)).lineage
+    workspace = Workspace(settings_in(settings))
+    store = workspace.lineage
+    if workspace.mirror is not None:
+        workspace.mirror.get_folder("runs")
     runs = store.rebuild()
     build(store)
     say(f"{runs:,} runs are in {store.path} again")

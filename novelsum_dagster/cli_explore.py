@@ -48,12 +48,23 @@ def explore(
     raise typer.Exit(run_group(streamlit_command(port)))
 
 
-def page_beside(address: str) -> list[list[str]]:
-    """Return the command that serves the page at a local address; none where another program listens or serves it."""
+def page_beside(address: str, taken: int) -> list[list[str]]:
+    """Return the command that serves the page at a local address; none where another program listens or serves it.
+
+    Args:
+        address: of the page.
+        taken: port that another program is about to take.
+
+    Raises:
+        InputError: where the page would be at that port.
+    """
     place = urlsplit(address)
-    if place.hostname not in ("127.0.0.1", "localhost"):
+    # The page answers to this name alone; elsewhere it is another program's to serve it.
+    if place.hostname != "127.0.0.1":
         return []
     port = place.port or 80
+    if port == taken:
+        raise InputError(f"--port {port} is the explore page's (explore_url in the settings); name another")
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             say(f"Port {port} is in use: links to the explore page lead to whatever is there.")

@@ -1,11 +1,13 @@
 """The one entry that Dagster loads: `defs`, made by `build_defs`.
 
-Belongs here: putting assets, checks and resources together. Does not: any of them.
+Belongs here: putting assets, checks, resources and what starts runs together. Does not: any of them.
 """
 
 import dagster as dg
 
+from novelsum_dagster.defs.automation import carry_sensor, landing_sensor, recurate_schedule
 from novelsum_dagster.defs.card import data_card
+from novelsum_dagster.defs.changes import changes
 from novelsum_dagster.defs.checks import asset_checks
 from novelsum_dagster.defs.embeddings import embeddings
 from novelsum_dagster.defs.handles import HandleIOManager
@@ -35,6 +37,9 @@ def build_defs(settings: Settings, reporter: Reporter | None = None) -> dg.Defin
         reporter: draws progress in place of log lines.
     """
     workspace = Workspace(settings, reporter)
+    curated = dg.AssetSelection.all() - dg.AssetSelection.groups(GROUP)
+    curate = dg.define_asset_job(CURATE_JOB, curated, description="From sources to an audited subset.")
+    schedule = recurate_schedule(settings, CURATE_JOB)
     return dg.Definitions(
         assets=[
             raw_pool,
@@ -45,20 +50,17 @@ def build_defs(settings: Settings, reporter: Reporter | None = None) -> dg.Defin
             novelsum_report,
             data_card,
             lineage,
+            changes,
             audit_assets(),
             *(study_assets(settings) if "study" in settings.model_fields_set else ()),
         ],
         asset_checks=[*asset_checks(), audit_checks()],
-        jobs=[
-            dg.define_asset_job(
-                CURATE_JOB,
-                dg.AssetSelection.all() - dg.AssetSelection.groups(GROUP),
-                description="From sources to an audited subset.",
-            )
-        ],
+        jobs=[curate],
+        sensors=[landing_sensor(settings, CURATE_JOB), carry_sensor(settings, curated)],
+        schedules=[schedule] if schedule else [],
         # One process for a run: steps share the imported libraries, which cost seconds each.
         executor=dg.in_process_executor,
-        resources={"workspace": workspace, "io_manager": HandleIOManager(workspace.root)},
+        resources={"workspace": workspace, "io_manager": HandleIOManager(workspace.root, workspace.mirror)},
     )
 
 

@@ -47,5 +47,21 @@ def ended_runs(root: Path) -> Iterator[str]:
         lock.release()
 
 
+def live_runs(root: Path) -> list[str]:
+    """Return the runs that were marked and whose process lives; no mark is changed."""
+    from filelock import FileLock, Timeout
+
+    found = []
+    for path in sorted(_folder(root).glob("*.lock")):
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            found.append(path.stem)
+        else:
+            lock.release()
+    return found
+
+
 def _folder(root: Path) -> Path:
     return root / "runs"

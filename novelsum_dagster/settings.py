@@ -98,9 +98,10 @@ class Embedding(_Section):
     max_tokens: PositiveInt = Field(256, description="Texts are cut after this many tokens.")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: CUDA, then MPS, then CPU.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 weights where they are faster and equal to 0.999, else float32."
+        "auto",
+        description="auto: bfloat16 on processors that compute with it, if vectors agree to 0.999; else float32.",
     )
-    batch_size: PositiveInt = Field(32, description="Samples a forward pass.")
+    batch_size: PositiveInt = Field(32, description="Samples a forward pass on a GPU; on the CPU always 16.")
     shard_size: PositiveInt = Field(512, description="Samples committed to disk at a time.")
 
 
@@ -251,6 +252,10 @@ class Checks(_Section):
         4.0, description="Warn when a source's share of the subset exceeds its share of the pool this many times."
     )
     max_source_share: Fraction = Field(0.9, description="Warn when one of several sources has more of the subset.")
+    max_novelsum_drift: NonNegative = Field(
+        0.1, description="Warn when NovelSum of the subset moved by more than this part of its earlier value."
+    )
+    max_source_drift: Fraction = Field(0.2, description="Warn when a source's share of the pool moved by more.")
 
 
 class Training(_Section):
@@ -327,6 +332,17 @@ class OpenLineage(_Section):
         return self
 
 
+class Retention(_Section):
+    """Which finished runs keep their data when `novelsum gc` runs: those that either of the two keeps."""
+
+    runs: PositiveInt | None = Field(
+        None, description="How many of the newest finished runs keep their data; default: all."
+    )
+    days: PositiveInt | None = Field(
+        None, description="Finished runs of the last so many days keep their data; default: all."
+    )
+
+
 class Automation(_Section):
     """What starts runs by itself while the Dagster UI or its daemon runs; nothing by default."""
 
@@ -340,7 +356,8 @@ class Automation(_Section):
     )
     timezone: str = Field("UTC", description="Time zone of schedule, as Europe/Berlin.")
     carry: bool = Field(
-        False, description="When one asset was materialised by hand, materialise what depends on it, past passed checks."
+        False,
+        description="When one asset was materialised by hand, materialise what depends on it, past passed checks.",
     )
 
     @field_validator("schedule")
@@ -368,7 +385,7 @@ class Automation(_Section):
 
 
 class S3(_Section):
-    """How S3 is reached where `storage` is there. Keys are no settings: they come from where AWS tools look for them."""
+    """How S3 is reached where `storage` is there. Keys are no settings: they are found as AWS tools find them."""
 
     endpoint_url: str | None = Field(
         None,
@@ -392,6 +409,16 @@ class S3Place:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
 
+class Notify(_Section):
+    """Who is told what changed; nobody by default."""
+
+    webhook_variable: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Environment variable that holds the URL of a webhook, as Slack's, which is told what changed.",
+    )
+
+
 class Settings(_Section):
     """All settings of one curation. `base` is the folder that relative paths start from."""
 
@@ -408,7 +435,9 @@ class Settings(_Section):
     study: Study = Study()
     card: Card = Card()
     openlineage: OpenLineage = OpenLineage()
+    notify: Notify = Notify()
     automation: Automation = Automation()
+    retention: Retention = Retention()
     explore_url: str = Field(
         "http://127.0.0.1:8501",
         pattern=r"^https?://",
@@ -427,7 +456,9 @@ class Settings(_Section):
         """The storage folder as an absolute path; with storage on S3, the local folder that mirrors it."""
         if self.s3_place is None:
             return (self.base / Path(self.storage).expanduser()).resolve()
-        server = re.sub(r"[^A-Za-z0-9.-]+", "_", self.s3.endpoint_url.partition("://")[2]) if self.s3.endpoint_url else ""
+        server = (
+            re.sub(r"[^A-Za-z0-9.-]+", "_", self.s3.endpoint_url.partition("://")[2]) if self.s3.endpoint_url else ""
+        )
         return cache_path() / "storage" / server.strip("_") / self.s3_place.bucket / self.s3_place.prefix
 
     @property
@@ -501,8 +532,8 @@ def _s3_place(storage: str) -> S3Place | None:
     bucket, _, prefix = storage.removeprefix("s3://").partition("/")
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
         raise ValueError(
-            "what follows s3:// must be a bucket's name: 3 to 63 lower-case letters, digits, dots and hyphens (keys are "
-            "never part of it: they come from the environment, a profile or a role)"
+            "what follows s3:// must be a bucket's name: 3 to 63 lower-case letters, digits, dots and hyphens (no "
+            "keys: they come from the environment, a profile or a role)"
         )
     prefix = prefix.removesuffix("/")
     if prefix and (set(prefix.split("/")) & {"", ".", ".."} or not prefix.isprintable()):

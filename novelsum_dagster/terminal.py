@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -84,23 +85,28 @@ def run_group(command: list[str], *beside: list[str]) -> int:
         beside: programs that run as long as it does; all end with all their children.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _: sys.exit(128 + received))
-    processes = [subprocess.Popen(one, start_new_session=True) for one in (command, *beside)]
+        if signal.getsignal(number) is not signal.SIG_IGN:  # As nohup has it: a closed terminal is to end nothing.
+            signal.signal(number, lambda received, _: sys.exit(128 + received))
+    processes: list[subprocess.Popen[bytes]] = []
     try:
+        for one in (command, *beside):
+            processes.append(subprocess.Popen(one, start_new_session=True))
         return processes[0].wait()
     except KeyboardInterrupt:
         return 130
     finally:
-        for process in processes:
-            _end_group(process)
+        _end_groups(processes)
 
 
-def _end_group(process: "subprocess.Popen[bytes]") -> None:
-    """Ask a process group to end, and end it if it has not within ten seconds."""
+def _end_groups(processes: "list[subprocess.Popen[bytes]]") -> None:
+    """Ask process groups to end, and end those that have not within ten seconds."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # A second Ctrl-C would leave programs running.
+    end = time.monotonic() + 10
     for number in (signal.SIGINT, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            return
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(1, end - time.monotonic()))

@@ -11,6 +11,7 @@ from novelsum_dagster.lineage.openlineage import Events
 from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.progress import LogReporter, Reporter
 from novelsum_dagster.settings import Settings
+from novelsum_dagster.storage.mirror import Mirror, mirror_of
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Workspace:
     def lineage(self) -> LineageStore:
         """The lineage database."""
         return LineageStore(self.root)
+
+    @property
+    def mirror(self) -> Mirror | None:
+        """Where storage is on S3: what sends and fetches its files."""
+        return mirror_of(self.settings)
 
     def events(self, say: Callable[[str], object]) -> Events | None:
         """Return where OpenLineage events go; None where the settings name no place. `say` is told what fails."""

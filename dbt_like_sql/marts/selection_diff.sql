@@ -1,5 +1,5 @@
 -- A sample that a finished run or the finished run before it picked: it entered, left or stayed.
--- Ranks are those of first picks. The first run has no row. A filter on run_id reaches the Parquet files.
+-- Ranks are those of first picks. The first run has no row, nor has one whose data gc removed. A filter on run_id reaches the Parquet files.
 CREATE OR REPLACE VIEW selection_diff AS
 WITH run_pairs AS (
     SELECT
@@ -8,6 +8,7 @@ WITH run_pairs AS (
         lag(run_id) OVER (ORDER BY started_at, run_id) AS previous_run_id,
         lag(selection) OVER (ORDER BY started_at, run_id) AS previous_selection
     FROM stg_run_outputs
+    WHERE data_removed_at IS NULL
 ),
 
 both_ranks AS (

@@ -9,6 +9,7 @@ SELECT
     run_outputs.novelty AS novelty_key,
     run_outputs.selection,
     run_outputs.report,
-    run_outputs.embedded
+    run_outputs.embedded,
+    run_outputs.data_removed_at
 FROM run_outputs
 INNER JOIN runs ON run_outputs.run_id = runs.run_id;

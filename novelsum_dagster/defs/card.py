@@ -2,8 +2,9 @@
 
 import dagster as dg
 
+from novelsum_dagster.defs.automation import CARRY
 from novelsum_dagster.defs.steps import OWNERS, recorded
-from novelsum_dagster.diversity.tables import DensityTable
+from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
 from novelsum_dagster.lineage.provenance import code_version, read_record
 from novelsum_dagster.pool.snapshot import PoolSnapshot
@@ -15,13 +16,20 @@ from novelsum_dagster.selection.subset import Subset
 from novelsum_dagster.workspace import Workspace
 
 
-@dg.asset(group_name="selection", kinds={"markdown"}, owners=OWNERS, code_version=code_version("data_card"))
+@dg.asset(
+    group_name="selection",
+    kinds={"markdown"},
+    owners=OWNERS,
+    code_version=code_version("data_card"),
+    automation_condition=CARRY,
+)
 def data_card(
     context: dg.AssetExecutionContext,
     workspace: dg.ResourceParam[Workspace],
     raw_pool: PoolSnapshot,
     embeddings: VectorSet,
     density: DensityTable,
+    sample_novelty: NoveltyTable,
     selected_subset: Subset,
     novelsum_report: NovelSumReport,
 ) -> dg.MaterializeResult[DataCard]:
@@ -31,6 +39,7 @@ def data_card(
         "raw_pool": raw_pool,
         "embeddings": embeddings,
         "density": density,
+        "sample_novelty": sample_novelty,
         "selected_subset": selected_subset,
         "novelsum_report": novelsum_report,
     }
@@ -54,7 +63,7 @@ def data_card(
         folder = root / card.folder
         return step.result(
             card,
-            card=dg.MetadataValue.md((folder / "README.md").read_text().split("---\n", 2)[2]),
+            card=dg.MetadataValue.md((folder / "README.md").read_text().split("\n---\n", 1)[1]),
             manifest_sha256=card.digest,
             signed_off_by=settings.card.signed_off_by or "nobody",
             path=dg.MetadataValue.path(str(folder)),

@@ -4,14 +4,16 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from novelsum_dagster.defs.handles import read_handle
+from novelsum_dagster.defs.handles import current_handle
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
+from novelsum_dagster.lineage.comparison import Changes
 from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
 from novelsum_dagster.quality.suites import Subject, suites_of
-from novelsum_dagster.quality.validate import Verdict, check, describe
+from novelsum_dagster.quality.validate import Verdict, check, describe, verdicts_name
 from novelsum_dagster.report.novelsum_report import NovelSumReport
 from novelsum_dagster.selection.subset import Subset
+from novelsum_dagster.storage.outputs import publish
 from novelsum_dagster.workspace import Workspace
 
 _OUTPUTS: dict[str, type[Handle]] = {
@@ -21,6 +23,7 @@ _OUTPUTS: dict[str, type[Handle]] = {
     "sample_novelty": NoveltyTable,
     "selected_subset": Subset,
     "novelsum_report": NovelSumReport,
+    "changes": Changes,
 }
 
 
@@ -40,10 +43,12 @@ def _checks_of(step: str) -> dg.AssetChecksDefinition:
         context: dg.AssetCheckExecutionContext, workspace: dg.ResourceParam[Workspace]
     ) -> Iterator[dg.AssetCheckResult]:
         root = workspace.root
-        snapshot = read_handle(root, "raw_pool", PoolSnapshot)
-        output = read_handle(root, step, _OUTPUTS[step])
+        snapshot = current_handle(workspace, "raw_pool", PoolSnapshot)
+        output = current_handle(workspace, step, _OUTPUTS[step])
         vectors = pool_vectors(root, snapshot, output)[1] if isinstance(output, VectorSet) else None
-        for verdict in check(step, Subject(output, root, workspace.settings, snapshot, vectors)):
+        verdicts = check(step, Subject(output, root, workspace.settings, snapshot, vectors))
+        publish(workspace.mirror, verdicts_name(step, output.key))
+        for verdict in verdicts:
             if dg.AssetCheckKey(dg.AssetKey(step), verdict.name) in context.selected_asset_check_keys:
                 yield _result(verdict)
 

@@ -1,12 +1,17 @@
 """The asset `embeddings`: the one that wants a GPU."""
 
+from functools import partial
+
 import dagster as dg
 import pyarrow as pa
 
+from novelsum_dagster.defs.automation import CARRY
 from novelsum_dagster.defs.steps import OWNERS, RETRY, column_schema, recorded
+from novelsum_dagster.embedding.encoder import identify
 from novelsum_dagster.embedding.store import VectorSet, embed
 from novelsum_dagster.lineage.provenance import code_version
 from novelsum_dagster.pool.snapshot import PoolSnapshot
+from novelsum_dagster.storage.outputs import publish
 from novelsum_dagster.workspace import Workspace
 
 GPU_POOL = "gpu"
@@ -22,6 +27,7 @@ GPU_TAGS = {"dagster-k8s/config": {"container_config": {"resources": {"limits": 
     pool=GPU_POOL,
     op_tags=GPU_TAGS,
     retry_policy=RETRY,
+    automation_condition=CARRY,
 )
 def embeddings(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace], raw_pool: PoolSnapshot
@@ -30,8 +36,13 @@ def embeddings(
     with recorded(context, workspace, {"raw_pool": raw_pool}) as step:
         samples = raw_pool.samples(workspace.root, ["id", "text"])
         ids, texts = samples["id"].to_pylist(), samples["text"].to_pylist()
+        settings, mirror = workspace.settings.embedding, workspace.mirror
+        if mirror is not None:
+            mirror.get_folder(f"vectors/{identify(settings).key}")
         with step.reporter.step("embedding") as progress:
-            vectors = embed(workspace.root, workspace.settings.embedding, ids, texts, raw_pool.key, progress)
+            vectors = embed(
+                workspace.root, settings, ids, texts, raw_pool.key, progress, committed=partial(publish, mirror)
+            )
         schema = pa.schema([("id", pa.string()), ("vector", pa.list_(pa.float32(), vectors.dimension))])
         return step.result(
             vectors,

@@ -2,16 +2,18 @@
 
 import dagster as dg
 
+from novelsum_dagster.defs.automation import CARRY
 from novelsum_dagster.defs.steps import OWNERS, recorded
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.embedding.store import VectorSet
 from novelsum_dagster.files import content_key
 from novelsum_dagster.lineage.provenance import code_version
 from novelsum_dagster.lineage.record import Outputs, record_outputs
-from novelsum_dagster.lineage.store import FILE_NAME
+from novelsum_dagster.lineage.store import FILE_NAME, run_file
 from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
 from novelsum_dagster.report.novelsum_report import NovelSumReport
 from novelsum_dagster.selection.subset import Subset
+from novelsum_dagster.storage.outputs import publish
 from novelsum_dagster.workspace import Workspace
 
 
@@ -21,7 +23,13 @@ class LineageRecord(Handle):
     database: str
 
 
-@dg.asset(group_name="selection", kinds={"duckdb"}, owners=OWNERS, code_version=code_version("lineage"))
+@dg.asset(
+    group_name="selection",
+    kinds={"duckdb"},
+    owners=OWNERS,
+    code_version=code_version("lineage"),
+    automation_condition=CARRY,
+)
 def lineage(
     context: dg.AssetExecutionContext,
     workspace: dg.ResourceParam[Workspace],
@@ -37,6 +45,7 @@ def lineage(
     with recorded(context, workspace, outputs._asdict()) as step:
         store = workspace.lineage
         record_outputs(store, context.run.run_id, outputs)
+        publish(workspace.mirror, run_file(context.run.run_id), *(store.export() if workspace.mirror else ()))
         with store.reading() as connection:
             # Rows a sample are behind views, and counting those would read all files.
             found = connection.execute(

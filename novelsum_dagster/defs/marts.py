@@ -5,10 +5,12 @@ Belongs here: what Dagster shows of models. Does not: the models (`dbt_like_sql`
 """
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import dagster as dg
 
+from novelsum_dagster.defs.automation import CARRY
 from novelsum_dagster.defs.steps import OWNERS, recorded
 from novelsum_dagster.lineage.models import (
     MARTS,
@@ -41,7 +43,7 @@ def audit_assets() -> dg.AssetsDefinition:
         asked = {key.to_user_string() for key in context.selected_asset_keys}
         with recorded(context, workspace, {}, name=STEP):
             counts = build(workspace.lineage, asked)
-            lineage = column_lineage(found)
+            lineage = _lineage_of_columns()
             with workspace.lineage.reading() as connection:
                 results = [
                     _result(model, column_types(connection, model.name), lineage[model.name], counts[model.name])
@@ -74,6 +76,11 @@ def audit_checks() -> dg.AssetChecksDefinition:
     return run
 
 
+@cache
+def _lineage_of_columns() -> dict[str, dict[str, list[tuple[str, str]]]]:
+    return column_lineage(models())
+
+
 def _spec(model: Model) -> dg.AssetSpec:
     return dg.AssetSpec(
         model.name,
@@ -83,6 +90,7 @@ def _spec(model: Model) -> dg.AssetSpec:
         kinds={"sql", "duckdb"},
         owners=OWNERS,
         code_version=model.code_version,
+        automation_condition=CARRY,
     )
 
 

@@ -3,24 +3,37 @@
 import dagster as dg
 import numpy as np
 
+from novelsum_dagster.defs.automation import CARRY
+from novelsum_dagster.defs.handles import newest_handle
 from novelsum_dagster.defs.steps import OWNERS, column_schema, picture, recorded
 from novelsum_dagster.devices import cuda_or_cpu
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable, build_density, build_novelty
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
-from novelsum_dagster.lineage.provenance import code_version
+from novelsum_dagster.errors import InputError
+from novelsum_dagster.lineage.provenance import code_version, damaged_files, read_record
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.report.charts import novelty_histogram, png
 from novelsum_dagster.workspace import Workspace
 
 
-@dg.asset(group_name="diversity", kinds={"faiss", "parquet"}, owners=OWNERS, code_version=code_version("density"))
+@dg.asset(
+    group_name="diversity",
+    kinds={"faiss", "parquet"},
+    owners=OWNERS,
+    code_version=code_version("density"),
+    automation_condition=CARRY,
+)
 def density(
     context: dg.AssetExecutionContext,
     workspace: dg.ResourceParam[Workspace],
     raw_pool: PoolSnapshot,
     embeddings: VectorSet,
 ) -> dg.MaterializeResult[DensityTable]:
-    """How densely the sample space is filled around each sample: mean squared distance to its K nearest neighbours."""
+    """How densely the sample space is filled around each sample: mean squared distance to its K nearest neighbours.
+
+    Of a pool that grew, new samples are compared with all, the others with the new ones only.
+    """
+    searched: list[str] = []
     with recorded(context, workspace, {"raw_pool": raw_pool, "embeddings": embeddings}) as step:
         ids, vectors = pool_vectors(workspace.root, raw_pool, embeddings)
         with step.reporter.step("density") as progress:
@@ -30,8 +43,11 @@ def density(
                 vectors,
                 embeddings.key,
                 settings=workspace.settings.novelsum,
+                earlier=_earlier(workspace),
+                say=searched.append,
                 progress=progress,
             )
+        context.log.info(f"distinct vectors searched: {searched[0]}")
         if table.neighbors_used < table.neighbors:
             context.log.warning(
                 f"the pool has {table.reference_size:,} distinct vectors, too few for novelsum.neighbors ="
@@ -49,14 +65,32 @@ def density(
                 "index": table.index,
                 "recall": table.recall,
                 "reference_size": table.reference_size,
+                "searched": searched[0],
                 "mean_density_factor": float(np.mean(rows["density_factor"].to_numpy())),
                 "path": dg.MetadataValue.path(str(workspace.root / table.file)),
             },
         )
 
 
+def _earlier(workspace: Workspace) -> DensityTable | None:
+    """Return what this asset made last; None where other code did, or its files are not what was written."""
+    table = newest_handle(workspace, "density", DensityTable)
+    if table is None:
+        return None
+    try:
+        made = read_record(workspace.root, "density", table.key)
+    except InputError:
+        return None
+    is_other = made.code_version != code_version("density")
+    return None if is_other or damaged_files(workspace.root, made) else table
+
+
 @dg.asset(
-    group_name="diversity", kinds={"numpy", "parquet"}, owners=OWNERS, code_version=code_version("sample_novelty")
+    group_name="diversity",
+    kinds={"numpy", "parquet"},
+    owners=OWNERS,
+    code_version=code_version("sample_novelty"),
+    automation_condition=CARRY,
 )
 def sample_novelty(
     context: dg.AssetExecutionContext,

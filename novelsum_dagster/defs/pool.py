@@ -20,7 +20,12 @@ def raw_pool(
     with recorded(context, workspace, {}) as step:
         with step.reporter.step("reading") as progress:
             snapshot = build_snapshot(
-                settings.pool, settings.base, workspace.root, token_counter(settings.embedding), progress
+                settings.pool,
+                settings.base,
+                workspace.root,
+                token_counter(settings.embedding),
+                progress,
+                s3=settings.s3,
             )
         require_possible(snapshot, workspace.root, settings.selection)
         files = [

@@ -4,6 +4,7 @@ import dagster as dg
 import numpy as np
 from numpy.typing import NDArray
 
+from novelsum_dagster.defs.automation import CARRY
 from novelsum_dagster.defs.steps import OWNERS, Step, picture, recorded
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
@@ -24,7 +25,11 @@ _PICTURES = {
 
 
 @dg.asset(
-    group_name="diversity", kinds={"altair", "parquet"}, owners=OWNERS, code_version=code_version("novelsum_report")
+    group_name="diversity",
+    kinds={"altair", "parquet"},
+    owners=OWNERS,
+    code_version=code_version("novelsum_report"),
+    automation_condition=CARRY,
 )
 def novelsum_report(
     context: dg.AssetExecutionContext,

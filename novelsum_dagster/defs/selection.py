@@ -3,6 +3,7 @@
 import dagster as dg
 import pyarrow as pa
 
+from novelsum_dagster.defs.automation import CARRY
 from novelsum_dagster.defs.handles import newest_handle
 from novelsum_dagster.defs.steps import OWNERS, column_schema, picture, recorded
 from novelsum_dagster.diversity.tables import DensityTable
@@ -14,9 +15,10 @@ from novelsum_dagster.quality.validate import require_passed
 from novelsum_dagster.report.charts import png, pool_map
 from novelsum_dagster.report.tables import map_points
 from novelsum_dagster.selection.chosen import select_subset, with_config
-from novelsum_dagster.selection.extension import subset_to_extend
+from novelsum_dagster.selection.extension import Earlier, earlier_subset, subset_to_extend
 from novelsum_dagster.selection.subset import PICK_COLUMNS, Subset, rows_of
 from novelsum_dagster.settings import Settings
+from novelsum_dagster.storage.outputs import fetch_output
 from novelsum_dagster.workspace import Workspace
 
 
@@ -33,7 +35,11 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
         proximity_power: float = settings.novelsum.proximity_power
 
     @dg.asset(
-        group_name="selection", kinds={"numba", "parquet"}, owners=OWNERS, code_version=code_version("selected_subset")
+        group_name="selection",
+        kinds={"numba", "parquet"},
+        owners=OWNERS,
+        code_version=code_version("selected_subset"),
+        automation_condition=CARRY,
     )
     def selected_subset(
         context: dg.AssetExecutionContext,
@@ -53,8 +59,7 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
             require_passed("embeddings", Subject(embeddings, root, workspace.settings, raw_pool, vectors))
             require_passed("density", Subject(density, root, workspace.settings, raw_pool))
             chosen = with_config(settings.selection, config.model_dump())
-            newest = newest_handle(root, "selected_subset", Subset)
-            earlier = subset_to_extend(root, raw_pool, newest) if chosen.extend_by else None
+            earlier = _earlier(workspace, raw_pool) if chosen.extend_by else None
             if earlier is not None:
                 context.log.info(
                     f"extends {earlier.key}: {len(earlier.kept):,} samples kept, {len(earlier.gone):,} left the pool"
@@ -89,6 +94,15 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
             )
 
     return selected_subset
+
+
+def _earlier(workspace: Workspace, pool: PoolSnapshot) -> Earlier | None:
+    """Return the subset to extend; None where this is the first."""
+    key = subset_to_extend(pool, newest_handle(workspace, "selected_subset", Subset))
+    if key is None:
+        return None
+    fetch_output(workspace.mirror, "selected_subset", key)
+    return earlier_subset(workspace.root, pool, key)
 
 
 def _first_rows(table: pa.Table) -> list[dg.TableRecord]:

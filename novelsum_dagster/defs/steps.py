@@ -4,6 +4,7 @@ Belongs here: `Step`, metadata that several assets share. Does not: any one asse
 """
 
 import base64
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +13,15 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from novelsum_dagster.errors import InputError
 from novelsum_dagster.lineage.openlineage import Dataset
 from novelsum_dagster.lineage.provenance import Provenance, record, record_path, require_matching
-from novelsum_dagster.lineage.store import LineageStore
+from novelsum_dagster.lineage.store import LineageStore, run_file
 from novelsum_dagster.liveness import ended_runs, hold
 from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.progress import Reporter
+from novelsum_dagster.storage.lock import hold_storage
+from novelsum_dagster.storage.outputs import fetch_output, publish, publish_output
 from novelsum_dagster.workspace import Workspace
 
 INTERRUPTED = "interrupted"
@@ -53,6 +57,7 @@ class Step:
         """Record where the output is from; return what Dagster keeps: the handle, its key as version, and metadata."""
         root, settings = self.workspace.root, self.workspace.settings
         made = record(root, settings, self.name, output, self.inputs, self.run_id, self.config)
+        publish_output(self.workspace.mirror, made)
         self.output = output
         self.datasets = (_read(made), [_made(made, metadata)])
         metadata["provenance"] = dg.MetadataValue.path(str(record_path(root, self.name, output.key)))
@@ -79,20 +84,27 @@ def recorded(
         config: what the launchpad said.
     """
     lineage, name = workspace.lineage, name or context.asset_key.to_user_string()
-    hold(workspace.root, context.run.run_id)
-    lineage.start_run(context.run.run_id, workspace.settings.model_dump_json())
-    attempt = lineage.start_step(context.run.run_id, name)
+    try:
+        _take_storage(workspace, context.run.run_id)
+        lineage.start_run(context.run.run_id, workspace.settings.model_dump_json())
+        attempt = lineage.start_step(context.run.run_id, name)
+    except ValueError as error:  # Storage that is in use, S3, or a damaged file behind a view of the lineage.
+        raise dg.Failure(str(error), allow_retries=False) from error
     reporter = workspace.reporter_for(context.log.info)
     step = Step(name, context.run.run_id, workspace, reporter, inputs, config.model_dump() if config else {})
     events = workspace.events(context.log.warning)
     if events:
         events.start(context.run.run_id, name, attempt, [Dataset(asset, one.key) for asset, one in inputs.items()])
     try:
+        for asset, one in inputs.items():
+            fetch_output(workspace.mirror, asset.partition("[")[0], one.key)
         require_matching(workspace.root, workspace.settings, inputs)
         yield step
     except BaseException as error:
         message = str(error) or type(error).__name__
         lineage.end_step(context.run.run_id, name, attempt, None, message)
+        with contextlib.suppress(InputError):  # The step has failed already, of the same cause perhaps.
+            publish(workspace.mirror, run_file(context.run.run_id))
         if events:
             events.fail(context.run.run_id, name, attempt, message)
         if isinstance(error, ValueError):
@@ -102,8 +114,19 @@ def recorded(
             raise dg.Failure(INTERRUPTED, allow_retries=False) from error
         raise
     lineage.end_step(context.run.run_id, name, attempt, step.output.key if step.output else None, None)
+    publish(workspace.mirror, run_file(context.run.run_id))
     if events:
         events.complete(context.run.run_id, name, attempt, *step.datasets)
+
+
+def _take_storage(workspace: Workspace, run_id: str) -> None:
+    """Hold the storage for a run; the first step takes in what runs on other machines have written meanwhile."""
+    mirror = workspace.mirror
+    is_new = hold_storage(workspace.root, run_id, mirror.remote if mirror else None)
+    if is_new and mirror is not None:
+        mirror.get_folder("runs")
+        workspace.lineage.take_in()
+    hold(workspace.root, run_id)
 
 
 def _read(made: Provenance) -> list[Dataset]:

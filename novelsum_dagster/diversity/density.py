@@ -28,6 +28,10 @@ EXACT_TARGETS = 20_000
 _TILE = 4096
 _BLOCK_VALUES = 2**24
 """Coordinate differences held at a time: 64 MiB of float32."""
+_PRODUCTS = 2**22
+"""Products of rows and points held at a time: they stay in the processor's cache."""
+_SPARE = 3
+"""Candidates that FAISS is asked for beyond those wanted: its rounding then seldom leaves a doubt (see `_Rounding`)."""
 _EPSILON = 1e-9
 """Keeps the factor finite where K neighbours are at distance 0 (published code)."""
 _SAMPLE = 1000
@@ -156,16 +160,21 @@ def densities(
     given = rows if reference is None else searchable_rows(reference, "reference")
     if given.shape[1] != rows.shape[1]:
         raise ValueError(f"target has {rows.shape[1]} dimensions, reference {given.shape[1]}; embed both alike")
-    large = len(given) > EXACT_REFERENCE and len(rows) > EXACT_TARGETS
-    approximate = min_recall < 1 and (index == "ivf" or (index == "auto" and large))
-    _require_memory(given, most, approximate)
+    approximate = searches_lists(len(rows), len(given), index, min_recall)
+    require_search_memory(given, most, approximate)
     points, point_of = distinct_rows(given)
     own = None
     if neighbor_policy == "self":
         own = point_of if reference is None else find_rows(rows, points)
     query = _Query(rows, own, most, min(most + 1, len(points)))
     search = _tuned_lists(query, points, min_recall, seed) if approximate else None
-    return _measured(query, search or _Exact(points), len(points), neighbors, progress)
+    return _measured(query, search or ExactSearch(points), len(points), neighbors, progress)
+
+
+def searches_lists(targets: int, reference: int, index: DensityIndex, min_recall: float) -> bool:
+    """Tell whether a search of so many targets in so many points tries the tuned index; arguments as in `density`."""
+    large = reference > EXACT_REFERENCE and targets > EXACT_TARGETS
+    return min_recall < 1 and (index == "ivf" or (index == "auto" and large))
 
 
 def _check_settings(neighbors: Sequence[int], neighbor_policy: str, index: str, min_recall: float) -> None:
@@ -181,13 +190,28 @@ def _check_settings(neighbors: Sequence[int], neighbor_policy: str, index: str, 
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
 
 
-def _require_memory(reference: NDArray[np.float32], neighbors: int, approximate: bool) -> None:
+def require_search_memory(
+    reference: NDArray[np.float32], neighbors: int, approximate: bool, *, keeps: bool = False
+) -> None:
+    """Refuse a search in a reference, (r, d), that would not fit into memory.
+
+    Args:
+        reference: of the search.
+        neighbors: K.
+        approximate: whether the tuned index is tried.
+        keeps: whether what is found is kept, and what was found earlier.
+
+    Raises:
+        NotEnoughMemory: where it would not fit.
+    """
     size, dimensions = reference.shape
     copies = size
     if approximate:
         copies += size + _TRAINED_ON * _list_count(size)
-    tile = _TILE * (neighbors + 1) * 32 + 2 * max(_BLOCK_VALUES, (neighbors + 1) * dimensions) * 4
-    needed = copies * dimensions * 4 + 64 * size + tile
+    asked = neighbors + 1 + _SPARE
+    tile = _TILE * asked * 32 + 2 * max(_BLOCK_VALUES, asked * dimensions) * 4
+    kept = 3 * 12 * asked if keeps else 0
+    needed = copies * dimensions * 4 + (64 + kept) * size + tile
     fits = max(0, int(size * (available_memory() - tile) / (needed - tile)))
     require_memory(
         needed,
@@ -222,40 +246,154 @@ class _Query:
         return counts
 
 
-_Found = tuple[NDArray[np.float32], NDArray[np.int64]]
+Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 """Squared distances, float32, ascending, and points, int64: both (n, asked)."""
 
 
-class _Exact:
-    """Compares every row with every point."""
+class ExactSearch:
+    """Finds the nearest of all points, (r, d), distinct rows, by distances as float32 holds them (`_squared`).
+
+    What it finds depends on the rows and the points alone, not on how FAISS or a matrix product rounds, nor on what
+    else is searched with them; of points at one distance the first comes first.
+    """
 
     name = "exact"
     recall = 1.0
 
     def __init__(self, points: NDArray[np.float32]) -> None:
-        self._points = points
+        self.points = points
+        self._rounding = _Rounding(points.shape[1])
 
     def order(self, rows: NDArray[np.float32]) -> NDArray[np.int64]:
         return np.arange(len(rows))
 
-    def search(self, rows: NDArray[np.float32], asked: int) -> _Found:
+    def search(self, rows: NDArray[np.float32], asked: int) -> Found:
+        """Return the nearest points of rows, (n, d)."""
         import faiss
 
-        _, ids = faiss.knn(rows, self._points, asked)
+        candidates = min(asked + _SPARE, len(self.points))
+        rough, near = faiss.knn(rows, self.points, candidates)
         # FAISS finds them by |x|^2 + |y|^2 - 2xy, whose rounding error is larger than the distance of near-duplicates.
-        squared = self._squared(rows, ids)
-        order = np.argsort(squared, axis=1, kind="stable")
-        return np.take_along_axis(squared, order, 1), np.take_along_axis(ids, order, 1)
+        squared = self.distances(rows, near)
+        order = np.lexsort((near, squared), axis=-1)[:, :asked]
+        squared, near = np.take_along_axis(squared, order, 1), np.take_along_axis(near, order, 1)
+        if candidates < len(self.points):
+            doubtful = np.flatnonzero(squared[:, -1] >= self._rounding.least_beyond(rough[:, -1], _squares(rows)))
+            known = np.full((len(doubtful), asked), -1)
+            limit = squared[doubtful, -1]
+            squared[doubtful], near[doubtful] = self.nearer(
+                rows[doubtful], limit, (np.full(known.shape, np.inf, dtype=np.float32), known)
+            )
+        return squared, near
 
-    def _squared(self, rows: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        squared = np.empty(ids.shape, dtype=np.float32)
-        block = max(1, _BLOCK_VALUES // (ids.shape[1] * rows.shape[1]))
+    def nearer(
+        self,
+        rows: NDArray[np.float32],
+        limit: NDArray[np.float32],
+        known: Found,
+        among: NDArray[np.int64] | None = None,
+    ) -> Found:
+        """Return the nearest of points that are known and of others that are at most `limit` away.
+
+        Args:
+            rows: (n, d).
+            limit: squared distance, (n,).
+            known: found before, -1 at an infinite distance where there is none.
+            among: the points to look at, (m,), none of them known; None looks at all.
+        """
+        points = self.points if among is None else self.points[among]
+        squared, near = known[0].copy(), known[1].copy()
+        lengths = self._rounding.shortened(_squares(points))
+        bound = self._rounding.bound(limit, _squares(rows))
+        tile = max(1, _PRODUCTS // len(points))
+        for start in range(0, len(rows), tile):
+            part = slice(start, start + tile)
+            rough = rows[part] @ points.T
+            rough *= -2
+            rough += lengths
+            row, point = np.nonzero(rough <= bound[part, None])
+            del rough
+            exact = _squared(rows[part], row, points, point)
+            inside = exact <= limit[part][row]
+            row, point, exact = row[inside], point[inside], exact[inside]
+            _insert(squared[part], near[part], row, point if among is None else among[point], exact)
+        return squared, near
+
+    def distances(self, rows: NDArray[np.float32], near: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the squared distances of rows, (n, d), to points of theirs, (n, asked)."""
+        squared = np.empty(near.shape, dtype=np.float32)
+        block = max(1, _BLOCK_VALUES // (near.shape[1] * rows.shape[1]))
         for start in range(0, len(rows), block):
             part = slice(start, start + block)
-            differences = self._points[ids[part]]
+            differences = self.points[near[part]]
             differences -= rows[part, None]
             np.einsum("ijk,ijk->ij", differences, differences, out=squared[part])
         return squared
+
+
+def _squared(
+    rows: NDArray[np.float32], row: NDArray[np.int64], points: NDArray[np.float32], point: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return the squared distances of pairs, (m,): the same numbers as `ExactSearch.distances` has for them."""
+    squared = np.empty(len(row), dtype=np.float32)
+    block = max(1, _BLOCK_VALUES // rows.shape[1])
+    for start in range(0, len(row), block):
+        part = slice(start, start + block)
+        differences = points[point[part]]
+        differences -= rows[row[part]]
+        np.einsum("ik,ik->i", differences, differences, out=squared[part])
+    return squared
+
+
+def _squares(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    return np.asarray(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+
+
+def _insert(
+    squared: NDArray[np.float32],
+    near: NDArray[np.int64],
+    row: NDArray[np.int64],
+    point: NDArray[np.int64],
+    distance: NDArray[np.float32],
+) -> None:
+    """Put points, (m,), into the lists of their rows, both (n, asked), in place; the farthest drop out."""
+    changed = np.unique(row)
+    asked = squared.shape[1]
+    row = np.concatenate([np.repeat(changed, asked), row])
+    point = np.concatenate([near[changed].ravel(), point])
+    distance = np.concatenate([squared[changed].ravel(), distance])
+    order = np.lexsort((point, distance, row))
+    row = row[order]
+    kept = order[np.arange(len(row)) - np.searchsorted(row, row) < asked]
+    squared[changed] = distance[kept].reshape(-1, asked)
+    near[changed] = point[kept].reshape(-1, asked)
+
+
+class _Rounding:
+    """By how much distances can be off that are computed in float32 from rows of `dimensions` coordinates.
+
+    With u = 2^-24, a sum of d products in any order is off by at most d u times the sum of their sizes (and terms in
+    u^2), so |x|^2 + |y|^2 - 2xy is off by less than c (|x| + |y|)^2, which is at most 2c (|x|^2 + |y|^2) and, with t
+    the true squared distance, at most 2c (4 |x|^2 + t); the sum of squared differences is off by less than c t.
+    """
+
+    def __init__(self, dimensions: int) -> None:
+        self._c = (dimensions + 8) * 2.0**-24
+        self._tiny = dimensions * 1e-37
+        """What numbers too small for float32 can add up to."""
+
+    def least_beyond(self, rough: NDArray[np.float32], lengths: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return what no squared distance is under where FAISS's is `rough` or more, (n,)."""
+        return rough.astype(np.float64) * (1 - 4 * self._c) - 9 * self._c * lengths - self._tiny
+
+    def shortened(self, lengths: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return points' squared lengths, less all that rounding can add to -2xy plus them (see `bound`)."""
+        return np.asarray(lengths * (1 - 2 * self._c), dtype=np.float32)
+
+    def bound(self, limit: NDArray[np.float32], lengths: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return what -2xy plus the `shortened` length of y is at most where y is in the limit of x, (n,)."""
+        wide = limit.astype(np.float64) * (1 + 2 * self._c) + self._tiny - lengths * (1 - 2 * self._c)
+        return np.nextafter(wide.astype(np.float32), np.float32(np.inf))
 
 
 class _Lists:
@@ -265,7 +403,7 @@ class _Lists:
         import faiss
 
         self._lists = lists
-        self._exact = _Exact(points)
+        self._exact = ExactSearch(points)
         self._centres = faiss.IndexFlatL2(points.shape[1])
         self._index = faiss.IndexIVFFlat(self._centres, points.shape[1], lists)
         self._index.cp.niter = _TRAINING_ROUNDS
@@ -293,7 +431,7 @@ class _Lists:
         _, nearest = self._centres.search(rows, 1)
         return np.argsort(nearest[:, 0], kind="stable")
 
-    def search(self, rows: NDArray[np.float32], asked: int) -> _Found:
+    def search(self, rows: NDArray[np.float32], asked: int) -> Found:
         squared, ids = self._index.search(rows, asked)
         # Lists with too few points leave places that FAISS fills with -1 and the largest float.
         short = np.flatnonzero(ids[:, -1] < 0)
@@ -316,7 +454,7 @@ def _tuned_lists(query: _Query, points: NDArray[np.float32], min_recall: float, 
     index = _Lists(points, lists, seed)
     chosen = np.random.default_rng(seed).permutation(len(query.rows))[: 2 * _SAMPLE]
     tuning, held_out = chosen[::2], chosen[1::2] if len(chosen) > 1 else chosen
-    recalls = [_recall_of(query.part(part), _Exact(points)) for part in (tuning, held_out)]
+    recalls = [_recall_of(query.part(part), ExactSearch(points)) for part in (tuning, held_out)]
     probed = 1
     while probed <= most:
         index.probed = probed
@@ -328,7 +466,7 @@ def _tuned_lists(query: _Query, points: NDArray[np.float32], min_recall: float, 
     return None
 
 
-def _recall_of(query: _Query, exact: _Exact) -> Callable[[_Lists], float]:
+def _recall_of(query: _Query, exact: ExactSearch) -> Callable[[_Lists], float]:
     """Return a function that measures an index: the part of the neighbours found that are as near as true ones."""
     squared, ids = exact.search(query.rows, query.asked)
     counts = query.counted(ids)
@@ -343,7 +481,7 @@ def _recall_of(query: _Query, exact: _Exact) -> Callable[[_Lists], float]:
 
 
 def _measured(
-    query: _Query, search: _Exact | _Lists, reference_size: int, neighbors: Sequence[int], progress: Progress
+    query: _Query, search: ExactSearch | _Lists, reference_size: int, neighbors: Sequence[int], progress: Progress
 ) -> dict[int, Density]:
     size = len(query.rows)
     means = {k: np.empty(size) for k in neighbors}

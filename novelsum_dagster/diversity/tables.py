@@ -5,6 +5,7 @@ Belongs here: the two steps between embeddings and everything that is measured o
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from novelsum_dagster.diversity.density import density, density_factor
+from novelsum_dagster.diversity.density import Density, density, density_factor, searches_lists
+from novelsum_dagster.diversity.growth import Nearest, nearest_in_pool
 from novelsum_dagster.diversity.novelsum import Aggregate, DensitySide, Powers, SelfDistance, novelsum_with_densities
 from novelsum_dagster.files import KEY_LENGTH, content_key, write_table
 from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.settings import NovelSum
 
+_NEAREST = "nearest.parquet"
+
 
 class DensityTable(Handle):
     """One row a sample: id, mean_squared_distance, density_factor (both float64).
 
-    `neighbors` is K as asked for; `neighbors_used`, `index` and `recall` as in `Density`.
+    `neighbors` is K as asked for; `neighbors_used`, `index` and `recall` as in `Density`. Where the search was exact,
+    `nearest.parquet` beside the table keeps what it found (`Nearest`), so that a pool that grows is searched faster.
     """
 
     file: str
@@ -37,6 +42,11 @@ class DensityTable(Handle):
     index: str
     recall: float
 
+    @property
+    def place(self) -> str:
+        """The folder: both files are the output."""
+        return Path(self.file).parent.as_posix()
+
     def table(self, root: Path) -> pa.Table:
         """Read the table, in pool order."""
         return pq.read_table(root / self.file, partitioning=None)
@@ -44,6 +54,14 @@ class DensityTable(Handle):
     def factor(self, root: Path, density_power: float) -> NDArray[np.float64]:
         """Return the density factors at a power, float64, (n,), in pool order."""
         return density_factor(self.table(root)["mean_squared_distance"].to_numpy(), density_power)
+
+    def nearest(self, root: Path) -> Nearest | None:
+        """Read what the exact search found; None where there is no such file, or it is damaged."""
+        try:
+            table = pq.read_table(root / self.place / _NEAREST, partitioning=None)
+        except (pa.ArrowException, OSError):
+            return None
+        return Nearest.of_table(table, self.neighbors)
 
 
 class NoveltyTable(Handle):
@@ -70,6 +88,8 @@ def build_density(
     vectors_key: str,
     *,
     settings: NovelSum,
+    earlier: DensityTable | None = None,
+    say: Callable[[str], None] = lambda line: None,
     progress: Progress = no_progress,
 ) -> DensityTable:
     """Search each sample's neighbours in the pool and write the density table.
@@ -80,19 +100,16 @@ def build_density(
         vectors: float32, (n, d), in the same order.
         vectors_key: key of the vector set.
         settings: K, beta and how neighbours are searched.
-        progress: called with samples searched and n.
+        earlier: of the pool as it was, or of any other: vectors that it knows are compared only with those that it
+            does not. The table is the same, bit for bit, with and without it. The tuned index, as `auto` takes it
+            for more than 50,000 samples, searches all anew, and so does an `ivf` index that proves no faster.
+        say: told in words what was searched among what.
+        progress: called with vectors searched and their number.
 
     Raises:
-        ValueError: as `density` does.
+        ValueError, NotEnoughMemory: as `density` does.
     """
-    found = density(
-        vectors,
-        neighbors=settings.neighbors,
-        neighbor_policy=settings.neighbor_policy,
-        index=settings.density_index,
-        min_recall=settings.min_recall,
-        progress=progress,
-    )
+    found, nearest = _found(root, vectors, settings, earlier, say, progress)
     columns = {
         "id": pa.array(ids, pa.string()),
         "mean_squared_distance": found.mean_squared_distance,
@@ -105,7 +122,7 @@ def build_density(
         "neighbor_policy": settings.neighbor_policy,
     }
     searched = {"index": settings.density_index, "min_recall": settings.min_recall}
-    key = _write(root, "density", columns, {**described, **searched})
+    key = _write(root, "density", columns, {**described, **searched}, nearest)
     return DensityTable(
         key=key,
         file=_file("density", key),
@@ -115,6 +132,36 @@ def build_density(
         recall=found.recall,
         **described,
     )
+
+
+def _found(
+    root: Path,
+    vectors: NDArray[np.float32],
+    settings: NovelSum,
+    earlier: DensityTable | None,
+    say: Callable[[str], None],
+    progress: Progress,
+) -> tuple[Density, Nearest | None]:
+    """Return the density, and what is nearest to each vector where the search was exact."""
+    size, neighbors = len(vectors), settings.neighbors
+    if searches_lists(size, size, settings.density_index, settings.min_recall):
+        found = density(
+            vectors,
+            neighbors=neighbors,
+            neighbor_policy=settings.neighbor_policy,
+            index=settings.density_index,
+            min_recall=settings.min_recall,
+            progress=progress,
+        )
+        say(f"all {size:,} against all ({found.index})")
+        return found, None
+    nearest, reason = None, "no earlier densities"
+    if earlier is not None:
+        nearest = earlier.nearest(root) if earlier.neighbors == neighbors else None
+        reason = f"the earlier densities have no sound {_NEAREST} for {neighbors} neighbours"
+    pool = nearest_in_pool(vectors, neighbors, nearest, reason=reason, progress=progress)
+    say(pool.searched)
+    return pool.density(neighbors), pool.nearest
 
 
 def build_novelty(
@@ -168,11 +215,16 @@ def _file(kind: str, key: str) -> str:
     return f"{kind}/{name}={key}/{kind}.parquet"
 
 
-def _write(root: Path, kind: str, columns: dict[str, Any], settings: dict[str, Any]) -> str:
+def _write(
+    root: Path, kind: str, columns: dict[str, Any], settings: dict[str, Any], nearest: Nearest | None = None
+) -> str:
     digest = hashlib.sha256(content_key(settings).encode())
     for values in columns.values():
         if isinstance(values, np.ndarray):
             digest.update(values.tobytes())
     key = digest.hexdigest()[:KEY_LENGTH]
-    write_table(pa.table(columns), root / _file(kind, key))
+    path = root / _file(kind, key)
+    if nearest is not None:
+        write_table(nearest.table(), path.with_name(_NEAREST))
+    write_table(pa.table(columns), path)
     return key

@@ -5,7 +5,7 @@ Belongs here: loading a model, its device and number type, its tokenizer. Does n
 
 import hashlib
 import os
-import time
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,13 +21,20 @@ from novelsum_dagster.settings import PACKAGED_MODEL, Embedding
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+_BATCHING = 2
+"""Changes whenever a text's vector may, for the same model: 1 was padding to the longest text of a batch."""
+_PADDING = 16
+"""Texts share a batch where their numbers of tokens are padded to the same multiple of this."""
+_CPU_ROWS = 16
+"""Rows of a batch on the CPU, whatever the settings: the last bits of a vector depend on it."""
+_TOKENIZED_AT_ONCE = 1000
 _LEAST_COSINE = 0.999
 _PROBE = [
     "Write a Python function that merges two sorted lists.\ndef merge(a, b): return sorted(a + b)",
     "Who wrote the novel?\nIt was written by Mary Shelley and published in 1818 without her name on it.",
     "def area(width: float, height: float) -> float:\n    return width * height",
     "A train leaves at 9:40 and arrives at 13:05. How long is the ride?\n3 hours and 25 minutes.",
-] * 8
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,7 @@ class Model:
     revision: str
     max_tokens: int
     dtype: str
+    batching: int = _BATCHING
 
     @property
     def key(self) -> str:
@@ -62,8 +70,8 @@ class Encoder(Protocol):
     @property
     def device(self) -> str: ...
 
-    def encode(self, texts: list[str]) -> NDArray[np.float32]:
-        """Return one row a text: shape (len(texts), dimension), float32, as the model gives them."""
+    def batches(self, texts: list[str]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+        """Yield the places of some texts and their vectors, float32, (n, dimension), until each text had its turn."""
         ...
 
 
@@ -130,10 +138,13 @@ def token_counter(settings: Embedding) -> Any:
 class SentenceTransformerEncoder:
     """A sentence-transformers model, loaded from safetensors without remote code.
 
+    On the CPU a text's vector is the same, bit for bit, whatever it is embedded with, for the same machine, library
+    versions and number type: every batch that a text can be in has the same shape, and so the same kernels.
+
     Args:
         settings: model, device, dtype, batch size, token limit.
-        dtype: "float32" or "bfloat16"; None tries both on the CPU and takes bfloat16 where it is faster and every
-            cosine with float32 on a probe is at least 0.999.
+        dtype: "float32" or "bfloat16"; None takes bfloat16 on a CPU that computes with it, where every cosine with
+            float32 on a probe is at least 0.999.
 
     Raises:
         InputError: where the model cannot be loaded or the device is not there.
@@ -145,7 +156,7 @@ class SentenceTransformerEncoder:
         chosen = dtype or ("float32" if self.device.startswith("cpu") else "bfloat16")
         self._model = self._load(chosen)
         self.dtype = chosen
-        if dtype is None and self.device.startswith("cpu"):
+        if dtype is None and self.device.startswith("cpu") and _computes_with_bfloat16():
             self._try_bfloat16()
 
     @property
@@ -153,9 +164,29 @@ class SentenceTransformerEncoder:
         """Columns of a vector."""
         return int(self._model.get_embedding_dimension() or 0)
 
-    def encode(self, texts: list[str]) -> NDArray[np.float32]:
-        """Return one row a text; sentence-transformers sorts them by length and pads a batch at a time."""
-        return _encode(self._model, texts, self._settings.batch_size)
+    def batches(self, texts: list[str]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+        """Yield places of texts of one padded length and their vectors, in an order that mixes the lengths."""
+        count = _CPU_ROWS if self.device.startswith("cpu") else self._settings.batch_size
+        lengths = np.array(self._padded_lengths(texts), dtype=np.int64)
+        batches: list[list[int]] = []
+        for length in np.unique(lengths):
+            rows = np.flatnonzero(lengths == length).tolist()
+            batches += [rows[start : start + count] for start in range(0, len(rows), count)]
+        # In order of length, the time left could not be told from the samples done.
+        for number in np.random.default_rng(0).permutation(len(batches)):
+            rows = batches[number]
+            filled = [texts[row] for row in rows + rows[:1] * (count - len(rows))]
+            yield rows, _encode(self._model, filled, count)[: len(rows)]
+
+    def _padded_lengths(self, texts: list[str]) -> list[int]:
+        prompt = self._model.prompts.get(self._model.default_prompt_name or "")
+        lengths: list[int] = []
+        for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
+            some = texts[start : start + _TOKENIZED_AT_ONCE]
+            mask = self._model.preprocess(some, prompt=prompt).get("attention_mask")
+            # Models that look words up in a table pad nothing, and have no mask.
+            lengths += [0] * len(some) if mask is None else (-(-mask.sum(1) // _PADDING) * _PADDING).tolist()
+        return lengths
 
     def _load(self, dtype: str) -> "SentenceTransformer":
         _quiet()
@@ -175,22 +206,28 @@ class SentenceTransformerEncoder:
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"embedding.model: {location} cannot be loaded on {self.device}: {error}") from error
         model.max_seq_length = self._settings.max_tokens
+        first: Any = model[0]
+        processing = getattr(first, "processing_kwargs", {})
+        first.processing_kwargs = {
+            **processing,
+            "text": {**processing.get("text", {}), "pad_to_multiple_of": _PADDING},
+        }
         return model
 
     def _try_bfloat16(self) -> None:
         candidate = self._load("bfloat16")
-        exact, exact_seconds = _timed(self._model)
-        rounded, rounded_seconds = _timed(candidate)
+        exact, rounded = (_encode(model, _PROBE, len(_PROBE)) for model in (self._model, candidate))
         cosine = np.sum(exact * rounded, 1) / (np.linalg.norm(exact, axis=1) * np.linalg.norm(rounded, axis=1))
-        if rounded_seconds < exact_seconds and cosine.min() >= _LEAST_COSINE:
+        if cosine.min() >= _LEAST_COSINE:
             self._model, self.dtype = candidate, "bfloat16"
 
 
-def _timed(model: "SentenceTransformer") -> tuple[NDArray[np.float32], float]:
-    _encode(model, _PROBE[:4], len(_PROBE))
-    started = time.perf_counter()
-    vectors = _encode(model, _PROBE, len(_PROBE))
-    return vectors, time.perf_counter() - started
+def _computes_with_bfloat16() -> bool:
+    """Tell by the processor, not by a timing: two runs on one machine must choose alike."""
+    import torch
+
+    known: Mapping[str, Any] = torch.cpu.get_capabilities()
+    return any(known.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 
 
 def _encode(model: "SentenceTransformer", texts: list[str], batch_size: int) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ Layout: `vectors/<model key>/model.json` and `vectors/<model key>/<hash of ids>.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,8 @@ class VectorStore:
             found.update(_read(path, ["id"])["id"].to_pylist())
         return found
 
-    def add(self, ids: Sequence[str], vectors: NDArray[np.float32], dtype: str) -> None:
-        """Commit one shard.
+    def add(self, ids: Sequence[str], vectors: NDArray[np.float32], dtype: str) -> tuple[str, ...]:
+        """Commit one shard; return the names of the files that it is in, within the storage folder.
 
         Args:
             ids: sample ids, (n,).
@@ -76,6 +76,7 @@ class VectorStore:
         rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
         name = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:KEY_LENGTH]
         write_table(pa.table({"id": pa.array(ids, pa.string()), "vector": rows}), self.folder / f"{name}.parquet")
+        return f"{self.name}/model.json", f"{self.name}/{name}.parquet"
 
 
 def embed(
@@ -85,6 +86,7 @@ def embed(
     texts: Sequence[str],
     ids_from: str,
     progress: Progress = no_progress,
+    committed: Callable[..., object] = lambda *names: None,
 ) -> VectorSet:
     """Embed the samples that have no vector yet, and return the set of all.
 
@@ -94,19 +96,23 @@ def embed(
         ids, texts: the pool in order, (n,).
         ids_from: key of the pool snapshot.
         progress: called after every shard with samples done and to do.
+        committed: called with the names of the files of each shard, once it is whole.
     """
     store = VectorStore(root, identify(settings))
     known = store.ids()
     missing = [row for row, id_ in enumerate(ids) if id_ not in known]
-    dtype = None if settings.dtype == "auto" else settings.dtype
-    encoder: Encoder | None = None
+    device = "none"
     progress(0, len(missing))
-    for start in range(0, len(missing), settings.shard_size):
+    if missing:
         # The model is loaded only where there is work; vectors of one store are all made with one number type.
-        encoder = encoder or SentenceTransformerEncoder(settings, store.dtype() or dtype)
-        rows = missing[start : start + settings.shard_size]
-        store.add([ids[row] for row in rows], encoder.encode([texts[row] for row in rows]), encoder.dtype)
-        progress(start + len(rows), len(missing))
+        dtype = None if settings.dtype == "auto" else settings.dtype
+        encoder: Encoder = SentenceTransformerEncoder(settings, store.dtype() or dtype)
+        device = encoder.device
+        done = 0
+        for rows, vectors in _shards_of(encoder.batches([texts[row] for row in missing]), settings.shard_size):
+            committed(*store.add([ids[missing[row]] for row in rows], vectors, encoder.dtype))
+            done += len(rows)
+            progress(done, len(missing))
     vectors = load_vectors(store.folder, ids)
     digest = hashlib.sha256("\n".join(ids).encode())
     digest.update(vectors.data)
@@ -118,11 +124,30 @@ def embed(
         revision=store.model.revision,
         max_tokens=settings.max_tokens,
         dtype=store.dtype() or "",
-        device=encoder.device if encoder else "none",
+        device=device,
         dimension=vectors.shape[1],
         samples=len(ids),
         embedded=len(missing),
     )
+
+
+def _shards_of(
+    batches: Iterable[tuple[list[int], NDArray[np.float32]]], size: int
+) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+    """Cut batches anew into shards of `size` rows, the last of what is left."""
+    rows: list[int] = []
+    parts: list[NDArray[np.float32]] = []
+    for batch, vectors in batches:
+        rows += batch
+        parts.append(vectors)
+        if len(rows) >= size:
+            waiting = np.concatenate(parts)
+            while len(rows) >= size:
+                yield rows[:size], waiting[:size]
+                rows, waiting = rows[size:], waiting[size:]
+            parts = [waiting]
+    if rows:
+        yield rows, np.concatenate(parts)
 
 
 def pool_vectors(root: Path, snapshot: PoolSnapshot, vectors: VectorSet) -> tuple[list[str], NDArray[np.float32]]:
@@ -180,6 +205,18 @@ class StoredVectors:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(load_vectors(self.folder, self.ids), dtype=dtype)
+
+
+def shards_with(shards: Iterable[Path], ids: Container[str]) -> list[Path]:
+    """Return the shards that hold a vector of one of the samples, or that cannot be read."""
+    found = []
+    for path in shards:
+        try:
+            if any(id_ in ids for id_ in _read(path, ["id"])["id"].to_pylist()):
+                found.append(path)
+        except InputError:
+            found.append(path)
+    return found
 
 
 def _shards(folder: Path) -> list[Path]:

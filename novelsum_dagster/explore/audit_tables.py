@@ -13,7 +13,7 @@ import pyarrow.csv as pa_csv
 
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.lineage.query import Connection, all_rows
-from novelsum_dagster.lineage.runs import Run
+from novelsum_dagster.lineage.runs import Run, removed_runs
 
 MISSES = 1_000
 """Samples that the table of near misses has at most."""
@@ -142,14 +142,16 @@ def read_table(connection: Connection, name: str, run: Run) -> pa.Table | None:
 
 
 def finished_runs(connection: Connection) -> list[dict[str, Any]]:
-    """Return the runs that ended with a subset, newest first: run_id, started_at, strategy, k."""
-    return all_rows(
+    """Return the runs that have a subset, newest first: run_id, started_at, strategy, k."""
+    gone = removed_runs(connection)
+    found = all_rows(
         connection,
         "SELECT runs.run_id, runs.started_at, selections.strategy, selections.k FROM run_outputs AS outputs"
         " INNER JOIN runs ON runs.run_id = outputs.run_id"
         " INNER JOIN selections ON selections.selection = outputs.selection"
         " ORDER BY runs.started_at DESC, runs.run_id",
     )
+    return [row for row in found if row["run_id"] not in gone]
 
 
 def as_csv(table: pa.Table) -> bytes:

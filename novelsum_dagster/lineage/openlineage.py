@@ -16,24 +16,20 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 from uuid import UUID, uuid5
 
+from novelsum_dagster.lineage.sending import NotSentError, problem, within
+
 if TYPE_CHECKING:
     from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, RunEvent
     from openlineage.client.facet_v2 import DatasetFacet, RunFacet
-    from requests import RequestException
 
 API_KEY_VARIABLE = "OPENLINEAGE_API_KEY"
 JOB = "curate"
 """The job of a whole run; a step's job is `curate.<step>`."""
 _PACKAGE = "novelsum-dagster"
-
-
-class _NotSentError(Exception):
-    """Says in plain words why an event could not be sent; holds no secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +122,7 @@ class Events:
                 inputs=[_input(self._namespace, dataset) for dataset in inputs],
                 outputs=[_output(self._namespace, dataset) for dataset in outputs],
             )
-            _within(self._seconds, partial(self._deliver, event))
+            within(self._seconds, partial(self._deliver, event), "openlineage")
         except Exception as error:  # Nothing that goes wrong with an event may stop a curation.
             if not self._has_said:
                 self._has_said = True
@@ -221,14 +217,14 @@ def _post(url: str, seconds: float, event: "RunEvent") -> None:
     """Post an event, once, to this endpoint and no other.
 
     Raises:
-        _NotSentError: in place of the libraries' errors, which name the whole URL.
+        NotSentError: in place of the libraries' errors, which name the whole URL.
     """
     from openlineage.client.transport.http import ApiKeyTokenProvider, HttpConfig, HttpTransport, TokenProvider
     from requests import RequestException, Session
 
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise _NotSentError("it is no URL with http or https")
+        raise NotSentError("it is no URL with http or https")
     key = os.environ.get(API_KEY_VARIABLE)
     with Session() as session:
         session.trust_env = False  # No proxy, and no password from ~/.netrc in place of the key.
@@ -247,52 +243,12 @@ def _post(url: str, seconds: float, event: "RunEvent") -> None:
         try:
             HttpTransport(config).emit(event)
         except RequestException as error:
-            raise _NotSentError(_problem(error, seconds)) from None
-
-
-def _problem(error: "RequestException", seconds: float) -> str:
-    from requests import ConnectionError, Timeout
-
-    if error.response is not None:
-        return f"it answered with HTTP status {error.response.status_code}"
-    if isinstance(error, Timeout):
-        return _no_answer(seconds)
-    return "it cannot be reached" if isinstance(error, ConnectionError) else type(error).__name__
-
-
-def _no_answer(seconds: float) -> str:
-    return f"no answer within {seconds:g} s"
-
-
-def _within(seconds: float, act: Callable[[], None]) -> None:
-    """Run `act`; leave it alone when it takes too long.
-
-    Timeouts of sockets bound each wait, not their sum, and neither looking up a host's name nor a hanging file system.
-
-    Raises:
-        _NotSentError: where it takes longer than `seconds`.
-        Exception: whatever `act` raises.
-    """
-    errors: list[Exception] = []
-
-    def attempt() -> None:
-        try:
-            act()
-        except Exception as error:
-            errors.append(error)
-
-    thread = Thread(target=attempt, name="openlineage", daemon=True)  # A daemon does not hold up the process's end.
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise _NotSentError(_no_answer(seconds))
-    if errors:
-        raise errors[0]
+            raise NotSentError(problem(error, seconds)) from None
 
 
 def _reason(error: Exception) -> str:
     """Return what went wrong, without the text of any error that could hold a secret."""
-    if isinstance(error, _NotSentError):
+    if isinstance(error, NotSentError):
         return str(error)
     cause = error.__cause__ or error  # The file transport wraps what the file system says.
     return cause.strerror if isinstance(cause, OSError) and cause.strerror else type(error).__name__

@@ -17,11 +17,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from novelsum_dagster.embedding.store import VectorSet, shards_with
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import file_hash, write_bytes
 from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
+from novelsum_dagster.selection.subset import MACHINE_DEPENDENT, Subset
 from novelsum_dagster.settings import Settings
 
 FOLDER = "provenance"
@@ -58,7 +61,7 @@ STEPS = {
     "raw_pool": StepFacts("1", ("pool", "embedding.model", "embedding.revision")),
     "embeddings": StepFacts("2", _VECTORS),
     "density": StepFacts(
-        "2",
+        "3",
         tuple(
             f"novelsum.{name}"
             for name in ("neighbors", "neighbor_policy", "density_index", "min_recall", "density_power")
@@ -68,6 +71,7 @@ STEPS = {
     "selected_subset": StepFacts("3", ("selection", "novelsum.density_power", "novelsum.proximity_power")),
     "novelsum_report": StepFacts("2", ("novelsum", "measures")),
     "lineage": StepFacts("1"),
+    "changes": StepFacts("1"),
     "data_card": StepFacts("1", ("card",)),
     "study_pool": StepFacts("1", ("novelsum", "study")),
     "study_set": StepFacts("1", ("novelsum", "study")),
@@ -150,6 +154,10 @@ def record(
         inputs: handles of what it was made from, by asset.
         run_id: of the run.
         config: what the launchpad said.
+
+    Raises:
+        InputError: naming every file that was there already and is not what an earlier run wrote: what is made again is
+            not written over it, and its damage must not become the record.
     """
     revision, is_clean = _git()
     made = Provenance(
@@ -161,15 +169,41 @@ def record(
         inputs={**_sources(output), **{name: handle.key for name, handle in inputs.items()}},
         settings=settings_of(asset, settings),
         config=dict(config),
-        seed=config.get("seed", settings.selection.seed),
+        seed=_seed(settings, output, inputs, config),
         files={name: _stored(root / name) for name in stored_files(root, output)},
         versions=package_versions(),
         git_revision=revision,
         git_is_clean=is_clean,
         machine=_machine(),
     )
+    damaged = _changed_since(root, made)
+    if damaged:
+        raise InputError("what is kept of this output is not what was made:\n" + _lines(damaged))
     write_bytes((made.model_dump_json(indent=2) + "\n").encode(), record_path(root, asset, output.key))
     return made
+
+
+def _seed(settings: Settings, output: Handle, inputs: Mapping[str, Handle], config: Mapping[str, Any]) -> int:
+    """Return the seed that was drawn with: the launchpad's, that of the subset which is measured, or the settings'."""
+    if "seed" in config:
+        return int(config["seed"])
+    subsets = [one.settings.seed for one in (output, *inputs.values()) if isinstance(one, Subset)]
+    return subsets[0] if subsets else settings.selection.seed
+
+
+def _changed_since(root: Path, made: Provenance) -> list[str]:
+    """Return in words the files that the same step wrote otherwise before, on this machine with these libraries."""
+    try:
+        before = read_record(root, made.asset, made.output)
+    except InputError:
+        return []
+    if (before.code_version, before.versions, before.machine) != (made.code_version, made.versions, made.machine):
+        return []
+    return [
+        _damaged(made.asset, root / name)
+        for name, file in made.files.items()
+        if before.files.get(name, file) != file and Path(name).name not in MACHINE_DEPENDENT
+    ]
 
 
 def record_path(root: Path, asset: str, key: str) -> Path:
@@ -186,11 +220,14 @@ def read_record(root: Path, asset: str, key: str) -> Provenance:
     path = record_path(root, asset, key)
     again = f"materialise {asset} again"
     try:
-        return Provenance.model_validate_json(path.read_bytes())
+        found = Provenance.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{asset} {key}: has no record of where it came from ({path.name}); {again}") from None
     except (OSError, ValidationError) as error:
         raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); {again}") from None
+    if (found.asset, found.output) != (asset, key):
+        raise InputError(f"{path}: damaged (it is the record of {found.asset} {found.output}); {again}")
+    return found
 
 
 def require_matching(root: Path, settings: Settings, inputs: Mapping[str, Handle]) -> None:
@@ -206,7 +243,11 @@ def require_matching(root: Path, settings: Settings, inputs: Mapping[str, Handle
     """
     found = [line for name, handle in inputs.items() for line in mismatches(root, settings, name, handle, inputs)]
     if found:
-        raise InputError("what this step would use does not match:\n" + "\n".join(f"  {line}" for line in found))
+        raise InputError("what this step would use does not match:\n" + _lines(found))
+
+
+def _lines(found: Sequence[str]) -> str:
+    return "\n".join(f"  {line}" for line in found)
 
 
 def mismatches(
@@ -243,25 +284,42 @@ def damaged_files(root: Path, made: Provenance) -> list[str]:
     found = []
     for name, file in made.files.items():
         path = root / name
-        again = f"materialise {made.asset} again"
-        if not path.exists():
-            found.append(f"{made.asset}: {path} is gone; {again}")
+        if not path.is_file():
+            found.append(f"{made.asset}: {path} is gone; materialise {made.asset} again")
         elif _stored(path) != file:
-            found.append(
-                f"{made.asset}: {path} is damaged (its SHA-256 is another than recorded); delete it, and {again}"
-            )
+            found.append(_damaged(made.asset, path))
     return found
 
 
+def _damaged(asset: str, path: Path) -> str:
+    return (
+        f"{asset}: {path} is damaged (its SHA-256 is another than recorded); delete it, and materialise {asset} again"
+    )
+
+
 def stored_files(root: Path, output: Handle) -> list[str]:
-    """Return the files of an output, as paths in the storage folder."""
+    """Return the files of an output, as paths in the storage folder; of vectors those that have any of its pool."""
     if output.place is None:
         return []
     place = root / output.place
     if place.is_file():
         return [output.place]
-    found = (path.relative_to(root) for path in place.rglob("*") if path.is_file())
+    there = [path for path in place.rglob("*") if path.is_file()]
+    if isinstance(output, VectorSet):
+        there = _of_pool(root, output.ids_from, there)
+    found = (path.relative_to(root) for path in there)
     return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+
+
+def _of_pool(root: Path, snapshot: str, files: list[Path]) -> list[Path]:
+    """Leave out shards that have vectors of other pools only: such a shard may go when its pool does."""
+    samples = root / "pool" / f"snapshot={snapshot}" / "samples.parquet"
+    if not samples.exists():
+        return files
+    shards = [path for path in files if path.suffix == ".parquet"]
+    ids = set(pq.read_table(samples, columns=["id"], partitioning=None)["id"].to_pylist())
+    others = set(shards) - set(shards_with(shards, ids))
+    return [path for path in files if path not in others]
 
 
 def settings_of(asset: str, settings: Settings) -> dict[str, Any]:
@@ -289,7 +347,9 @@ def _sources(output: Handle) -> dict[str, str]:
 
 def _stored(path: Path) -> StoredFile:
     status = path.stat()
-    return StoredFile(sha256=_hash(path, status.st_size, status.st_mtime_ns, status.st_ino), bytes=status.st_size)
+    # A program can set the time of a file's last change, and does where it copies one; not that of its entry.
+    identity = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    return StoredFile(sha256=_hash(path, *identity), bytes=status.st_size)
 
 
 @lru_cache(maxsize=100_000)

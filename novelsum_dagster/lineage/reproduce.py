@@ -112,7 +112,7 @@ def _settings_then(run: Run, base: Path) -> Settings:
 
 
 def _require_unchanged(records: Mapping[str, Provenance], settings: Settings, root: Path, embed_again: bool) -> None:
-    found = hashed_sources(settings.pool.sources, settings.base)
+    found = hashed_sources(settings.pool.sources, settings.base, settings.s3, root)
     then = records["raw_pool"].inputs
     changed = [
         f"{name}: is another file than it was" if name in found else f"{name}: is gone"
@@ -138,7 +138,9 @@ def _build(
 ) -> tuple[dict[str, str], Subset]:
     """Return the keys of what leads to the subset, and the subset."""
     with reporter.step("reading") as progress:
-        snapshot = build_snapshot(settings.pool, settings.base, anew, token_counter(settings.embedding), progress)
+        snapshot = build_snapshot(
+            settings.pool, settings.base, anew, token_counter(settings.embedding), progress, s3=settings.s3
+        )
     samples = snapshot.samples(anew, ["id", "text"])
     ids, texts = samples["id"].to_pylist(), samples["text"].to_pylist()
     if embed_again:
@@ -185,6 +187,8 @@ def _compared(made: Provenance, run: Run, anew: Path, subset: Subset) -> dict[st
 
 def _differences(records: Mapping[str, Provenance]) -> list[str]:
     made, now = records["selected_subset"], package_versions()
-    pairs = [(f"the code of {asset}", records[asset].code_version, code_version(asset)) for asset in _STEPS]
+    pairs: list[tuple[str, str | None, str | None]] = [
+        (f"the code of {asset}", records[asset].code_version, code_version(asset)) for asset in _STEPS
+    ]
     pairs += [(name, made.versions.get(name), now.get(name)) for name in dict.fromkeys([*made.versions, *now])]
     return [f"{name} was {then or 'not there'}, is {is_ or 'not there'}" for name, then, is_ in pairs if then != is_]

@@ -45,6 +45,8 @@ class Run:
         return self.run_id[:8]
 
 
+REMOVED = "data_removed_at"
+"""Column of `run_outputs`: when gc removed data of the run."""
 _RUN = """
     SELECT
         runs.run_id, runs.started_at, runs.package_version, runs.git_revision, runs.settings,
@@ -67,7 +69,8 @@ def find_run(connection: Connection, name: str | None) -> Run:
         name: its id or the id's beginning; None takes the newest.
 
     Raises:
-        InputError: where there is none, several begin so, or the run ended before there was a subset; says which.
+        InputError: where there is none, several begin so, the run ended before there was a subset, or gc removed its
+            data; says which.
     """
     if name is None:
         found = all_rows(connection, f"{_RUN} ORDER BY runs.started_at DESC LIMIT 1", [])
@@ -88,7 +91,21 @@ def find_run(connection: Connection, name: str | None) -> Run:
     found = all_rows(connection, f"{_RUN} WHERE runs.run_id = ?", [run_id])
     if not found:
         raise InputError(f"run {run_id} has no subset: {_ending(connection, run_id)}")
+    if run_id in (gone := removed_runs(connection)):
+        raise InputError(
+            f"the data of run {run_id} was removed by novelsum gc on {gone[run_id]:%Y-%m-%d %H:%M}; its settings, steps"
+            " and measures are still in the lineage"
+        )
     return _run(found[0])
+
+
+def removed_runs(connection: Connection) -> dict[str, datetime]:
+    """Return the runs whose data gc removed, with when it did."""
+    known = "SELECT 1 AS is_there FROM duckdb_columns() WHERE table_name = 'run_outputs' AND column_name = ?"
+    if one_row(connection, known, [REMOVED]) is None:
+        return {}  # A database that was last written by an earlier version.
+    rows = all_rows(connection, f"SELECT run_id, {REMOVED} AS at FROM run_outputs WHERE {REMOVED} IS NOT NULL")
+    return {row["run_id"]: row["at"] for row in rows}
 
 
 def _ending(connection: Connection, run_id: str) -> str:

@@ -143,3 +143,6 @@ CREATE TABLE IF NOT EXISTS run_outputs (
 );
 
 ALTER TABLE run_outputs ADD COLUMN IF NOT EXISTS embedded BIGINT;
+
+-- When gc removed data of the run; its rows stay.
+ALTER TABLE run_outputs ADD COLUMN IF NOT EXISTS data_removed_at TIMESTAMPTZ;

@@ -13,20 +13,25 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import read_json, replacing, write_json
+from novelsum_dagster.files import read_json, replacing, write_json, write_table
 from novelsum_dagster.lineage.provenance import git_revision
 from novelsum_dagster.lineage.query import all_rows
+from novelsum_dagster.lineage.runs import REMOVED
 
 if TYPE_CHECKING:
     import duckdb
+    from filelock import BaseFileLock
 
 FILE_NAME = "lineage.duckdb"
+EXPORT = "lineage"
+"""Folder of the tables' Parquet copies."""
 RUN_FILES = "runs/*.json"
 """What each run wrote, from which the database can be made again."""
 _VERSION = 3
@@ -85,6 +90,33 @@ class LineageStore:
         self.root = root
         self.path = root / FILE_NAME
 
+    @cached_property
+    def _lock(self) -> "BaseFileLock":
+        from filelock import FileLock
+
+        return FileLock(self.path.with_suffix(".lock"), timeout=_LOCK_SECONDS)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let no other process write, nor a run start, until the block ends.
+
+        Raises:
+            InputError: where another process writes for over a minute.
+        """
+        from filelock import Timeout
+
+        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise InputError(
+                f"{self.path}: another process has been writing for {_LOCK_SECONDS} s; try again"
+            ) from None
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     @contextmanager
     def reading(self) -> "Iterator[duckdb.DuckDBPyConnection]":
         """Open the database for reading; one of an earlier version, or of another place, is brought up to date first.
@@ -127,40 +159,66 @@ class LineageStore:
                 version, or a file behind a view is damaged.
         """
         import duckdb
-        from filelock import FileLock, Timeout
 
-        self.root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path.with_suffix(".lock"), timeout=_LOCK_SECONDS)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise InputError(
-                f"{self.path}: another process has been writing for {_LOCK_SECONDS} s; try again"
-            ) from None
-        try:
-            with replacing(self.path) as copy:
-                copy.unlink()
-                if self.path.exists() and not anew:
-                    shutil.copyfile(self.path, copy)
-                try:
-                    with closing(_connect(copy, read_only=False, shown=self.path)) as connection:
-                        self._keep_earlier(_version(connection, self.path))
-                        connection.begin()
-                        connection.execute(files(__package__).joinpath("schema.sql").read_text())
-                        connection.execute("DELETE FROM schema_version")
-                        connection.execute("INSERT INTO schema_version VALUES (?, ?)", [_VERSION, str(self.root)])
-                        yield connection
-                        self._refresh_views(connection)
-                        connection.commit()
-                except duckdb.Error as error:
-                    damage = _damage(error, copy, self.path)
-                    if damage is None:
-                        raise
-                    raise damage from error
-                if anew and self.path.exists():
-                    self._keep(f"{FILE_NAME}.old")
-        finally:
-            lock.release()
+        with self.alone(), replacing(self.path) as copy:
+            copy.unlink()
+            if self.path.exists() and not anew:
+                shutil.copyfile(self.path, copy)
+            try:
+                with closing(_connect(copy, read_only=False, shown=self.path)) as connection:
+                    self._keep_earlier(_version(connection, self.path))
+                    connection.begin()
+                    connection.execute(files(__package__).joinpath("schema.sql").read_text())
+                    connection.execute("DELETE FROM schema_version")
+                    connection.execute("INSERT INTO schema_version VALUES (?, ?)", [_VERSION, str(self.root)])
+                    yield connection
+                    self._refresh_views(connection)
+                    connection.commit()
+            except duckdb.Error as error:
+                damage = _damage(error, copy, self.path)
+                if damage is None:
+                    raise
+                raise damage from error
+            if anew and self.path.exists():
+                self._keep(f"{FILE_NAME}.old")
+
+    @contextmanager
+    def removing(self, run_ids: Sequence[str]) -> Iterator[None]:
+        """Say that the data of runs is gone; the views show what is there when the block has removed it.
+
+        Where the block does not come to its end, the next reader has the views made again.
+        """
+        now = _now()
+        for path in map(self._run_file, run_ids):
+            with suppress(FileNotFoundError, ValueError):  # A damaged file says nothing of its run any more.
+                kept = read_json(path)
+                rows = [{**row, REMOVED: now.isoformat()} for row in kept.get("run_outputs", [])]
+                write_json({**kept, "run_outputs": rows}, path)
+        with self.writing() as connection:
+            for run_id in run_ids:
+                connection.execute(f"UPDATE run_outputs SET {REMOVED} = ? WHERE run_id = ?", [now, run_id])
+            connection.execute("UPDATE schema_version SET root = NULL")
+        yield
+        with self.writing() as connection:
+            # Of novelties that two layouts had, the one that a view reads is left.
+            for path in self.root.glob(_VIEWS["novelty"][0]):
+                connection.execute(
+                    "UPDATE novelties SET file = ? WHERE novelty = ?",
+                    [path.relative_to(self.root).as_posix(), path.parent.name.partition("=")[2]],
+                )
+
+    def tables(self, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+        """Return whole tables as they are; a table that the database has not is empty. Writes nothing.
+
+        Raises:
+            InputError: where there is no database, or it is damaged or from a newer version.
+        """
+        if not self.path.exists():
+            raise InputError(f"{self.path}: no lineage yet; run the pipeline first (novelsum run)")
+        with closing(_connect(self.path, read_only=True)) as connection:
+            _version(connection, self.path)
+            there = {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+            return {name: all_rows(connection, f"SELECT * FROM {name}") if name in there else [] for name in names}
 
     def _has_moved(self, connection: "duckdb.DuckDBPyConnection") -> bool:
         return connection.execute("SELECT root FROM schema_version").fetchone() != (str(self.root),)
@@ -245,8 +303,35 @@ class LineageStore:
                 outputs = read_json(path)
         write_json({**outputs, **own}, path)
 
+    def export(self) -> list[str]:
+        """Write every table as Parquet under `lineage/`, for other programs; return the files' names."""
+        names = []
+        with self.reading() as connection:
+            tables = connection.execute("SELECT table_name FROM duckdb_tables() ORDER BY table_name").fetchall()
+            for (table,) in tables:
+                names.append(f"{EXPORT}/{table}.parquet")
+                write_table(connection.execute(f"SELECT * FROM {table}").to_arrow_table(), self.root / names[-1])
+        return names
+
+    def take_in(self) -> int:
+        """Write the runs that only a file beside the database tells of, as those of other machines; return how many.
+
+        Raises:
+            InputError: where such a file is damaged.
+        """
+        found = sorted(self.root.glob(RUN_FILES))
+        if self.path.exists():
+            with self.reading() as connection:
+                known = {row[0] for row in connection.execute("SELECT run_id FROM runs").fetchall()}
+            found = [path for path in found if path.stem not in known]
+        if found:
+            with self.writing() as connection:
+                for path in found:
+                    _put_back(connection, path)
+        return len(found)
+
     def _run_file(self, run_id: str) -> Path:
-        return self.root / "runs" / f"{run_id}.json"
+        return self.root / run_file(run_id)
 
     def open_steps(self, run_id: str) -> list[tuple[str, int]]:
         """Return the steps of a run that began and did not end, with their attempts."""
@@ -268,6 +353,11 @@ class LineageStore:
                     " union_by_name = true)"
                 )
             connection.execute(f"CREATE OR REPLACE VIEW {name} AS {source}")
+
+
+def run_file(run_id: str) -> str:
+    """Return where a run's own file is, in the storage folder."""
+    return f"runs/{run_id}.json"
 
 
 def insert(connection: "duckdb.DuckDBPyConnection", table: str, rows: Sequence[Mapping[str, Any]]) -> None:

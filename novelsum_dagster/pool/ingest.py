@@ -8,7 +8,7 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,17 @@ import pyarrow.parquet as pq
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import KEY_LENGTH, file_hash, place_folder, temporary_folder, write_bytes
 from novelsum_dagster.pool import snapshot as tables
+from novelsum_dagster.pool.buckets import BucketFile, bucket_files, fetched, forget_other_copies, is_in_bucket
 from novelsum_dagster.pool.duplicates import near_duplicates
 from novelsum_dagster.pool.forms import Form, recognise, turns_of
+from novelsum_dagster.pool.landing import (
+    Landed,
+    landed_file,
+    landed_object,
+    landed_source,
+    require_unchanged,
+    write_listing,
+)
 from novelsum_dagster.pool.readers import (
     Record,
     arrow_schema,
@@ -33,8 +42,9 @@ from novelsum_dagster.pool.readers import (
 from novelsum_dagster.pool.samples import Reject, Turn, joined_text, sample_id
 from novelsum_dagster.pool.snapshot import PoolSnapshot, SourceFile
 from novelsum_dagster.progress import Progress, no_progress
-from novelsum_dagster.settings import Pool, Source
+from novelsum_dagster.settings import S3, Pool, Source
 
+_AWS = S3()
 _BATCH = 1000
 CountTokens = Callable[[list[str]], list[int]]
 
@@ -52,6 +62,8 @@ class _Input:
     stated: Source
     sha256: str | None = None
     schema: pa.Schema | None = None
+    landed: tuple[Landed, ...] = ()
+    """What it was before it was read."""
     complete: bool = True
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -90,6 +102,7 @@ def build_snapshot(
     count_tokens: CountTokens,
     progress: Progress = no_progress,
     rejects_file: Path | None = None,
+    s3: S3 = _AWS,
 ) -> PoolSnapshot:
     """Read all sources and write the snapshot under `root/pool`, unless the same content is there already.
 
@@ -100,13 +113,15 @@ def build_snapshot(
         count_tokens: the embedding model's tokenizer, untruncated.
         progress: called with the number of records read; the total is not known.
         rejects_file: where the rejects are left when there are too many; default `root/pool/rejects.parquet`.
+        s3: how sources in buckets are reached; what they hold is copied to `root/landing` first.
 
     Raises:
-        InputError: before any reading for a missing file; after it for an empty pool or too many rejects.
+        InputError: before any reading for a missing file; after it for a file that changed meanwhile, an empty pool
+            or too many rejects.
     """
-    inputs = _inputs(settings.sources, base)
+    inputs = _inputs(settings.sources, base, s3, root)
     with temporary_folder(root / "pool") as folder:
-        key = _Reading(settings, folder, count_tokens, progress).read(inputs)
+        key = _Reading(settings, folder, count_tokens, progress).read(inputs, base)
         _refuse_bad_pool(
             inputs, settings.max_reject_fraction, folder, rejects_file or root / "pool" / "rejects.parquet"
         )
@@ -114,6 +129,7 @@ def build_snapshot(
         key.update(json.dumps([near, settings.near_duplicates.drop]).encode())
         digest = key.hexdigest()[:KEY_LENGTH]
         place_folder(folder, root / "pool" / f"snapshot={digest}")
+        write_listing(root, digest, (file for item in inputs for file in item.landed))
     snapshot = PoolSnapshot(
         key=digest,
         folder=f"pool/snapshot={digest}",
@@ -124,30 +140,49 @@ def build_snapshot(
     return _without_dropped(snapshot, root) if settings.near_duplicates.drop else snapshot
 
 
-def hashed_sources(sources: Iterable[Source], base: Path) -> dict[str, str]:
+def hashed_sources(sources: Iterable[Source], base: Path, s3: S3, root: Path) -> dict[str, str]:
     """Return the SHA-256 of every source file, by the name that a snapshot has for it; empty for a hub dataset.
+
+    Args:
+        sources: as the settings have them.
+        base: folder that relative paths start from.
+        s3: how sources in buckets are reached.
+        root: the storage folder.
 
     Raises:
         InputError: where a source is not there.
     """
-    return {item.file: item.sha256 or "" for item in _inputs(sources, base)}
+    return {item.file: item.sha256 or "" for item in _inputs(sources, base, s3, root)}
 
 
-def _inputs(sources: Iterable[Source], base: Path) -> list[_Input]:
+def _inputs(sources: Iterable[Source], base: Path, s3: S3, root: Path) -> list[_Input]:
     found: dict[str, _Input] = {}
+    objects: list[BucketFile] = []
     # All files are looked for before the first is read.
-    places = [(source, find_files(source.path, base) if source.path is not None else []) for source in sources]
-    for source, paths in places:
+    for source, files in [(source, _files(source, base, s3)) for source in sources]:
         if source.dataset is not None:
             item = _dataset_input(source, base)
             found.setdefault(item.file, item)
-            continue
-        for path in paths:
-            name = source.name or path.name.split(".")[0]
-            found.setdefault(str(path), _file_input(path, base, name, source))
+        for file in files:
+            if str(file) in found:
+                continue
+            if isinstance(file, Path):
+                found[str(file)] = _file_input(file, landed_file(file, base), source)
+            else:
+                objects.append(file)
+                found[str(file)] = _file_input(fetched(file, s3, root), landed_object(file), source)
     if not found:
         raise InputError("pool.sources is empty; list at least one path or dataset in the settings file")
+    forget_other_copies(objects, root)
     return list(found.values())
+
+
+def _files(source: Source, base: Path, s3: S3) -> Sequence[Path | BucketFile]:
+    if source.path is None:
+        return []
+    if is_in_bucket(source.path):
+        return bucket_files(source.path, s3, source.success_marker)[0]
+    return find_files(source.path, base, source.success_marker)
 
 
 def _form(source: Source) -> tuple[Form | None, bool]:
@@ -157,10 +192,13 @@ def _form(source: Source) -> tuple[Form | None, bool]:
     return source.form, False
 
 
-def _file_input(path: Path, base: Path, name: str, source: Source) -> _Input:
+def _file_input(path: Path, landed: Landed | None, source: Source) -> _Input:
     kind = file_format(path)
-    shown = str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
-    item = _Input(name, shown, kind, lambda: read_file(path), *_form(source), source, sha256=file_hash(path))
+    if landed is None:
+        raise InputError(f"{path}: is gone since it was listed; run again once nobody writes to it")
+    name = source.name or path.name.split(".")[0]
+    item = _Input(name, landed.name, kind, lambda: read_file(path), *_form(source), source, sha256=file_hash(path))
+    item.landed = (landed,)
     if kind == "parquet":
         try:
             item.schema = arrow_schema(path)
@@ -185,6 +223,7 @@ def _dataset_input(source: Source, base: Path) -> _Input:
             yield batch.cast(item.schema)
 
     item.records = lambda: read_rows(batches())
+    item.landed = tuple(landed_source(source, base))
     return item
 
 
@@ -208,14 +247,23 @@ class _Reading:
         self._origins = _Table(folder / "origins.parquet", tables.ORIGINS)
         self._rejects = _Table(folder / "rejects.parquet", tables.REJECTS)
 
-    def read(self, inputs: list[_Input]) -> "hashlib._Hash":
-        """Read every input; return the running hash of all that was written."""
+    def read(self, inputs: list[_Input], base: Path) -> "hashlib._Hash":
+        """Read every input; return the running hash of all that was written.
+
+        Raises:
+            InputError: for a file that changed meanwhile.
+        """
         for item in inputs:
-            for record in item.records():
-                self._take(item, record)
-                self._read += 1
-                if self._read % _BATCH == 0:
-                    self._progress(self._read, 0)
+            try:
+                for record in item.records():
+                    self._take(item, record)
+                    self._read += 1
+                    if self._read % _BATCH == 0:
+                        self._progress(self._read, 0)
+            except Exception:
+                require_unchanged(item.landed, base)  # Where the file changed, that is the better word.
+                raise
+            require_unchanged(item.landed, base)
         self._progress(self._read, 0)
         for table in (self._samples, self._origins, self._rejects):
             table.close()

@@ -22,6 +22,8 @@ from novelsum_dagster.pool.samples import Reject
 
 MAX_RECORD_BYTES = 64 * 2**20
 """A longer record is rejected instead of being held in memory."""
+SUCCESS_MARKER = "_SUCCESS"
+"""The file by which a writer says that a folder is whole, as Spark does."""
 _CHUNK_BYTES = 2**16
 _LONGEST_TOKEN = 16
 """More characters than a literal or an escape has: an error farther from the end is no matter of reading more."""
@@ -52,18 +54,21 @@ class Record:
     ends_file: bool = False
 
 
-def find_files(pattern: str, base: Path) -> list[Path]:
+def find_files(pattern: str, base: Path, success_marker: bool = False) -> list[Path]:
     """Return the files that a path or glob names, sorted; relative ones start at `base`.
+
+    Args:
+        pattern: path or glob.
+        base: folder.
+        success_marker: leave out files whose folder has no file _SUCCESS.
 
     Raises:
         InputError: where nothing matches, a match is a folder, or its format is not known.
     """
-    wanted = Path(pattern).expanduser()
-    path = base / wanted
-    is_glob = any(mark in pattern for mark in "*?[") and not path.exists()
-    # Only the pattern is a glob: the base folder's own name may have brackets.
-    names = sorted(glob.glob(str(wanted), root_dir=base, recursive=True)) if is_glob else [wanted]
-    files = [base / name for name in names if not (is_glob and (base / name).is_dir())]
+    path = base / Path(pattern).expanduser()
+    files = _matches(pattern, base)
+    if success_marker:
+        files = [file for file in files if file.name != SUCCESS_MARKER]
     missing = [path] if not files else [file for file in files if not file.exists()]
     if missing:
         raise InputError(f"{pattern}: no such file (looked for {missing[0]}); correct the path or glob")
@@ -71,7 +76,32 @@ def find_files(pattern: str, base: Path) -> list[Path]:
         if file.is_dir():
             raise InputError(f"{pattern}: is a folder; name files or a glob such as {pattern.rstrip('/')}/*.jsonl")
         file_format(file)
-    return files
+    if not success_marker:
+        return files
+    finished = {folder for folder in {file.parent for file in files} if (folder / SUCCESS_MARKER).exists()}
+    if not finished:
+        raise InputError(f"{pattern}: no folder of these files has a file {SUCCESS_MARKER} yet")
+    return [file for file in files if file.parent in finished]
+
+
+def unfinished_folders(pattern: str, base: Path) -> set[Path]:
+    """Return the folders of files that a path or glob names which have no file _SUCCESS."""
+    return {
+        folder for folder in {file.parent for file in _matches(pattern, base)} if not (folder / SUCCESS_MARKER).exists()
+    }
+
+
+def _matches(pattern: str, base: Path) -> list[Path]:
+    wanted = Path(pattern).expanduser()
+    is_glob = any(mark in pattern for mark in "*?[") and not (base / wanted).exists()
+    # Only the pattern is a glob: the base folder's own name may have brackets.
+    names = sorted(glob.glob(str(wanted), root_dir=base, recursive=True)) if is_glob else [wanted]
+    return [base / name for name in names if not (is_glob and (base / name).is_dir())]
+
+
+def shown_name(path: Path, base: Path) -> str:
+    """Return a source file's name as a snapshot shows it: relative to `base` where it is within."""
+    return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
 
 
 def file_format(path: Path) -> str:

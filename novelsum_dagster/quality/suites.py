@@ -17,8 +17,9 @@ import pyarrow as pa
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.diversity.vectors import distinct_rows
 from novelsum_dagster.embedding.store import VectorSet
+from novelsum_dagster.lineage.comparison import Changes, Comparison
 from novelsum_dagster.pool.snapshot import SAMPLES, PoolSnapshot
-from novelsum_dagster.report.novelsum_report import NovelSumReport
+from novelsum_dagster.report.novelsum_report import SELECTED, NovelSumReport
 from novelsum_dagster.selection.subset import Subset
 from novelsum_dagster.settings import Settings
 
@@ -329,6 +330,47 @@ def _expect_gain(subject: Subject) -> "list[Expectation]":
     return [gxe.ExpectColumnPairValuesAToBeGreaterThanB(column_A="selected", column_B="random", or_equal=True)]
 
 
+def _comparison(subject: Subject) -> Comparison:
+    assert isinstance(subject.output, Changes)
+    return subject.output.comparison(subject.root)
+
+
+def _novelsum_drift(subject: Subject) -> "pd.DataFrame":
+    """The subset's NovelSum before and after; no row where the two do not compare."""
+    row = _comparison(subject).measure(SELECTED, "novelsum")
+    rows = [row] if row is not None and row.difference is not None else []
+    return _frame(
+        before=[row.before for row in rows],
+        after=[row.after for row in rows],
+        drift=[abs(row.after - row.before) / max(abs(row.before), 1e-12) for row in rows],
+    )
+
+
+def _expect_steady_novelsum(subject: Subject) -> "list[Expectation]":
+    import great_expectations.expectations as gxe
+
+    limit = subject.settings.checks.max_novelsum_drift
+    return [gxe.ExpectColumnValuesToBeBetween(column="drift", max_value=limit)]
+
+
+def _source_drift(subject: Subject) -> "pd.DataFrame":
+    pool = _comparison(subject).pool
+    sources = pool.sources if pool else ()
+    return _frame(
+        source=[one.source for one in sources],
+        before=[one.share_before for one in sources],
+        after=[one.share_after for one in sources],
+        drift=[abs(one.share_after - one.share_before) for one in sources],
+    )
+
+
+def _expect_steady_sources(subject: Subject) -> "list[Expectation]":
+    import great_expectations.expectations as gxe
+
+    limit = subject.settings.checks.max_source_drift
+    return [gxe.ExpectColumnValuesToBeBetween(column="drift", max_value=limit)]
+
+
 SUITES: tuple[Suite, ...] = (
     Suite("raw_pool", "schema", True, "The samples table has the columns it should.", _first_rows, _expect_schema),
     Suite("raw_pool", "unique_ids", True, "Ids are content hashes, none twice.", _samples(["id"]), _expect_ids),
@@ -401,6 +443,22 @@ SUITES: tuple[Suite, ...] = (
         "NovelSum of the subset is at least that of a random one.",
         _report_values,
         _expect_gain,
+    ),
+    Suite(
+        "changes",
+        "novelsum_steady",
+        False,
+        "NovelSum of the subset is near that of the state before, where the two compare.",
+        _novelsum_drift,
+        _expect_steady_novelsum,
+    ),
+    Suite(
+        "changes",
+        "sources_steady",
+        False,
+        "Each source has about the share of the pool that it had in the state before.",
+        _source_drift,
+        _expect_steady_sources,
     ),
 )
 

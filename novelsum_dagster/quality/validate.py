@@ -6,7 +6,6 @@ Belongs here: validation, verdict files, the gate. Does not: what is expected (`
 import os
 import warnings
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
@@ -76,7 +75,7 @@ def check(step: str, subject: Subject) -> list[Verdict]:
     """Run all suites of a step on its output and keep the verdicts under `root/checks`."""
     verdicts = [validate(suite, subject) for suite in suites_of(step)]
     text = "\n".join(verdict.model_dump_json() for verdict in verdicts) + "\n"
-    write_bytes(text.encode(), _file(subject.root, step, subject.output.key))
+    write_bytes(text.encode(), subject.root / verdicts_name(step, subject.output.key))
     return verdicts
 
 
@@ -101,14 +100,15 @@ def describe(failures: Iterable[Failure]) -> str:
 
 def verdicts_of(step: str, subject: Subject) -> list[Verdict]:
     """Return the kept verdicts on exactly this output; suites that never ran are run."""
-    path = _file(subject.root, step, subject.output.key)
+    path = subject.root / verdicts_name(step, subject.output.key)
     if not path.exists():
         return check(step, subject)
     return [Verdict.model_validate_json(line) for line in path.read_text().splitlines()]
 
 
-def _file(root: Path, step: str, key: str) -> Path:
-    return root / "checks" / step / f"{key}.jsonl"
+def verdicts_name(step: str, key: str) -> str:
+    """Return where the verdicts on an output are, in the storage folder."""
+    return f"checks/{step}/{key}.jsonl"
 
 
 def _row(frame: "pd.DataFrame", at: int) -> str:

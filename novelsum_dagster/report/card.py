@@ -11,6 +11,7 @@ Belongs here: what a card says, its folder. Does not: the measures, the checks.
 """
 
 import html
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
@@ -132,9 +133,9 @@ def _facts(
 ) -> dict[str, Any]:
     samples = snapshot.samples(root, ["id", "source", "tokens", "turns", "characters"])
     rows = rows_of(samples["id"].to_pylist(), subset.picks(root, ["id"])["id"])
-    licences = {file.source: file.licence for file in reversed(snapshot.files)}
+    licences = _licences(snapshot)
     shares = [
-        {**row, "licence": licences[row["source"]] or NOT_GIVEN}
+        {**row, "licence": ", ".join(one or NOT_GIVEN for one in licences[row["source"]])}
         for row in coverage(samples["source"], rows).to_pylist()
     ]
     citations = dict.fromkeys([settings.card.citation, *(file.citation for file in snapshot.files), _PAPER])
@@ -150,7 +151,7 @@ def _facts(
         "selection": subset.key,
         "signed_off_by": settings.card.signed_off_by,
         "sources": shares,
-        "unlicensed": [row["source"] for row in shares if row["licence"] == NOT_GIVEN and row["selected"]],
+        "unlicensed": [row["source"] for row in shares if None in licences[row["source"]] and row["selected"]],
         "measures": _measures(report),
         "biases": [*_source_biases(shares), *_length_biases(lengths(samples, rows).to_pylist())],
         "warnings": [_in_words(one) for one in verdicts if not one.passed],
@@ -164,8 +165,19 @@ def _in_words(verdict: Verdict) -> str:
     return f"{verdict.step}: {verdict.name}: {describe(verdict.failures)}"
 
 
-def _front_matter(title: str, settings: Settings, licences: dict[str, str | None], size: int) -> str:
-    licence = settings.card.licence or (next(iter(licences.values())) if len(set(licences.values())) == 1 else None)
+def _licences(snapshot: PoolSnapshot) -> dict[str, list[str | None]]:
+    """Return the licences of each source; files of one name may have several."""
+    found: dict[str, list[str | None]] = {}
+    for file in snapshot.files:
+        known = found.setdefault(file.source, [])
+        if file.licence not in known:
+            known.append(file.licence)
+    return found
+
+
+def _front_matter(title: str, settings: Settings, licences: dict[str, list[str | None]], size: int) -> str:
+    distinct = {one for several in licences.values() for one in several}
+    licence = settings.card.licence or (next(iter(distinct)) if len(distinct) == 1 else None)
     header = {
         "pretty_name": title,
         "license": licence or "other",
@@ -223,8 +235,8 @@ def _listed(names: Sequence[str], most: int = 5) -> str:
 
 
 def _cell(text: object) -> str:
-    """Return text that stays in its table's cell and is no markup."""
-    return html.escape(" ".join(str(text).split()), quote=False).replace("|", "\\|").replace("`", "\\`")
+    """Return text that stays in its line and its table's cell and is no markup."""
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
 
 
 def _page(facts: dict[str, Any]) -> str:

@@ -6,11 +6,9 @@ Belongs here: which subset that is, and which of its samples are still in the po
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.pool.snapshot import PoolSnapshot
-from novelsum_dagster.selection.subset import Subset, selection_folder
+from novelsum_dagster.selection.subset import Subset, read_picks
 
 EXTENDS = "extends"
 """The option of a recorded selection that names the subset that it extends."""
@@ -31,21 +29,16 @@ class Earlier:
     gone: tuple[str, ...]
 
 
-def subset_to_extend(root: Path, snapshot: PoolSnapshot, newest: Subset | None) -> Earlier | None:
-    """Return the newest subset of another snapshot: a second run over the same pool adds nothing twice.
+def subset_to_extend(snapshot: PoolSnapshot, newest: Subset | None) -> str | None:
+    """Return the key of the newest subset of another snapshot: a second run over the same pool adds nothing twice.
 
     Args:
-        root: the storage folder.
         snapshot: the pool.
         newest: the newest subset, if any.
-
-    Raises:
-        InputError: where its picks are gone or damaged.
     """
     if newest is None:
         return None
-    key = newest.key if newest.settings.snapshot != snapshot.key else newest.settings.options.get(EXTENDS)
-    return None if key is None else earlier_subset(root, snapshot, key)
+    return newest.key if newest.settings.snapshot != snapshot.key else newest.settings.options.get(EXTENDS)
 
 
 def earlier_subset(root: Path, snapshot: PoolSnapshot, key: str) -> Earlier:
@@ -54,12 +47,11 @@ def earlier_subset(root: Path, snapshot: PoolSnapshot, key: str) -> Earlier:
     Raises:
         InputError: where its picks are gone or damaged.
     """
-    path = root / selection_folder(key) / "picks.parquet"
     try:
-        ids = pq.read_table(path, columns=["id"], partitioning=None)["id"].to_pylist()
-    except (OSError, ValueError) as error:
+        ids = read_picks(root, key, ["id"])["id"].to_pylist()
+    except InputError as error:
         raise InputError(
-            f"{path}: the subset that is to be extended cannot be read ({error}); take selection.extend_by out of the"
+            f"the subset that is to be extended cannot be read: {error}. Or take selection.extend_by out of the"
             " settings to choose anew"
         ) from None
     there = set(snapshot.samples(root, ["id"])["id"].to_pylist())

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import content_key, file_hash, place_folder, temporary_folder, write_json, write_table
 from novelsum_dagster.pool.export import chosen_records, write_by_source, write_records
 from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
@@ -74,8 +75,27 @@ class Subset(Handle):
     settings: SelectionSettings
 
     def picks(self, root: Path, columns: list[str] | None = None) -> pa.Table:
-        """Read the picks, in pick order."""
-        return pq.read_table(root / self.folder / "picks.parquet", columns=columns, partitioning=None)
+        """Read the picks, in pick order.
+
+        Raises:
+            InputError: where the file is gone or damaged.
+        """
+        return read_picks(root, self.key, columns)
+
+
+def read_picks(root: Path, key: str, columns: list[str] | None = None) -> pa.Table:
+    """Read the picks of a selection, in pick order.
+
+    Raises:
+        InputError: where the file is gone or damaged.
+    """
+    path = root / selection_folder(key) / "picks.parquet"
+    try:
+        return pq.read_table(path, columns=columns, partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(
+            f"{path}: gone or damaged ({error}); delete it, and materialise selected_subset again"
+        ) from None
 
 
 def picks_table(snapshot: PoolSnapshot, root: Path, picks: Picks) -> pa.Table:

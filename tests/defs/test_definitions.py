@@ -36,7 +36,7 @@ def test_loading_definitions_imports_nothing_heavy() -> None:
 
 def test_every_asset_is_described() -> None:
     specs = list(build_defs(Settings(study=Study())).resolve_all_asset_specs())
-    assert len(specs) == 12 + len(models())
+    assert len(specs) == 14 + len(models())
     for spec in specs:
         assert spec.description and spec.group_name and spec.owners and spec.kinds and spec.code_version
 

@@ -319,6 +319,7 @@ def test_run_costs(curation: Curation, finished: list[Run]) -> None:
         "novelsum_report",
         "data_card",
         "lineage",
+        "changes",
         STEP,
     ]
     for run in finished:
@@ -327,7 +328,7 @@ def test_run_costs(curation: Curation, finished: list[Run]) -> None:
         for row in rows.values():
             assert (row["attempts"], row["failed_attempts"], row["status"]) == (1, 0, "done")
             assert row["run_finished"] and row["pool_samples"] == len(run.kept) and row["seconds"] > 0
-        assert {name for name, row in rows.items() if row["bytes"] is None} == {"lineage", "data_card", STEP}
+        assert {name for name, row in rows.items() if row["bytes"] is None} == {"lineage", "changes", "data_card", STEP}
         assert rows["raw_pool"]["bytes"] == sum(path.stat().st_size for path in run.pool_folder.iterdir())
         shards = (curation.root / "vectors").rglob("*.*")
         assert rows["embeddings"]["bytes"] == sum(path.stat().st_size for path in shards)

@@ -22,7 +22,17 @@ from novelsum_dagster.selection.subset import Subset
 from tests.defs.conftest import Curation
 from tests.pools import write_jsonl
 
-ASSETS = ["raw_pool", "embeddings", "density", "sample_novelty", "selected_subset", "novelsum_report", "lineage"]
+ASSETS = [
+    "raw_pool",
+    "embeddings",
+    "density",
+    "sample_novelty",
+    "selected_subset",
+    "novelsum_report",
+    "data_card",
+    "lineage",
+    "changes",
+]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +105,7 @@ def test_the_subset_is_written_in_its_original_form(curation: Curation, result: 
 
 def test_the_lineage_knows_the_run(curation: Curation, result: dg.ExecuteInProcessResult) -> None:
     counts = {
-        "runs": 1, "steps": 8, "snapshots": 1, "source_files": 2, "embeddings": 1, "densities": 1, "novelties": 1,
+        "runs": 1, "steps": 10, "snapshots": 1, "source_files": 2, "embeddings": 1, "densities": 1, "novelties": 1,
         "selections": 1, "set_measures": 25, "run_outputs": 1, "samples": 100, "origins": 101, "rejects": 1,
         "density": 100, "novelty": 100, "picks": 20,
     }  # fmt: skip

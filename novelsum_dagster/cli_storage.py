@@ -1,0 +1,40 @@
+"""The command that brings a storage on S3 back to an empty machine: `novelsum restore`.
+
+Belongs here: its words. Does not: transfers (`storage`), the lineage's rows (`lineage.store`).
+"""
+
+from novelsum_dagster.errors import InputError
+from novelsum_dagster.terminal import SettingsFile, new_reporter, say, settings_in
+
+
+def restore(settings: SettingsFile = None) -> None:
+    """Fetch everything of a storage on S3 that this machine lacks, and make the lineage database anew from it.
+
+    A run fetches what it needs by itself; this is for asking about all runs that there were.
+
+    Example: [bold]novelsum restore --settings curation.yaml[/]
+    """
+    from novelsum_dagster.lineage.models import build
+    from novelsum_dagster.storage.lock import StorageLock
+    from novelsum_dagster.storage.outputs import FOLDERS
+    from novelsum_dagster.workspace import Workspace
+
+    workspace = Workspace(settings_in(settings))
+    mirror, store = workspace.mirror, workspace.lineage
+    if mirror is None:
+        raise InputError(
+            f"storage is the folder {workspace.root}, not on S3: there is nothing to fetch. A damaged lineage is made"
+            " anew by novelsum rebuild-lineage"
+        )
+    with (
+        StorageLock(workspace.root, mirror.remote).held("restore"),
+        new_reporter().step("fetching folders") as progress,
+    ):
+        fetched = 0
+        for number, folder in enumerate(FOLDERS):
+            progress(number, len(FOLDERS))
+            fetched += mirror.get_folder(folder)
+        progress(len(FOLDERS), len(FOLDERS))
+        runs = store.rebuild()
+        build(store)
+    say(f"{fetched:,} files fetched from {mirror.remote.place}; {runs:,} runs are in {store.path} again")

@@ -1,0 +1,262 @@
+"""What starts runs by itself: the sensor `landing`, the schedule `recurate`, the condition that carries a change on.
+
+Belongs here: when a run starts, and the words for why one does not. Does not: the listing and its cursor
+(`pool.landing`), the job.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import dagster as dg
+
+from novelsum_dagster.defs.handles import read_handle
+from novelsum_dagster.defs.steps import close_dead_runs
+from novelsum_dagster.errors import InputError
+from novelsum_dagster.files import read_json
+from novelsum_dagster.lineage.models import models
+from novelsum_dagster.lineage.provenance import STEPS, code_version, read_record, settings_of
+from novelsum_dagster.pool.landing import (
+    Changes,
+    Cursor,
+    Listing,
+    list_sources,
+    look,
+    read_cursor,
+    read_listing,
+    short,
+    start_cursor,
+)
+from novelsum_dagster.pool.snapshot import PoolSnapshot
+from novelsum_dagster.settings import Settings
+from novelsum_dagster.workspace import Workspace
+
+BATCH_TAG = "novelsum/batch"
+"""Tag of a run: how many files its batch has."""
+FILES_TAG = "novelsum/files"
+"""Tag of a run: the first names of its batch."""
+REASON_TAG = "novelsum/because"
+"""Tag of a run that the schedule started: what changed."""
+_UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+_ASSET_JOB = "__ASSET_JOB"
+"""Dagster's name for runs of hand-picked assets; they write the same outputs."""
+_DEAD_AFTER_SECONDS = 60
+"""A run that started later is not looked at for whether its process lives: it may not have marked itself yet."""
+
+CARRY = (
+    dg.AutomationCondition.any_deps_match(
+        # A new version, not only a new materialisation; and none by a run that makes this asset, too.
+        (dg.AutomationCondition.data_version_changed() & ~dg.AutomationCondition.executed_with_root_target())
+        | dg.AutomationCondition.will_be_requested()
+    )
+    .with_label("an input changed in a run without this asset")
+    .since_last_handled()
+    & ~dg.AutomationCondition.any_deps_missing()
+    & ~dg.AutomationCondition.any_deps_in_progress()
+    & ~dg.AutomationCondition.in_progress()
+    & dg.AutomationCondition.all_deps_blocking_checks_passed()
+)
+"""Condition of every asset but the first: what it is made from changed, is there, and passed its blocking checks."""
+
+
+def landing_sensor(settings: Settings, job: str, clock: Callable[[], float] = time.time) -> dg.SensorDefinition:
+    """Return the sensor that starts a run once for each batch of files that landed at the pool's sources."""
+    workspace = Workspace(settings)
+
+    @dg.sensor(
+        name="landing",
+        job_name=job,
+        minimum_interval_seconds=settings.automation.interval_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING if settings.automation.watch else dg.DefaultSensorStatus.STOPPED,
+        description="Starts a run when files of pool.sources were added, changed or removed, once for each batch.",
+    )
+    def landing(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        try:
+            listing = list_sources(settings.pool.sources, settings.base, settings.s3)
+        except InputError as error:
+            return _skipped(f"A run would fail: {error}", context.cursor)
+        if not listing.files:
+            return _skipped("No source is a file or a local folder: there is nothing to watch.", context.cursor)
+        cursor = read_cursor(context.cursor) or _start_cursor(workspace, listing, context.cursor)
+        found = look(cursor, listing, clock(), settings.automation.settle_seconds)
+        if not found.changes:
+            return _skipped(f"Nothing new: {len(listing.files):,} files, as at the last batch.", _text(found.waiting))
+        if read_listing(workspace.root, _newest_key(workspace)) == listing.marks:
+            return _skipped(f"The newest pool has it already ({found.changes}).", _text(found.taken))
+        running = _unfinished_run(context.instance, workspace, job)
+        if running is not None:
+            return _skipped(f"Run {running.run_id[:8]} is in progress; {found.changes} since.", _text(found.waiting))
+        if found.unsettled:
+            reason = f"{found.changes}; may still be being written: {short(found.unsettled)}."
+            return _skipped(reason, _text(found.waiting))
+        request = dg.RunRequest(
+            run_key=found.taken.batch, tags={BATCH_TAG: str(found.changes), FILES_TAG: found.changes.names}
+        )
+        return dg.SensorResult(run_requests=[request], cursor=_text(found.taken))
+
+    return landing
+
+
+def recurate_schedule(settings: Settings, job: str) -> dg.ScheduleDefinition | None:
+    """Return the schedule that starts a run at the settings' times unless nothing changed; None where there are none.
+
+    Args:
+        settings: all settings.
+        job: name of the job that is run.
+    """
+    if settings.automation.schedule is None:
+        return None
+    workspace = Workspace(settings)
+
+    @dg.schedule(
+        name="recurate",
+        job_name=job,
+        cron_schedule=settings.automation.schedule,
+        execution_timezone=settings.automation.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Starts a run unless files, settings and code are as they were at the last successful one.",
+    )
+    def recurate(context: dg.ScheduleEvaluationContext) -> dg.SkipReason | dg.RunRequest:
+        running = _unfinished_run(context.instance, workspace, job)
+        if running is not None:
+            return dg.SkipReason(f"Run {running.run_id[:8]} is in progress.")
+        try:
+            changes = list(_changes(workspace, context.instance, job))
+        except InputError as error:
+            return dg.SkipReason(f"A run would fail: {error}")
+        if not changes:
+            return dg.SkipReason(
+                "Nothing changed since the last successful run: files, settings and code are the same."
+            )
+        return dg.RunRequest(tags={REASON_TAG: short(changes)})
+
+    return recurate
+
+
+def carry_sensor(settings: Settings, assets: dg.AssetSelection) -> dg.AutomationConditionSensorDefinition:
+    """Return the sensor that looks at the assets' conditions.
+
+    Args:
+        settings: all settings.
+        assets: whose conditions count.
+    """
+    is_on = settings.automation.carry
+    return dg.AutomationConditionSensorDefinition(
+        "carry",
+        target=assets,
+        minimum_interval_seconds=settings.automation.interval_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING if is_on else dg.DefaultSensorStatus.STOPPED,
+        description="Materialises what depends on an asset that was materialised alone, once its checks passed.",
+    )
+
+
+def _skipped(reason: str, cursor: str | None) -> dg.SensorResult:
+    return dg.SensorResult(skip_reason=reason, cursor=cursor)
+
+
+def _text(cursor: Cursor) -> str:
+    return cursor.model_dump_json()
+
+
+def _newest_pool(workspace: Workspace) -> PoolSnapshot | None:
+    try:
+        return read_handle(workspace.root, "raw_pool", PoolSnapshot)
+    except dg.Failure:
+        return None
+
+
+def _newest_key(workspace: Workspace) -> str:
+    pool = _newest_pool(workspace)
+    return pool.key if pool else ""
+
+
+def _start_cursor(workspace: Workspace, listing: Listing, unusable: str | None) -> Cursor:
+    """Return a cursor that takes the newest pool as the last batch."""
+    pool = _newest_pool(workspace)
+    key = pool.key if pool else ""
+    sums = {file.file: file.sha256 or "" for file in pool.files} if pool else {}
+    read = read_listing(workspace.root, key) or {}
+    return start_cursor(listing, workspace.settings.base, f"{key} {unusable or ''}", read, sums)
+
+
+def _unfinished_run(instance: dg.DagsterInstance, workspace: Workspace, job: str) -> dg.DagsterRun | None:
+    """Return a run that is in progress; one whose process died is closed first, or it would be waited for forever."""
+    found = _unfinished(instance, job)
+    if found and all(record.start_time and time.time() - record.start_time > _DEAD_AFTER_SECONDS for record in found):
+        close_dead_runs(instance, workspace)
+        found = _unfinished(instance, job)
+    return found[0].dagster_run if found else None
+
+
+def _unfinished(instance: dg.DagsterInstance, job: str) -> list[dg.RunRecord]:
+    records = instance.get_run_records(dg.RunsFilter(statuses=_UNFINISHED))
+    return [record for record in records if record.dagster_run.job_name in (job, _ASSET_JOB)]
+
+
+def _changes(workspace: Workspace, instance: dg.DagsterInstance, job: str) -> Iterator[str]:
+    """Yield in words what is other than at the last successful run.
+
+    Raises:
+        InputError: where a run would refuse the sources.
+    """
+    settings = workspace.settings
+    listing = list_sources(settings.pool.sources, settings.base, settings.s3)
+    succeeded = dg.RunsFilter(job_name=job, statuses=[dg.DagsterRunStatus.SUCCESS])
+    pool = _newest_pool(workspace)
+    if pool is None or not instance.get_run_records(succeeded, limit=1):
+        yield "no run has succeeded yet"
+        return
+    read = read_listing(workspace.root, pool.key)
+    if read is None:
+        yield "what the pool was read from is not known"
+    elif read != listing.marks:
+        yield _words(read, listing)
+    for source in settings.pool.sources:
+        if source.dataset and not source.revision and not (settings.base / source.dataset).expanduser().exists():
+            yield f"dataset {source.dataset} has no revision"
+    yield from _stale_outputs(workspace)
+    yield from _changed_models(instance)
+
+
+def _words(read: dict[str, str], listing: Listing) -> str:
+    before = Cursor(batch="", taken=read)
+    changes: Changes = look(before, listing, 0, 0).changes
+    return f"{changes} ({changes.names})"
+
+
+def _stale_outputs(workspace: Workspace) -> Iterator[str]:
+    """Yield the outputs that other settings, other code or other inputs have made."""
+    assets = [asset for asset in STEPS if not asset.startswith("study_")]
+    keys = {asset: _key(workspace, asset) for asset in assets}
+    for asset, key in keys.items():
+        try:
+            made = read_record(workspace.root, asset, key)
+        except InputError:
+            yield f"{asset} is not there"
+            continue
+        now = settings_of(asset, workspace.settings)
+        changed = [name for name in {**made.settings, **now} if made.settings.get(name) != now.get(name)]
+        yield from (f"{name} for {asset}" for name in changed)
+        if made.code_version != code_version(asset):
+            yield f"the code of {asset}"
+        if any(used in keys and keys[used] != then for used, then in made.inputs.items()):
+            yield f"{asset} is of another pool"
+
+
+def _key(workspace: Workspace, asset: str) -> str:
+    try:
+        found: Any = read_json(workspace.root / "assets" / f"{asset}.json")
+        return str(found["key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _changed_models(instance: dg.DagsterInstance) -> Sequence[str]:
+    wanted = {dg.AssetKey(model.name): model.code_version for model in models()}
+    made = instance.get_latest_materialization_code_versions(list(wanted))
+    return [f"the model {key.to_user_string()}" for key, version in wanted.items() if made.get(key) != version]

@@ -1,0 +1,234 @@
+"""The nearest points of a pool, of which those of an earlier pool are known: only what is new is searched.
+
+What it finds is equal, bit for bit, to what a search of all finds: the exact search depends on nothing but the vectors,
+and both order points that are equally near by a hash of their coordinates, whatever their order in the pool.
+
+Belongs here: which points are searched anew, what is kept of the others, the table that they are kept in. Does not:
+the search (`density`), files (`tables`).
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from novelsum_dagster.diversity.density import Density, ExactSearch, Found, require_search_memory
+from novelsum_dagster.diversity.vectors import searchable_rows
+from novelsum_dagster.progress import Progress, no_progress
+
+_TILE = 4096
+_MOST_ANEW = 0.5
+"""Largest part of the vectors that is searched anew before all are."""
+_HASH_BYTES = 16
+_PROBED = 1000
+"""Points whose kept distances are computed again before any is used: another processor may round differently."""
+
+
+def _schema(asked: int) -> pa.Schema:
+    return pa.schema(
+        [
+            ("vector", pa.binary(_HASH_BYTES)),
+            ("nearest", pa.list_(pa.int32(), asked)),
+            ("squared_distance", pa.list_(pa.float32(), asked)),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The K + 1 nearest points of each distinct vector of a pool, itself among them; all r where there are fewer.
+
+    Attributes:
+        hashes: of the coordinates of the distinct vectors, 16 bytes each, (r,), ascending.
+        squared: squared distances, float32, (r, asked), ascending.
+        points: rows of this table, int64, (r, asked); the lower one first where two are equally near.
+    """
+
+    hashes: NDArray[np.void]
+    squared: NDArray[np.float32]
+    points: NDArray[np.int64]
+
+    def table(self) -> pa.Table:
+        """Return it as an Arrow table: vector (hash), nearest (rows of the table), squared_distance."""
+        hashes = pa.Array.from_buffers(
+            pa.binary(_HASH_BYTES), len(self.hashes), [None, pa.py_buffer(self.hashes.tobytes())]
+        )
+        asked = self.points.shape[1]
+        lists = [
+            pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), asked)
+            for values in (self.points.astype(np.int32), self.squared)
+        ]
+        return pa.table([hashes, *lists], schema=_schema(asked))
+
+    @staticmethod
+    def of_table(table: pa.Table, neighbors: int) -> "Nearest | None":
+        """Return what `table` made a table of; None where the table is another or unsound."""
+        size = len(table)
+        asked = min(neighbors + 1, size)
+        if not size or table.schema != _schema(asked) or any(column.null_count for column in table.columns):
+            return None
+        hashes = np.frombuffer(b"".join(table["vector"].to_pylist()), dtype=f"V{_HASH_BYTES}")
+        lists = [table[name].combine_chunks().flatten() for name in ("nearest", "squared_distance")]
+        if any(values.null_count for values in lists):
+            return None
+        points, squared = (values.to_numpy().reshape(size, asked) for values in lists)
+        found = Nearest(hashes, squared, points.astype(np.int64))
+        return found if found._is_sound() else None
+
+    def _is_sound(self) -> bool:
+        return bool(
+            np.array_equal(np.unique(self.hashes), self.hashes)
+            and ((self.points >= 0) & (self.points < len(self.hashes))).all()
+            and np.isfinite(self.squared).all()
+            and (np.diff(self.squared, axis=1, prepend=np.float32(0)) >= 0).all()
+        )
+
+
+@dataclass(frozen=True)
+class PoolNearest:
+    """The nearest points in a pool of n samples.
+
+    Attributes:
+        nearest: of its distinct vectors.
+        vector: the distinct vector of each sample, int64, (n,).
+        searched: in words, how many distinct vectors were searched among which.
+    """
+
+    nearest: Nearest
+    vector: NDArray[np.int64]
+    searched: str
+
+    def density(self, neighbors: int) -> Density:
+        """Return the density that `density` finds for the pool as its own reference, bit for bit.
+
+        Both neighbor policies drop one point at distance 0: every sample is in the reference.
+        """
+        squared = self.nearest.squared
+        used = squared.shape[1] - 1
+        # The first, which is dropped, adds 0.
+        mean = squared.sum(axis=1, dtype=np.float64) / max(1, used)
+        return Density(mean[self.vector], neighbors, used, len(squared), ExactSearch.name, ExactSearch.recall)
+
+
+def nearest_in_pool(
+    vectors: NDArray[np.float32],
+    neighbors: int,
+    earlier: Nearest | None = None,
+    *,
+    reason: str = "nothing is known",
+    progress: Progress = no_progress,
+) -> PoolNearest:
+    """Find the K + 1 nearest distinct vectors of every vector of a pool, exactly.
+
+    Vectors that an earlier pool had, with all the neighbours that they had there, are compared with the new ones only.
+    All are searched anew where more than half would be compared with all of them.
+
+    Args:
+        vectors: float32, (n, d).
+        neighbors: K.
+        earlier: of another pool, for the same K: vectors may have come, gone and moved since.
+        reason: why there is none.
+        progress: called with distinct vectors searched and their number.
+
+    Raises:
+        ValueError: for bad rows, or rows too long to square in float32.
+        NotEnoughMemory: where the search would not fit.
+    """
+    rows = searchable_rows(vectors, "target")
+    require_search_memory(rows, neighbors, approximate=False, keeps=True)
+    hashes, first, vector = np.unique(_hashes(rows), return_index=True, return_inverse=True)
+    exact = ExactSearch(rows[first])
+    known = _Known.of(hashes, neighbors, earlier)
+    anew, new = np.flatnonzero(~known.complete), np.flatnonzero(known.is_new)
+    if earlier is None:
+        why = reason
+    elif len(anew) > _MOST_ANEW * len(hashes):
+        why = f"{len(new):,} are new, {len(anew) - len(new):,} lost a neighbour"
+    elif not known.repeats(exact):
+        why = "those of the earlier densities cannot be computed again; another processor may have made them"
+    else:
+        why = ""
+    if why:
+        anew, searched = np.arange(len(hashes)), f"all {len(hashes):,} against all ({why})"
+    else:
+        rest = len(hashes) - len(anew) if len(new) else 0
+        lost = f" and {len(anew) - len(new):,} that lost a neighbour" if len(anew) > len(new) else ""
+        searched = f"{len(new):,} new{lost} against all, {rest:,} against the new"
+    squared, points = _searched(exact, known, anew, new, progress)
+    return PoolNearest(Nearest(hashes, squared, points), vector.astype(np.int64), searched)
+
+
+def _hashes(rows: NDArray[np.float32]) -> NDArray[np.void]:
+    # Adding 0.0 turns -0.0, which has other bits, into 0.0.
+    digests = (hashlib.blake2b((row + np.float32(0)).data, digest_size=_HASH_BYTES).digest() for row in rows)
+    return np.frombuffer(b"".join(digests), dtype=f"V{_HASH_BYTES}")
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What an earlier pool says of the r distinct vectors of this one.
+
+    Attributes:
+        squared, points: as in `Nearest`, infinite and -1 where nothing is known.
+        complete: whether every neighbour that the vector had is still there.
+        is_new: whether the earlier pool had it not.
+    """
+
+    squared: NDArray[np.float32]
+    points: NDArray[np.int64]
+    complete: NDArray[np.bool_]
+    is_new: NDArray[np.bool_]
+
+    @staticmethod
+    def of(hashes: NDArray[np.void], neighbors: int, earlier: Nearest | None) -> "_Known":
+        size = len(hashes)
+        shape = (size, min(neighbors + 1, size))
+        known = _Known(
+            np.full(shape, np.inf, dtype=np.float32), np.full(shape, -1), np.zeros(size, bool), np.ones(size, bool)
+        )
+        if earlier is None:
+            return known
+        _, now, then = np.intersect1d(hashes, earlier.hashes, assume_unique=True, return_indices=True)
+        known.is_new[now] = False
+        place = np.full(len(earlier.hashes), -1)
+        place[then] = now
+        points = place[earlier.points[then]]
+        kept = (points >= 0).all(axis=1)
+        now, then, points = now[kept], then[kept], points[kept]
+        # No wider than `shape`, as all of its points are still there; narrower where the earlier pool had too few.
+        width = slice(0, min(shape[1], points.shape[1]))
+        known.squared[now, width] = earlier.squared[then, width]
+        known.points[now, width] = points[:, width]
+        known.complete[now] = True
+        return known
+
+    def repeats(self, exact: ExactSearch) -> bool:
+        """Tell whether the distances of some of the vectors come out as they are."""
+        complete = np.flatnonzero(self.complete)
+        chosen = complete[:: max(1, len(complete) // _PROBED)]
+        is_known = self.points[chosen] >= 0
+        again = exact.distances(exact.points[chosen], np.where(is_known, self.points[chosen], 0))
+        return np.array_equal(again[is_known], self.squared[chosen][is_known])
+
+
+def _searched(
+    exact: ExactSearch, known: _Known, anew: NDArray[np.int64], new: NDArray[np.int64], progress: Progress
+) -> Found:
+    """Return what is nearest to every point: to those of `anew` of all, to others of what is known and of `new`."""
+    size, asked = known.points.shape
+    squared, points = known.squared, known.points
+    rest = np.setdiff1d(np.arange(size), anew, assume_unique=True)
+    for start in range(0, len(anew), _TILE):
+        part = anew[start : start + _TILE]
+        squared[part], points[part] = exact.search(exact.points[part], asked)
+        progress(start + len(part), size)
+    for start in range(0, len(rest) if len(new) else 0, _TILE):
+        part = rest[start : start + _TILE]
+        found = squared[part], points[part]
+        squared[part], points[part] = exact.nearer(exact.points[part], found[0][:, -1], found, new)
+        progress(len(anew) + start + len(part), size)
+    if not len(new) and len(anew) < size:
+        progress(size, size)
+    return squared, points

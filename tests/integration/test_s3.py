@@ -1,0 +1,89 @@
+"""A whole curation whose storage is on a real S3 server: runs, empty machines, faults, two at once."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from tests.machines import Machine
+from tests.pools import alpaca, write_jsonl, write_settings
+from tests.s3 import BUCKET, FAULTS, FaultProxy, Server
+
+
+@pytest.fixture
+def settings(s3: Server, tmp_path: Path) -> Path:
+    write_jsonl(tmp_path / "pool" / "old.jsonl", alpaca(60))
+    return write_settings(
+        tmp_path, storage=f"s3://{BUCKET}/{s3.prefix}", s3={"endpoint_url": s3.endpoint}, selection={"k": 12}
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The subset of the same pool, chosen in a folder."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_jsonl(folder / "pool" / "old.jsonl", alpaca(60))
+    settings = write_settings(folder, selection={"k": 12})
+    return Path(Machine(settings, folder / "cache").run()["subset"]).read_bytes()
+
+
+def _runs(summary: dict[str, Any]) -> list[tuple[str, int]]:
+    with duckdb.connect(summary["lineage"], read_only=True) as connection:
+        return connection.execute(
+            "SELECT run_id, embedded FROM run_outputs JOIN runs USING (run_id) ORDER BY started_at"
+        ).fetchall()
+
+
+def test_a_curation_lives_on_s3(settings: Path, s3: Server, tmp_path: Path, undisturbed: bytes) -> None:
+    first = Machine(settings, tmp_path / "one").run()
+    assert Path(first["subset"]).read_bytes() == undisturbed
+    there = s3.remote().files()
+    assert {name.split("/")[0] for name in there} >= {"pool", "vectors", "selections", "lineage", "runs", "assets"}
+    assert any(name.startswith("logs/") for name in there), "what steps print is kept on S3"
+
+    # A machine that has nothing fetches what it needs, embeds nothing, and knows the run before.
+    write_jsonl(tmp_path / "pool" / "new.jsonl", alpaca(10, start=60))
+    second = Machine(settings, tmp_path / "two").run()
+    assert [embedded for _, embedded in _runs(second)] == [60, 10]
+
+    # An empty machine is restored by one command, and can answer for both runs.
+    third = Machine(settings, tmp_path / "three")
+    restored = third.novelsum("restore")
+    assert restored.returncode == 0, restored.stderr
+    assert "2 runs" in restored.stderr
+    picked = json.loads(third.novelsum("why", "old.jsonl:1", "--run", _runs(second)[0][0], "--json").stdout)
+    assert picked["run"] == _runs(second)[0][0]
+    again = third.novelsum("reproduce")
+    assert again.returncode == 0, again.stderr + again.stdout
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_on_a_fifth_of_the_requests_change_nothing(
+    settings: Path, faulty: FaultProxy, tmp_path: Path, fault: str, undisturbed: bytes
+) -> None:
+    text = settings.read_text()
+    settings.write_text(text.replace(text.split("endpoint_url: ")[1].split("\n")[0], faulty.endpoint))
+    faulty.fault, faulty.rate, faulty.seed = fault, 0.2, 1
+    summary = Machine(settings, tmp_path / "disturbed").run()
+    assert faulty.faults > 5
+    assert Path(summary["subset"]).read_bytes() == undisturbed
+
+
+def test_two_runs_at_once_on_two_machines_are_refused(settings: Path, s3: Server, tmp_path: Path) -> None:
+    one, two = (Machine(settings, tmp_path / name) for name in ("one", "two"))
+    running = one.start("run", "--json")
+    try:
+        for _ in range(600):
+            if s3.remote().files("locks/"):
+                break
+            time.sleep(0.1)
+        refused = two.novelsum("run", "--json")
+        assert refused.returncode == 1
+        assert "is in use by run" in refused.stderr and "Traceback" not in refused.stderr
+    finally:
+        _, errors = running.communicate(timeout=500)
+        assert running.returncode == 0, errors
+    assert not s3.remote().files("locks/")
