@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from io import BufferedReader
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO
+from typing import Any
 
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import file_hash, replacing
@@ -197,7 +198,7 @@ class Remote:
                             raise
         raise AssertionError
 
-    def _send(self, file: BinaryIO, size: int, name: str, sha256: str) -> None:
+    def _send(self, file: BufferedReader, size: int, name: str, sha256: str) -> None:
         if size <= MULTIPART_BYTES:
             self._put(name, file.read(), sha256)
             return
@@ -342,8 +343,8 @@ def _require(found: str, wanted: str | None) -> None:
         raise _WrongContentError
 
 
-def _digest(file: BinaryIO) -> str:
-    """Return the SHA-256 of an open file, and go back to its begin."""
+def _digest(file: BufferedReader) -> str:
+    """Return the SHA-256 of an open file, and go back to its start."""
     file.seek(0)
     found = hashlib.file_digest(file, "sha256").hexdigest()
     file.seek(0)

@@ -17,6 +17,7 @@ import pytest
 from novelsum_dagster.definitions import CURATE_JOB, build_defs
 from novelsum_dagster.defs.automation import BATCH_TAG, FILES_TAG, REASON_TAG, landing_sensor
 from novelsum_dagster.defs.handles import read_handle
+from novelsum_dagster.errors import InputError
 from novelsum_dagster.pool.landing import read_cursor
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.settings import Settings, load_settings
@@ -108,6 +109,23 @@ def test_nothing_starts_by_itself_unless_the_settings_say_so() -> None:
     schedule = wanted.resolve_schedule_def("recurate")
     assert (schedule.cron_schedule, schedule.execution_timezone) == ("0 3 * * *", "Europe/Berlin")
     assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("schedule", "every night", "'every night' is no cron schedule: minute, hour, day, month, weekday"),
+        ("schedule", "0 0 31 2 *", "is no cron schedule"),
+        ("timezone", "Mars/Olympus", "'Mars/Olympus' is no time zone"),
+        ("interval_seconds", 0, "greater than 0"),
+        ("settle_seconds", -1, "greater than or equal to 0"),
+    ],
+)
+def test_a_bad_setting_is_named(tmp_path: Path, key: str, value: object, says: str) -> None:
+    path = write_settings(tmp_path, automation={key: value})
+    with pytest.raises(InputError) as error:
+        load_settings(path)
+    assert f"{path}:2: automation.{key}: " in str(error.value) and says in str(error.value)
 
 
 def test_every_asset_with_a_condition_is_the_carry_sensors() -> None:
