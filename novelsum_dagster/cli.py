@@ -24,7 +24,7 @@ from novelsum_dagster.cli_explore import explore, page_beside
 from novelsum_dagster.cli_housekeeping import gc
 from novelsum_dagster.cli_storage import restore
 from novelsum_dagster.cli_study import study
-from novelsum_dagster.errors import InputError
+from novelsum_dagster.errors import InputError, disk_full, is_disk_full
 from novelsum_dagster.settings import PACKAGED_MODEL, Embedding, NovelSum, Selection, Settings, Source
 from novelsum_dagster.terminal import (
     AsJson,
@@ -326,6 +326,12 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except Exception as error:
+        home = Path(os.environ.get("DAGSTER_HOME", "."))
+        if not is_disk_full(error, home):
+            raise
+        say(f"novelsum: error: {disk_full(home)}")
+        sys.exit(1)
 
 
 def _prepare_home(settings: Settings) -> str:

@@ -4,15 +4,18 @@ Belongs here: its arguments, table and JSON. Does not: what is removed (`lineage
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.terminal import AsJson, SettingsFile, say, settings_in
+from novelsum_dagster.terminal import AsJson, SettingsFile, new_reporter, say, settings_in
 
 if TYPE_CHECKING:
     from novelsum_dagster.lineage.housekeeping import Plan
+    from novelsum_dagster.lineage.store import LineageStore
+    from novelsum_dagster.storage.mirror import Mirror
 
 
 def gc(
@@ -30,14 +33,36 @@ def gc(
     from novelsum_dagster.workspace import Workspace
 
     chosen = settings_in(settings)
-    if chosen.s3_place is not None:
-        raise InputError(f"gc works on a storage folder; {chosen.s3_place} is not one. Nothing was removed")
-    store = Workspace(chosen).lineage
-    found = (plan if dry_run else collect)(store, chosen.retention)
+    workspace = Workspace(chosen)
+    made = plan if dry_run else collect
+    if workspace.mirror is None:
+        found = made(workspace.lineage, chosen.retention)
+    else:
+        with _of_s3(workspace.lineage, workspace.mirror) as removed:
+            found = made(workspace.lineage, chosen.retention)
+            removed += [] if dry_run else [item.path for item in found.items]
     if as_json:
         print(json.dumps(_as_json(found, dry_run), indent=2))
     else:
         _print(found, dry_run)
+
+
+@contextmanager
+def _of_s3(store: "LineageStore", mirror: "Mirror") -> Iterator[list[str]]:
+    """Make the local folder as S3 is, so that all is seen; then remove there the paths that the block names."""
+    from novelsum_dagster.lineage.store import RUN_FILES
+    from novelsum_dagster.storage.lock import StorageLock
+    from novelsum_dagster.storage.outputs import fetch_everything, remove
+
+    removed: list[str] = []
+    with StorageLock(mirror.root, mirror.remote).held("gc"):
+        with new_reporter().step("fetching folders") as progress:
+            fetch_everything(mirror, progress)
+        store.take_in()
+        yield removed
+        # They say whose data is gone, before it is.
+        mirror.put(*(path.relative_to(mirror.root).as_posix() for path in sorted(mirror.root.glob(RUN_FILES))))
+        remove(mirror, removed)
 
 
 def _as_json(found: "Plan", dry_run: bool) -> dict[str, object]:

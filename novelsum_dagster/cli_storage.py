@@ -16,7 +16,7 @@ def restore(settings: SettingsFile = None) -> None:
     """
     from novelsum_dagster.lineage.models import build
     from novelsum_dagster.storage.lock import StorageLock
-    from novelsum_dagster.storage.outputs import FOLDERS
+    from novelsum_dagster.storage.outputs import fetch_everything
     from novelsum_dagster.workspace import Workspace
 
     workspace = Workspace(settings_in(settings))
@@ -30,11 +30,7 @@ def restore(settings: SettingsFile = None) -> None:
         StorageLock(workspace.root, mirror.remote).held("restore"),
         new_reporter().step("fetching folders") as progress,
     ):
-        fetched = 0
-        for number, folder in enumerate(FOLDERS):
-            progress(number, len(FOLDERS))
-            fetched += mirror.get_folder(folder)
-        progress(len(FOLDERS), len(FOLDERS))
+        fetched = fetch_everything(mirror, progress)
         runs = store.rebuild()
         build(store)
     say(f"{fetched:,} files fetched from {mirror.remote.place}; {runs:,} runs are in {store.path} again")

@@ -4,7 +4,6 @@ Belongs here: `Step`, metadata that several assets share. Does not: any one asse
 """
 
 import base64
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from novelsum_dagster.errors import InputError
+from novelsum_dagster.errors import InputError, disk_full, is_disk_full
 from novelsum_dagster.lineage.openlineage import Dataset
 from novelsum_dagster.lineage.provenance import Provenance, record, record_path, require_matching
 from novelsum_dagster.lineage.store import LineageStore, run_file
@@ -83,13 +82,8 @@ def recorded(
         name: of a step that makes several assets; default: the asset's.
         config: what the launchpad said.
     """
-    lineage, name = workspace.lineage, name or context.asset_key.to_user_string()
-    try:
-        _take_storage(workspace, context.run.run_id)
-        lineage.start_run(context.run.run_id, workspace.settings.model_dump_json())
-        attempt = lineage.start_step(context.run.run_id, name)
-    except ValueError as error:  # Storage that is in use, S3, or a damaged file behind a view of the lineage.
-        raise dg.Failure(str(error), allow_retries=False) from error
+    name = name or context.asset_key.to_user_string()
+    attempt = _begin(workspace, context.run.run_id, name)
     reporter = workspace.reporter_for(context.log.info)
     step = Step(name, context.run.run_id, workspace, reporter, inputs, config.model_dump() if config else {})
     events = workspace.events(context.log.warning)
@@ -101,22 +95,46 @@ def recorded(
         require_matching(workspace.root, workspace.settings, inputs)
         yield step
     except BaseException as error:
-        message = str(error) or type(error).__name__
-        lineage.end_step(context.run.run_id, name, attempt, None, message)
-        with contextlib.suppress(InputError):  # The step has failed already, of the same cause perhaps.
-            publish(workspace.mirror, run_file(context.run.run_id))
+        message = (
+            disk_full(workspace.root) if is_disk_full(error, workspace.root) else str(error) or type(error).__name__
+        )
+        _record_failure(workspace, context.run.run_id, name, attempt, message)
         if events:
             events.fail(context.run.run_id, name, attempt, message)
-        if isinstance(error, ValueError):
-            raise dg.Failure(str(error), allow_retries=False) from error
+        if isinstance(error, ValueError) or is_disk_full(error, workspace.root):
+            raise dg.Failure(message, allow_retries=False) from error
         if isinstance(error, KeyboardInterrupt | dg.DagsterExecutionInterruptedError):
             # A retry policy would otherwise start the step again that a person has just stopped.
             raise dg.Failure(INTERRUPTED, allow_retries=False) from error
         raise
-    lineage.end_step(context.run.run_id, name, attempt, step.output.key if step.output else None, None)
+    workspace.lineage.end_step(context.run.run_id, name, attempt, step.output.key if step.output else None, None)
     publish(workspace.mirror, run_file(context.run.run_id))
     if events:
         events.complete(context.run.run_id, name, attempt, *step.datasets)
+
+
+def _begin(workspace: Workspace, run_id: str, name: str) -> int:
+    """Take the storage for a step's run and record that the step begins; return its attempt."""
+    try:
+        _take_storage(workspace, run_id)
+        workspace.lineage.start_run(run_id, workspace.settings.model_dump_json())
+        return workspace.lineage.start_step(run_id, name)
+    except Exception as error:
+        if is_disk_full(error, workspace.root):
+            raise dg.Failure(disk_full(workspace.root), allow_retries=False) from error
+        if isinstance(error, ValueError):  # Storage that is in use, S3, or a damaged file behind a view of the lineage.
+            raise dg.Failure(str(error), allow_retries=False) from error
+        raise
+
+
+def _record_failure(workspace: Workspace, run_id: str, name: str, attempt: int, message: str) -> None:
+    """Record that a step failed; that this fails too, of the same cause perhaps, must not hide the cause."""
+    try:
+        workspace.lineage.end_step(run_id, name, attempt, None, message)
+        publish(workspace.mirror, run_file(run_id))
+    except Exception as error:
+        if not isinstance(error, InputError) and not is_disk_full(error, workspace.root):
+            raise
 
 
 def _take_storage(workspace: Workspace, run_id: str) -> None:

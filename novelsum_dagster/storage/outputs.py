@@ -5,10 +5,12 @@ Belongs here: what of an output is sent and fetched, and in which order. Does no
 Each function takes a mirror, or None where storage is a folder, and then does nothing.
 """
 
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.lineage.provenance import Provenance, read_record, record_path
+from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.storage.mirror import Mirror
 
 FOLDERS = (
@@ -66,6 +68,27 @@ def publish(mirror: Mirror | None, *names: str) -> None:
     """Send files that change, each whole, in the order given."""
     if mirror is not None:
         mirror.put(*names)
+
+
+def fetch_everything(mirror: Mirror, progress: Progress = no_progress) -> int:
+    """Make the local folder as the storage on S3 is; return how many files were fetched. Others here are left."""
+    fetched = 0
+    for number, folder in enumerate(FOLDERS):
+        progress(number, len(FOLDERS))
+        fetched += mirror.get_folder(folder)
+    progress(len(FOLDERS), len(FOLDERS))
+    return fetched
+
+
+def remove(mirror: Mirror, paths: Iterable[str]) -> int:
+    """Delete files and folders on S3 that were removed here; return how many files."""
+    gone = {PurePosixPath(path) for path in paths}
+    names = [
+        name for name in mirror.remote.files() if gone.intersection([PurePosixPath(name), *PurePosixPath(name).parents])
+    ]
+    for name in names:
+        mirror.remote.delete(name)
+    return len(names)
 
 
 def _record_name(root: Path, asset: str, key: str) -> str:

@@ -56,6 +56,15 @@ def test_a_curation_lives_on_s3(settings: Path, s3: Server, tmp_path: Path, undi
     assert "2 runs" in restored.stderr
     picked = json.loads(third.novelsum("why", "old.jsonl:1", "--run", _runs(second)[0][0], "--json").stdout)
     assert picked["run"] == _runs(second)[0][0]
+    # What only the first run had goes, here and there; the second is whole.
+    settings.write_text(settings.read_text() + "retention: {runs: 1}\n")
+    before = set(s3.remote().files())
+    cleared = third.novelsum("gc")
+    assert cleared.returncode == 0, cleared.stderr
+    gone = {name.split("/")[0] for name in before - set(s3.remote().files())}
+    assert gone >= {"pool", "selections", "density"} and "assets" not in gone
+    lost = third.novelsum("why", "old.jsonl:1", "--run", _runs(second)[0][0])
+    assert lost.returncode == 2 and "removed" in lost.stderr
     again = third.novelsum("reproduce")
     assert again.returncode == 0, again.stderr + again.stdout
 
