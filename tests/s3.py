@@ -56,7 +56,7 @@ class FaultProxy:
 
     Attributes:
         target: port of the server.
-        fault: one of `FAULTS`, or `stall`: passes nothing on until the test is over.
+        fault: one of `FAULTS`, `any` of them, or `stall`: passes nothing on until the test is over.
         rate: part of the requests that is faulty, drawn with `seed` by number of the request.
         only: restricts the faults to some requests, by method and path.
         reached: set at the first fault.
@@ -83,7 +83,7 @@ class FaultProxy:
                 return None, chance
             self.faults += 1
             self.reached.set()
-            return self.fault, chance
+            return (chance.choice(FAULTS) if self.fault == "any" else self.fault), chance
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -73,10 +73,12 @@ STEPS = {
     "lineage": StepFacts("1"),
     "changes": StepFacts("1"),
     "data_card": StepFacts("1", ("card",)),
-    "study_pool": StepFacts("1", ("novelsum", "study")),
-    "study_set": StepFacts("1", ("novelsum", "study")),
-    "study_measures": StepFacts("1", ("novelsum", "measures", "study")),
-    "study_performance": StepFacts("1", ("study",)),
+    "study_pool": StepFacts("1", ("novelsum", "study.held_out", "study.neighbors")),
+    "study_set": StepFacts("1", ("novelsum",)),
+    "study_measures": StepFacts(
+        "1", ("novelsum", "measures", "study.neighbors", "study.density_powers", "study.proximity_powers")
+    ),
+    "study_performance": StepFacts("1", ("study.training",)),
     "study_correlation": StepFacts("1", ("study",)),
 }
 """By asset."""

@@ -80,16 +80,16 @@ class Subset(Handle):
         Raises:
             InputError: where the file is gone or damaged.
         """
-        return read_picks(root, self.key, columns)
+        return read_picks(root / self.folder, columns)
 
 
-def read_picks(root: Path, key: str, columns: list[str] | None = None) -> pa.Table:
-    """Read the picks of a selection, in pick order.
+def read_picks(folder: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read the picks of a selection from its folder, in pick order.
 
     Raises:
         InputError: where the file is gone or damaged.
     """
-    path = root / selection_folder(key) / "picks.parquet"
+    path = folder / "picks.parquet"
     try:
         return pq.read_table(path, columns=columns, partitioning=None)
     except (OSError, pa.ArrowException) as error:

@@ -25,7 +25,7 @@ from tests.machines import Machine, kill
 from tests.pools import alpaca, write_jsonl, write_settings
 from tests.s3 import BUCKET, Server
 
-KILLS = int(os.environ.get("NOVELSUM_KILLS", "2"))
+KILLS = int(os.environ.get("NOVELSUM_KILLS", "1"))
 _SHARD = 40
 """Samples a shard: several are committed, so that a kill may fall between them."""
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -101,13 +102,15 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
 
 
 @pytest.fixture(autouse=True)
-def _untouched(ran: Ran) -> Iterator[None]:
-    """Whatever is asked and answered: the storage folder stays byte for byte, and so does the folder around it."""
+def _untouched(ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever is asked and answered: the storage folder stays byte for byte, and nothing temporary is left."""
     before = hashes(ran.folder)
-    temporary = set(Path(os.environ.get("TMPDIR", "/tmp")).glob("novelsum-*"))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     yield
     assert hashes(ran.folder) == before
-    assert set(Path(os.environ.get("TMPDIR", "/tmp")).glob("novelsum-*")) <= temporary
+    assert list(temporary.glob("novelsum-*")) == []
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from tests.machines import Machine
 from tests.pools import alpaca, write_jsonl, write_settings
-from tests.s3 import BUCKET, FAULTS, FaultProxy, Server
+from tests.s3 import BUCKET, FaultProxy, Server
 
 
 @pytest.fixture
@@ -69,13 +69,12 @@ def test_a_curation_lives_on_s3(settings: Path, s3: Server, tmp_path: Path, undi
     assert again.returncode == 0, again.stderr + again.stdout
 
 
-@pytest.mark.parametrize("fault", FAULTS)
 def test_faults_on_a_fifth_of_the_requests_change_nothing(
-    settings: Path, faulty: FaultProxy, tmp_path: Path, fault: str, undisturbed: bytes
+    settings: Path, faulty: FaultProxy, tmp_path: Path, undisturbed: bytes
 ) -> None:
     text = settings.read_text()
     settings.write_text(text.replace(text.split("endpoint_url: ")[1].split("\n")[0], faulty.endpoint))
-    faulty.fault, faulty.rate, faulty.seed = fault, 0.2, 1
+    faulty.fault, faulty.rate, faulty.seed = "any", 0.2, 1
     summary = Machine(settings, tmp_path / "disturbed").run()
     assert faulty.faults > 5
     assert Path(summary["subset"]).read_bytes() == undisturbed
@@ -85,10 +84,11 @@ def test_two_runs_at_once_on_two_machines_are_refused(settings: Path, s3: Server
     one, two = (Machine(settings, tmp_path / name) for name in ("one", "two"))
     running = one.start("run", "--json")
     try:
-        for _ in range(600):
+        for _ in range(1200):
             if s3.remote().files("locks/"):
                 break
-            time.sleep(0.1)
+            assert running.poll() is None, running.communicate()
+            time.sleep(0.05)
         refused = two.novelsum("run", "--json")
         assert refused.returncode == 1
         assert "is in use by run" in refused.stderr and "Traceback" not in refused.stderr
