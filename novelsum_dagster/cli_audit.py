@@ -126,6 +126,8 @@ def reproduce(
     from novelsum_dagster.lineage.reproduce import records_of
     from novelsum_dagster.lineage.reproduce import reproduce as make_again
     from novelsum_dagster.lineage.runs import find_run
+    from novelsum_dagster.selection.extension import EXTENDS
+    from novelsum_dagster.storage.outputs import fetch_output
     from novelsum_dagster.workspace import Workspace
 
     chosen = settings_in(settings)
@@ -133,6 +135,10 @@ def reproduce(
     with workspace.lineage.reading() as connection:
         found = find_run(connection, run)
         records = records_of(connection, found)
+    for name, record in records.items():
+        fetch_output(workspace.mirror, name, record.output)
+    if EXTENDS in found.options:
+        fetch_output(workspace.mirror, "selected_subset", found.options[EXTENDS])
     made = make_again(records, found, workspace.root, chosen.base, new_reporter(), embed_again)
     if as_json:
         answer = {

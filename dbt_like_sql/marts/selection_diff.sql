@@ -1,5 +1,6 @@
 -- A sample that a finished run or the finished run before it picked: it entered, left or stayed.
--- Ranks are those of first picks. The first run has no row, nor has one whose data gc removed. A filter on run_id reaches the Parquet files.
+-- Ranks are those of first picks. The first run has no row, nor has one whose data gc removed. A filter on run_id
+-- reaches the Parquet files.
 CREATE OR REPLACE VIEW selection_diff AS
 WITH run_pairs AS (
     SELECT

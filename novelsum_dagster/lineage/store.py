@@ -37,6 +37,7 @@ RUN_FILES = "runs/*.json"
 _VERSION = 3
 """Of the schema. A database of version 1 has no table that says so."""
 _LOCK_SECONDS = 60
+_NO_LINEAGE = "no lineage yet; run the pipeline first (novelsum run), or fetch what is on S3 (novelsum restore)"
 _PLACE = "source VARCHAR, file VARCHAR, position BIGINT, line BIGINT"
 _VIEWS = {
     "samples": (
@@ -128,7 +129,7 @@ class LineageStore:
         import duckdb
 
         if not self.path.exists():
-            raise InputError(f"{self.path}: no lineage yet; run the pipeline first (novelsum run)")
+            raise InputError(f"{self.path}: {_NO_LINEAGE}")
         connection = _connect(self.path, read_only=True)
         try:
             if _version(connection, self.path) < _VERSION or self._has_moved(connection):
@@ -214,7 +215,7 @@ class LineageStore:
             InputError: where there is no database, or it is damaged or from a newer version.
         """
         if not self.path.exists():
-            raise InputError(f"{self.path}: no lineage yet; run the pipeline first (novelsum run)")
+            raise InputError(f"{self.path}: {_NO_LINEAGE}")
         with closing(_connect(self.path, read_only=True)) as connection:
             _version(connection, self.path)
             there = {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
