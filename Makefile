@@ -23,7 +23,7 @@ ui: $(READY)
 	$(BIN)/novelsum ui
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore=tests/browser -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore=tests/browser -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-ui: $(READY)
 	tests/browser/install-chromium

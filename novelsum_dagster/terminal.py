@@ -90,12 +90,17 @@ def run_group(command: list[str], *beside: list[str]) -> int:
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for one in (command, *beside):
-            processes.append(subprocess.Popen(one, start_new_session=True))
+            processes.append(subprocess.Popen(one, start_new_session=True, preexec_fn=_heed_interrupts))
         return processes[0].wait()
     except KeyboardInterrupt:
         return 130
     finally:
         _end_groups(processes)
+
+
+def _heed_interrupts() -> None:
+    """Let SIGINT end a child gently, where a shell that started us in the background has it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _end_groups(processes: "list[subprocess.Popen[bytes]]") -> None:

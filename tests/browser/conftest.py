@@ -42,10 +42,8 @@ def dagster_ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("ui")
     write_jsonl(folder / "pool" / "reference.jsonl", alpaca(160))
     write_jsonl(folder / "pool" / "more.jsonl", alpaca(80, start=160))
-    settings = write_settings(folder)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port, explorer = _free_port(), _free_port()
+    settings = write_settings(folder, explore_url=f"http://127.0.0.1:{explorer}")
     command = [sys.executable, "-m", "novelsum_dagster", "ui", "--settings", str(settings), "--port", str(port)]
     environment = {name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"}
     with (folder / "ui.log").open("wb") as log:
@@ -58,6 +56,13 @@ def dagster_ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.send_signal(signal.SIGTERM)
         server.wait(60)
         assert _alive(settings) == [], "the UI left processes behind"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def _alive(settings: Path) -> list[str]:

@@ -67,6 +67,27 @@ def test_plots_are_drawn(page: Page, shots: Path, asset: str, picture: str) -> N
     page.screenshot(path=shots / f"{asset}-{picture}.png")
 
 
+def test_a_link_leads_to_the_page_that_says_why(page: Page, shots: Path) -> None:
+    page.goto("/assets/selected_subset?view=events")
+    link = page.locator("a[href*='/?run=']").first
+    expect(link).to_be_visible()
+    address = link.get_attribute("href") or ""
+    run = address.partition("?run=")[2]
+    page.goto(address)
+    expect(page.get_by_text(f"{run[:8]} ·").first).to_be_visible()
+    expect(page.get_by_text("240 of 240 samples fit the filters")).to_be_visible()
+    page.screenshot(path=shots / "linked.png")
+
+
+def test_the_data_card_is_shown(page: Page, shots: Path) -> None:
+    page.goto("/assets/data_card?view=events")
+    page.get_by_text("[Show Markdown]").first.click()
+    expect(page.get_by_text("How to cite")).to_be_visible()
+    expect(page.get_by_text("No licence was given for")).to_be_visible()
+    _settle(page)
+    page.screenshot(path=shots / "card.png")
+
+
 def _settle(page: Page) -> None:
     """Let transitions end, so that a screenshot shows what a person sees."""
     page.wait_for_timeout(1500)

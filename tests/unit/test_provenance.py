@@ -343,9 +343,13 @@ def test_a_partition_is_told_by_its_name(curated: Curated) -> None:
     used = {"raw_pool": curated.made["raw_pool"]}
     record(curated.root, curated.settings, "study_set", study, used, RUN, {})
     assert mismatches(curated.root, curated.settings, "study_set[random-8-s1]", study, used) == []
-    changed = curated.with_settings(study={"held_out": 7})
+    # Another setting of the study changes no set.
+    assert mismatches(curated.root, curated.with_settings(study={"held_out": 7}), "study_set[x]", study, used) == []
+    changed = curated.with_settings(novelsum={"neighbors": 7})
     [line] = mismatches(curated.root, changed, "study_set[random-8-s1]", study, used)
-    assert line == ("study_set[random-8-s1]: study.held_out was 50, the settings say 7; materialise study_set again")
+    assert line == (
+        "study_set[random-8-s1]: novelsum.neighbors was 10, the settings say 7; materialise study_set again"
+    )
 
 
 def test_damage_does_not_become_the_record(curated: Curated) -> None:

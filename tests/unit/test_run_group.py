@@ -47,7 +47,13 @@ class Group:
         command = [*through, sys.executable, "-c", PARENT, *map(str, self.names), str(seconds), str(code)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
-            command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            command,
+            env=environment,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            # A shell that started the tests in the background has SIGINT ignored in all that it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         self.children: list[int] = []
 
