@@ -62,11 +62,12 @@ def trajectory(
     cosines = unit_rows(np.ascontiguousarray(picks, dtype=np.float32), "picks").astype(np.float64) @ own
     distances = (1 - cosines) * (factor + pick_factors)
     weights = rank_weights(len(distances), proximity_power)
-    ascending = np.empty(0)
-    score = np.empty(len(distances))
+    ascending, score = np.empty(len(distances)), np.empty(len(distances))
     for made, distance in enumerate(distances):
-        ascending = np.insert(ascending, np.searchsorted(ascending, distance), distance)
-        score[made] = quality * (ascending @ weights[: made + 1])
+        place = ascending[:made].searchsorted(distance)
+        ascending[place + 1 : made + 1] = ascending[place:made]
+        ascending[place] = distance
+        score[made] = quality * (ascending[: made + 1] @ weights[: made + 1])
     return Trajectory(score)
 
 
