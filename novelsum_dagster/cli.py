@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import uuid4
 
 import typer
 
@@ -70,13 +71,18 @@ def run(settings: SettingsFile = None, as_json: AsJson = False) -> None:
     Example: [bold]novelsum run --settings curation.yaml[/]
     """
     chosen = settings_in(settings)
-    home = _prepare_home(chosen)
+    home, run_id = _prepare_home(chosen), str(uuid4())
     from novelsum_dagster.definitions import CURATE_JOB, build_defs
+    from novelsum_dagster.workspace import Workspace
+
+    # What the first step would refuse, storage that is in use or out of reach, is refused before all else.
+    Workspace(chosen).hold(run_id)
 
     job = build_defs(chosen, new_reporter()).resolve_job_def(CURATE_JOB)
     with _instance(chosen) as instance:
         result = job.execute_in_process(
             instance=instance,
+            run_id=run_id,
             raise_on_error=False,
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         )
@@ -340,7 +346,13 @@ def _prepare_home(settings: Settings) -> str:
 
     from novelsum_dagster.files import write_bytes
 
-    home = Path(os.environ.setdefault("DAGSTER_HOME", str(settings.storage_path / "dagster")))
+    storage = settings.storage_path
+    in_the_way = next((path for path in (storage, *storage.parents) if path.is_file()), None)
+    if in_the_way is not None:
+        raise InputError(f"storage: {in_the_way} is a file; name a folder")
+    if not settings.pool.sources:
+        raise InputError("pool.sources is empty; list at least one path or dataset in the settings file")
+    home = Path(os.environ.setdefault("DAGSTER_HOME", str(storage / "dagster")))
     if not (home / "dagster.yaml").exists():
         text = files(__package__).joinpath("dagster.yaml").read_text() + _compute_logs(settings)
         write_bytes(text.encode(), home / "dagster.yaml")
@@ -443,7 +455,7 @@ def _say_failures(result: Any) -> None:
             data = event.step_failure_data
             text = data.user_failure_data.description if data.user_failure_data else data.error.to_string()
             say(f"novelsum: {event.step_key} failed: {text}")
-    say("Nothing that was done is lost: run again once it is mended.")
+    say("What was done before is kept: the next run goes on from there.")
 
 
 def _summary(settings: Settings) -> dict[str, Any]:

@@ -171,8 +171,8 @@ def rebuild_lineage(settings: SettingsFile = None) -> None:
 
 
 def _print_difference(found: Any) -> None:
-    print(f"{found.b.short} against {found.a.short}: {len(found.entered):,} samples entered, {len(found.left):,} left,")
-    print(f"{found.stayed:,} stayed.\n")
+    moved = f"{len(found.entered):,} samples entered, {len(found.left):,} left, {found.stayed:,} stayed"
+    print(f"{found.b.short} against {found.a.short}: {moved}.\n")
     for key, (a, b) in found.settings.items():
         print(f"  {key}: {a} -> {b}")
     if not found.same_model:
@@ -199,7 +199,8 @@ def _print_reproduction(made: Any) -> None:
     for name, equal in made.files.items():
         table.add_row(name, "", "", {True: "equal, byte for byte", False: "differs", None: "missing"}[equal])
     Console().print(table)
-    print("The vectors were made again." if made.embedded_again else "The kept vectors were used (--embed-again).")
+    kept = "The kept vectors were used; --embed-again makes them again, too."
+    print("The vectors were made again." if made.embedded_again else kept)
     for line in made.differences:
         print(f"Since then: {line}.")
     print("The subset is the same, byte for byte." if made.is_equal else "The subset came out otherwise.")

@@ -83,6 +83,9 @@ def _print(found: "Plan", dry_run: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    if not found.items:
+        print("Nothing to remove; leftovers of killed processes are once they are an hour old.")
+        return
     title = "Would be removed" if dry_run else "Removed"
     table = Table(title=title, title_justify="left", show_footer=True)
     size = sum(item.bytes for item in found.items)

@@ -11,6 +11,7 @@ from novelsum_dagster.lineage.openlineage import Events
 from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.progress import LogReporter, Reporter
 from novelsum_dagster.settings import Settings
+from novelsum_dagster.storage.lock import hold_storage
 from novelsum_dagster.storage.mirror import Mirror, mirror_of
 
 
@@ -40,6 +41,18 @@ class Workspace:
     def mirror(self) -> Mirror | None:
         """Where storage is on S3: what sends and fetches its files."""
         return mirror_of(self.settings)
+
+    def hold(self, run_id: str) -> None:
+        """Keep the storage for a run; at first, take in what runs on other machines have written meanwhile.
+
+        Raises:
+            InputError: where another run works on it, or S3 is out of reach.
+        """
+        mirror = self.mirror
+        is_new = hold_storage(self.root, run_id, mirror.remote if mirror else None)
+        if is_new and mirror is not None:
+            mirror.get_folder("runs")
+            self.lineage.take_in()
 
     def events(self, say: Callable[[str], object]) -> Events | None:
         """Return where OpenLineage events go; None where the settings name no place. `say` is told what fails."""

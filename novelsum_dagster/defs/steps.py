@@ -19,7 +19,6 @@ from novelsum_dagster.lineage.store import LineageStore, run_file
 from novelsum_dagster.liveness import ended_runs, hold
 from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.progress import Reporter
-from novelsum_dagster.storage.lock import hold_storage
 from novelsum_dagster.storage.outputs import fetch_output, publish, publish_output
 from novelsum_dagster.workspace import Workspace
 
@@ -116,7 +115,8 @@ def recorded(
 def _begin(workspace: Workspace, run_id: str, name: str) -> int:
     """Take the storage for a step's run and record that the step begins; return its attempt."""
     try:
-        _take_storage(workspace, run_id)
+        workspace.hold(run_id)
+        hold(workspace.root, run_id)
         workspace.lineage.start_run(run_id, workspace.settings.model_dump_json())
         return workspace.lineage.start_step(run_id, name)
     except Exception as error:
@@ -135,16 +135,6 @@ def _record_failure(workspace: Workspace, run_id: str, name: str, attempt: int, 
     except Exception as error:
         if not isinstance(error, InputError) and not is_disk_full(error, workspace.root):
             raise
-
-
-def _take_storage(workspace: Workspace, run_id: str) -> None:
-    """Hold the storage for a run; the first step takes in what runs on other machines have written meanwhile."""
-    mirror = workspace.mirror
-    is_new = hold_storage(workspace.root, run_id, mirror.remote if mirror else None)
-    if is_new and mirror is not None:
-        mirror.get_folder("runs")
-        workspace.lineage.take_in()
-    hold(workspace.root, run_id)
 
 
 def _read(made: Provenance) -> list[Dataset]:

@@ -24,6 +24,7 @@ _SNIPPET = 160
 _OFFERED = 5
 _NEAREST = 3
 _ID = re.compile(r"[0-9a-fA-F]{4,}")
+_SHORT_ID = re.compile(r"[0-9a-fA-F]{1,3}")
 _SURELY_ID = 8
 _PLACE = re.compile(r"(?P<file>.+):(?P<line>\d{1,18})")
 _AMONG = "id IN (SELECT unnest(?::VARCHAR[]))"
@@ -125,6 +126,8 @@ def find_sample(connection: Connection, run: Run, query: str) -> dict[str, Any]:
         [run.snapshot, len(query), query.lower()],
     )  # fmt: skip
     offered = f"; ids like it are {', '.join(row['id'] for row in near)}" if _ID.fullmatch(query) and near else ""
+    if _SHORT_ID.fullmatch(query):
+        offered = "; of an id, give four letters or more"
     raise InputError(
         f"no sample of run {run.short} has an id that begins with {query!r}, stands at such a place (FILE:LINE) or has"
         f" such a text{offered}"
@@ -449,7 +452,8 @@ def _why_out(run: Run, sample: dict[str, Any], facts: dict[str, Any]) -> list[st
     if before == 0:
         words.append(f"It would be the next pick: k = {run.k + 1:,} lets it in.")
     elif before is not None:
-        words.append(f"By what is known of the scores at the end, at most {before:,} samples stood before it.")
+        samples = f"{before:,} samples" if before > 1 else "one sample"
+        words.append(f"By what is known of the scores at the end, at most {samples} stood before it.")
     if facts["covered_by"]:
         names = "; ".join(
             f"pick {one['rank']:,} ({one['id'][:8]}) at cosine distance {one['distance']:.4f}"

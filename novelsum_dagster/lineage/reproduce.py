@@ -119,7 +119,6 @@ def _require_unchanged(records: Mapping[str, Provenance], settings: Settings, ro
         for name, sha256 in then.items()
         if found.get(name) != sha256
     ]
-    changed += [f"{name}: was not there" for name in found if name not in then]
     if not embed_again:
         changed += damaged_files(root, records["embeddings"])
     changed += damaged_files(root, records["selected_subset"])
@@ -139,7 +138,13 @@ def _build(
     """Return the keys of what leads to the subset, and the subset."""
     with reporter.step("reading") as progress:
         snapshot = build_snapshot(
-            settings.pool, settings.base, anew, token_counter(settings.embedding), progress, s3=settings.s3
+            settings.pool,
+            settings.base,
+            anew,
+            token_counter(settings.embedding),
+            progress,
+            s3=settings.s3,
+            only=records["raw_pool"].inputs,
         )
     samples = snapshot.samples(anew, ["id", "text"])
     ids, texts = samples["id"].to_pylist(), samples["text"].to_pylist()

@@ -8,7 +8,7 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,7 @@ def build_snapshot(
     progress: Progress = no_progress,
     rejects_file: Path | None = None,
     s3: S3 = _AWS,
+    only: Collection[str] | None = None,
 ) -> PoolSnapshot:
     """Read all sources and write the snapshot under `root/pool`, unless the same content is there already.
 
@@ -114,12 +115,13 @@ def build_snapshot(
         progress: called with the number of records read; the total is not known.
         rejects_file: where the rejects are left when there are too many; default `root/pool/rejects.parquet`.
         s3: how sources in buckets are reached; what they hold is copied to `root/landing` first.
+        only: names of the files that are read, as a snapshot has them; default: all that are there.
 
     Raises:
         InputError: before any reading for a missing file; after it for a file that changed meanwhile, an empty pool
             or too many rejects.
     """
-    inputs = _inputs(settings.sources, base, s3, root)
+    inputs = _inputs(settings.sources, base, s3, root, only)
     with temporary_folder(root / "pool") as folder:
         key = _Reading(settings, folder, count_tokens, progress).read(inputs, base)
         _refuse_bad_pool(
@@ -155,7 +157,9 @@ def hashed_sources(sources: Iterable[Source], base: Path, s3: S3, root: Path) ->
     return {item.file: item.sha256 or "" for item in _inputs(sources, base, s3, root)}
 
 
-def _inputs(sources: Iterable[Source], base: Path, s3: S3, root: Path) -> list[_Input]:
+def _inputs(
+    sources: Iterable[Source], base: Path, s3: S3, root: Path, only: Collection[str] | None = None
+) -> list[_Input]:
     found: dict[str, _Input] = {}
     objects: list[BucketFile] = []
     # All files are looked for before the first is read.
@@ -174,7 +178,7 @@ def _inputs(sources: Iterable[Source], base: Path, s3: S3, root: Path) -> list[_
     if not found:
         raise InputError("pool.sources is empty; list at least one path or dataset in the settings file")
     forget_other_copies(objects, root)
-    return list(found.values())
+    return [item for item in found.values() if only is None or item.file in only]
 
 
 def _files(source: Source, base: Path, s3: S3) -> Sequence[Path | BucketFile]:

@@ -90,7 +90,7 @@ def test_two_runs_at_once_on_two_machines_are_refused(settings: Path, s3: Server
             assert running.poll() is None, running.communicate()
             time.sleep(0.05)
         refused = two.novelsum("run", "--json")
-        assert refused.returncode == 1
+        assert refused.returncode == 2
         assert "is in use by run" in refused.stderr and "Traceback" not in refused.stderr
     finally:
         _, errors = running.communicate(timeout=500)
