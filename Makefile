@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo ui test test-ui lint format clean
+.PHONY: setup demo ui test test-slow test-ui lint format clean
 
 setup: $(READY)
 
@@ -23,7 +23,12 @@ ui: $(READY)
 	$(BIN)/novelsum ui
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore=tests/browser -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore=tests/browser -m "not slow" \
+		-n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# Kills, full disks and whole pools again and again: a quarter of an hour.
+test-slow: $(READY)
+	$(BIN)/python -m pytest tests --ignore=tests/browser -m slow
 
 test-ui: $(READY)
 	tests/browser/install-chromium

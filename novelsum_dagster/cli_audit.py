@@ -46,7 +46,7 @@ def why(
     workspace = Workspace(settings_in(settings))
     with workspace.lineage.reading() as connection:
         found = explain(connection, workspace.root, find_run(connection, run), sample)
-        if smallest_k and found.outcome == "left out":
+        if smallest_k:
             found = _with_smallest_k(connection, workspace.root, found)
     if as_json:
         answer = {
@@ -68,6 +68,11 @@ def _with_smallest_k(connection: "Connection", root: Path, found: "Explanation")
     """Return an explanation with the smallest k that lets the sample in."""
     from novelsum_dagster.lineage.smallest_k import smallest_k
 
+    if found.outcome == "chosen":
+        rank = found.facts["rank"]
+        return replace(found, words=(*found.words, f"The smallest k that lets it in is its rank, {rank:,}."))
+    if found.outcome != "left out":
+        return replace(found, words=(*found.words, "No k lets it in: it is not in the pool."))
     with new_reporter().step("going on") as progress:
         answer = smallest_k(connection, root, found.run, found.sample["id"], progress)
     first, *others = found.words

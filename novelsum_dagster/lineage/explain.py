@@ -97,7 +97,24 @@ def explain(connection: Connection, root: Path, run: Run, query: str) -> Explana
         facts |= _of_left_out(connection, root, run, sample, facts)
         words = _why_out(run, sample, facts)
         outcome = "left out"
-    return Explanation(run, sample, outcome, facts, (*words, *_came_from(run, sample, places)))
+    told = (*_repeated(query, sample, places), *words, *_came_from(run, sample, places))
+    return Explanation(run, sample, outcome, facts, told)
+
+
+def _repeated(query: str, sample: dict[str, Any], places: list[dict[str, Any]]) -> list[str]:
+    """Say that the record that was asked for is a duplicate, where it is one."""
+    asked = _PLACE.fullmatch(query)
+    if asked is None:
+        return []
+    named = (asked["file"], int(asked["line"]))
+    repeats = [
+        place
+        for place in places
+        if not place["is_first"]
+        and (place["file"].endswith(f"/{named[0]}") or place["file"] == named[0])
+        and (place["position"] if place["line"] is None else place["line"]) == named[1]
+    ]
+    return [f"The record at {_place_of(place)} repeats {_place_of(sample)}, which stands for it." for place in repeats]
 
 
 def find_sample(connection: Connection, run: Run, query: str) -> dict[str, Any]:

@@ -160,6 +160,7 @@ def _holds_no_secret(curation: Curation, caplog: pytest.LogCaptureFixture) -> No
         assert all(SECRET not in str(record) for record in curation.instance.all_logs(run.run_id))
 
 
+@pytest.mark.slow
 def test_a_failed_message_fails_no_run(
     curation: Curation, webhook: Webhook, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

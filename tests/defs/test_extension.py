@@ -66,6 +66,7 @@ def test_a_subset_grows_with_its_pool_once(curation: Curation) -> None:
     assert {path: path.read_bytes() for path in curation.root.rglob("*.parquet")} == before
 
 
+@pytest.mark.slow
 def test_samples_that_are_gone_leave_the_subset(curation: Curation) -> None:
     write_jsonl(curation.folder / "pool" / "going.jsonl", alpaca(40, start=60))
     _, ids = _chosen(curation)

@@ -349,7 +349,9 @@ def test_the_smallest_k_that_lets_a_sample_in(audited: Audited) -> None:
         assert (found["smallest_k"], found["smallest_k_is_more_than"]) == (row["rank"], None)
         assert f"The smallest k that lets it in is {row['rank']}." in audited.ask(*asked).out.splitlines()
     chosen = ("why", audited.picks("base")[3]["id"], "--smallest-k", "--run", audited.runs["base"], "--json")
-    assert "smallest_k" not in json.loads(audited.ask(*chosen).out)
+    answer = json.loads(audited.ask(*chosen).out)
+    assert "smallest_k" not in answer
+    assert answer["words"][-1] == "The smallest k that lets it in is its rank, 4."
     done = audited.ask("why", "one.jsonl:4", "--smallest-k", "--run", audited.runs["limits"])
     assert "No smallest k is given: the run counts tokens (selection.token_budget), not samples." in done.out
 
@@ -420,6 +422,18 @@ def test_a_rejected_record(audited: Audited) -> None:
     assert (found["sample"]["reason"], found["sample"]["line"]) == ("wrong_type", 18)
     assert found["words"][0].startswith("Rejected when it was read: wrong_type: ")
     assert "It is from pool/two.jsonl:18 (source two)." in found["words"]
+
+
+def test_a_record_that_repeats_another_is_told_so_first(audited: Audited) -> None:
+    [(file, line, id_), *_] = audited.rows(
+        "SELECT file, line, id FROM origins JOIN run_outputs USING (snapshot) WHERE run_id = ? AND NOT is_first"
+        " AND line IS NOT NULL ORDER BY file, line",
+        audited.runs["base"],
+    )
+    found = audited.why(f"{file}:{line}")
+    assert found["sample"]["id"] == id_
+    assert found["words"][0].startswith(f"The record at {file}:{line} repeats ")
+    assert not audited.why(id_)["words"][0].startswith("The record at")
 
 
 def test_near_duplicates(audited: Audited) -> None:

@@ -83,7 +83,7 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("dtype", ["auto", "float32"])
+@pytest.mark.parametrize("dtype", ["auto", pytest.param("float32", marks=pytest.mark.slow)])
 def test_a_grown_pool_a_stopped_one_and_a_fresh_one_have_equal_vectors(tmp_path: Path, dtype: Dtype) -> None:
     class Stopped(Exception):
         pass
