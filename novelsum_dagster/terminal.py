@@ -84,9 +84,9 @@ def run_group(command: list[str], *beside: list[str]) -> int:
         command: the program.
         beside: programs that run as long as it does; all end with all their children.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # As nohup has it: a closed terminal is to end nothing.
-            signal.signal(number, lambda received, _: sys.exit(128 + received))
+    signal.signal(signal.SIGTERM, _leave)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # As nohup has it: a closed terminal is to end nothing.
+        signal.signal(signal.SIGHUP, _leave)
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for one in (command, *beside):
@@ -96,6 +96,10 @@ def run_group(command: list[str], *beside: list[str]) -> int:
         return 130
     finally:
         _end_groups(processes)
+
+
+def _leave(received: int, _: object) -> None:
+    sys.exit(128 + received)
 
 
 def _heed_interrupts() -> None:

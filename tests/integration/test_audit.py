@@ -590,7 +590,7 @@ def test_a_larger_k_keeps_all(audited: Audited) -> None:
     assert found["settings"] == {"selection.k": {"a": 12, "b": 18}}
     assert {change["cause"] for change in found["entered"]} == {"changed settings (selection.k)"}
     words = audited.ask("diff", audited.runs["base"], audited.runs["more"]).out
-    assert "6 samples entered, 0 left,\n12 stayed." in words
+    assert "6 samples entered, 0 left, 12 stayed." in words
     assert "  selection.k: 12 -> 18" in words and "  6: changed settings (selection.k)" in words
     assert "The sets have other sizes" in words
     back = audited.diff("more", "base")
