@@ -42,7 +42,8 @@ def _outputs(root: Path) -> dict[str, bytes]:
     return {path.stem: path.read_bytes() for path in (root / "assets").glob("*.json")}
 
 
-@pytest.mark.parametrize("spare", [20_000, pytest.param(600_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("spare", [20_000, 600_000])
 def test_a_full_disk_is_told_and_harms_nothing(disk: Path, tmp_path: Path, spare: int) -> None:
     write_jsonl(tmp_path / "pool" / "old.jsonl", alpaca(60))
     machine = Machine(write_settings(tmp_path, storage=str(disk / "curated"), selection={"k": 12}), tmp_path / "cache")

@@ -69,6 +69,7 @@ def test_a_curation_lives_on_s3(settings: Path, s3: Server, tmp_path: Path, undi
     assert again.returncode == 0, again.stderr + again.stdout
 
 
+@pytest.mark.slow
 def test_faults_on_a_fifth_of_the_requests_change_nothing(
     settings: Path, faulty: FaultProxy, tmp_path: Path, undisturbed: bytes
 ) -> None:
