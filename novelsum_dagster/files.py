@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,18 @@ def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def known_hash(path: Path) -> str:
+    """Return the SHA-256 of a file; one that did not change is read once by a process."""
+    status = path.stat()
+    # A program can set the time of a file's last change, and does where it copies one; not that of its entry.
+    return _hash_of(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+@lru_cache(maxsize=100_000)
+def _hash_of(path: Path, *_identity: int) -> str:
+    return file_hash(path)
 
 
 @contextmanager

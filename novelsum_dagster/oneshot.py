@@ -25,7 +25,7 @@ from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.progress import Progress, Reporter
 from novelsum_dagster.selection.chosen import choose_from_pool, require_possible
 from novelsum_dagster.selection.subset import picks_table
-from novelsum_dagster.settings import Embedding, Measures, NearDuplicates, NovelSum, Pool, Selection, Source
+from novelsum_dagster.settings import Embedding, Measures, NearDuplicates, NovelSum, Pool, Selection, Source, cache_path
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,6 @@ class EmbeddedFiles:
         ids = [id_ for id_ in self.snapshot.table(self.root, "origins", ["id"])["id"].to_pylist() if id_ in row_of]
         rows = [row_of[id_] for id_ in ids]
         return Samples(self.vectors[rows], [texts[row] for row in rows]), ids
-
-
-def cache_folder() -> Path:
-    """Return the folder in which vectors are kept between commands."""
-    import platformdirs
-
-    return platformdirs.user_cache_path("novelsum", appauthor=False)
 
 
 @contextmanager
@@ -83,13 +76,13 @@ def embedded_files(
             ),
         )
         with reporter.step("reading") as progress:
-            rejects = cache_folder() / "rejects.parquet"
+            rejects = cache_path() / "rejects.parquet"
             snapshot = build_snapshot(pool, Path.cwd(), root, token_counter(embedding), progress, rejects)
         samples = snapshot.samples(root, ["id", "text"])
         ids = samples["id"].to_pylist()
         with reporter.step("embedding") as progress:
-            found = embed(cache_folder(), embedding, ids, samples["text"].to_pylist(), snapshot.key, progress)
-        yield EmbeddedFiles(snapshot, root, load_vectors(cache_folder() / found.folder, ids))
+            found = embed(cache_path(), embedding, ids, samples["text"].to_pylist(), snapshot.key, progress)
+        yield EmbeddedFiles(snapshot, root, load_vectors(cache_path() / found.folder, ids))
 
 
 def choose(

@@ -1,13 +1,23 @@
-"""Machines of their own: processes of `novelsum` with a cache folder and an environment that no other has."""
+"""Commands of `novelsum`: in processes with a cache folder and an environment of their own, or in this process."""
 
+import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from novelsum_dagster.cli import main
 
 _NOT_PASSED_ON = ("DAGSTER_HOME", "NOVELSUM_SETTINGS")
 
@@ -49,3 +59,46 @@ def kill(process: "subprocess.Popen[str]") -> None:
     """End a process and its children as the operating system does when memory runs out."""
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+
+
+@dataclass
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def called(folder: Path, *arguments: str) -> Done:
+    """Call the command line in this process, as a terminal in a folder would."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    before, environment, argv = Path.cwd(), dict(os.environ), sys.argv
+    sys.argv = ["novelsum", *arguments]
+    os.environ.pop("NOVELSUM_SETTINGS", None)
+    os.environ["COLUMNS"] = "120"
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+            main()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    finally:
+        os.chdir(before)
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.argv = argv
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def wait_for(address: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Wait until a server answers at an address."""
+    for _ in range(240):
+        if server.poll() is not None:
+            pytest.fail(f"the server ended: {log.read_text()[-2000:]}")
+        try:
+            with urllib.request.urlopen(address):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    pytest.fail(f"the server did not answer in two minutes: {log.read_text()[-2000:]}")

@@ -29,6 +29,7 @@ from novelsum_dagster.pool.landing import (
 )
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.settings import Settings
+from novelsum_dagster.storage.outputs import handle_name
 from novelsum_dagster.workspace import Workspace
 
 BATCH_TAG = "novelsum/batch"
@@ -250,7 +251,7 @@ def _stale_outputs(workspace: Workspace) -> Iterator[str]:
 
 def _key(workspace: Workspace, asset: str) -> str:
     try:
-        found: Any = read_json(workspace.root / "assets" / f"{asset}.json")
+        found: Any = read_json(workspace.root / handle_name(asset))
         return str(found["key"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""

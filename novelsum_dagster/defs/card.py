@@ -5,7 +5,7 @@ import dagster as dg
 from novelsum_dagster.defs.automation import CARRY
 from novelsum_dagster.defs.steps import OWNERS, recorded
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
-from novelsum_dagster.embedding.store import VectorSet, pool_vectors
+from novelsum_dagster.embedding.store import StoredVectors, VectorSet
 from novelsum_dagster.lineage.provenance import code_version, read_record
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.quality.suites import Subject
@@ -44,7 +44,8 @@ def data_card(
         "novelsum_report": novelsum_report,
     }
     with recorded(context, workspace, used) as step:
-        _, vectors = pool_vectors(root, raw_pool, embeddings)
+        # Read only where the embeddings' suites never ran.
+        vectors = StoredVectors(root / embeddings.folder, raw_pool.samples(root, ["id"])["id"].to_pylist())
         verdicts = [
             verdict
             for name, output in used.items()

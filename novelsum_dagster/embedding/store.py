@@ -114,10 +114,8 @@ def embed(
             done += len(rows)
             progress(done, len(missing))
     vectors = load_vectors(store.folder, ids)
-    digest = hashlib.sha256("\n".join(ids).encode())
-    digest.update(vectors.data)
     return VectorSet(
-        key=digest.hexdigest()[:KEY_LENGTH],
+        key=vectors_key(ids, vectors),
         folder=store.name,
         ids_from=ids_from,
         model=settings.model,
@@ -129,6 +127,13 @@ def embed(
         samples=len(ids),
         embedded=len(missing),
     )
+
+
+def vectors_key(ids: Sequence[str], vectors: NDArray[np.float32]) -> str:
+    """Return the key of a pool's vectors, (n, d), in its order."""
+    digest = hashlib.sha256("\n".join(ids).encode())
+    digest.update(vectors.data)
+    return digest.hexdigest()[:KEY_LENGTH]
 
 
 def _shards_of(

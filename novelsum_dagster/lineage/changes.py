@@ -3,8 +3,8 @@
 Belongs here: which earlier run a run is compared with, comparing, the folder. Does not: what is kept (`comparison`),
 saying it in words (`changes_words`), sending it (`notify`), the causes of picks (`difference`).
 
-A run in which nothing changed has the state of the one before, is
-compared with the same earlier run, and makes no other output.
+A run in which nothing changed has the state of the one before, is compared with the same earlier run, and makes no
+other output.
 
 | file | content |
 |---|---|

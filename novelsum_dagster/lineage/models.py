@@ -372,9 +372,8 @@ def build(store: LineageStore, names: Iterable[str] | None = None, folder: Path 
     asked = {model.name for model in found} if names is None else set(names)
     if unknown := sorted(asked - {model.name for model in found}):
         raise InputError(f"no model is named {unknown[0]!r}; there are {', '.join(model.name for model in found)}")
-    with store.writing():
-        pass  # A write ends by pointing the views at the files that are there now; models are made of these views.
     with store.writing() as connection:
+        store.refresh_views(connection)  # Models are made of views of the files that are there now.
         for model in found:
             if model.name in asked:
                 _create(connection, model)

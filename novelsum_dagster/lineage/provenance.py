@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache, lru_cache
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from novelsum_dagster.embedding.store import VectorSet, shards_with
 from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import file_hash, write_bytes
+from novelsum_dagster.files import known_hash, write_bytes
 from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
 from novelsum_dagster.selection.subset import MACHINE_DEPENDENT, Subset
 from novelsum_dagster.settings import Settings
@@ -348,16 +348,7 @@ def _sources(output: Handle) -> dict[str, str]:
 
 
 def _stored(path: Path) -> StoredFile:
-    status = path.stat()
-    # A program can set the time of a file's last change, and does where it copies one; not that of its entry.
-    identity = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-    return StoredFile(sha256=_hash(path, *identity), bytes=status.st_size)
-
-
-@lru_cache(maxsize=100_000)
-def _hash(path: Path, *_identity: int) -> str:
-    """Return the SHA-256 of a file; one that did not change is read once by a process."""
-    return file_hash(path)
+    return StoredFile(sha256=known_hash(path), bytes=path.stat().st_size)
 
 
 @cache

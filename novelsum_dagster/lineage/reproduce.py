@@ -4,22 +4,19 @@ Belongs here: what is made again, from what, and the comparison. Does not: the r
 works.
 """
 
-import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from novelsum_dagster.diversity.tables import build_density
 from novelsum_dagster.embedding.encoder import token_counter
-from novelsum_dagster.embedding.store import embed, load_vectors
+from novelsum_dagster.embedding.store import embed, load_vectors, vectors_key
 from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import KEY_LENGTH, file_hash
+from novelsum_dagster.files import file_hash
 from novelsum_dagster.lineage.provenance import Provenance, code_version, damaged_files, package_versions, stored_files
 from novelsum_dagster.lineage.query import Connection, all_rows
 from novelsum_dagster.lineage.runs import Run
@@ -155,9 +152,9 @@ def _build(
         # Not with `embed`: it would write to the storage where the model, or a sample's id, is another than then.
         folder = root / Path(next(iter(records["embeddings"].files))).parent
     vectors = load_vectors(folder, ids)
-    vectors_key = _key_of(ids, vectors)
+    key = vectors_key(ids, vectors)
     with reporter.step("density") as progress:
-        density = build_density(anew, ids, vectors, vectors_key, settings=settings.novelsum, progress=progress)
+        density = build_density(anew, ids, vectors, key, settings=settings.novelsum, progress=progress)
     config = records["selected_subset"].config
     powers = {name: config[name] for name in ("density_power", "proximity_power")}
     with reporter.step("selecting") as progress:
@@ -165,21 +162,14 @@ def _build(
             anew,
             snapshot,
             vectors,
-            vectors_key,
+            key,
             density,
             with_config(settings.selection, config),
             **powers,
             earlier=earlier_subset(root, snapshot, run.options[EXTENDS]) if EXTENDS in run.options else None,
             progress=progress,
         )
-    return {"raw_pool": snapshot.key, "embeddings": vectors_key, "density": density.key}, subset
-
-
-def _key_of(ids: Sequence[str], vectors: NDArray[np.float32]) -> str:
-    """Return the key of a vector set, as `embed` gives it."""
-    digest = hashlib.sha256("\n".join(ids).encode())
-    digest.update(vectors.data)
-    return digest.hexdigest()[:KEY_LENGTH]
+    return {"raw_pool": snapshot.key, "embeddings": key, "density": density.key}, subset
 
 
 def _compared(made: Provenance, run: Run, anew: Path, subset: Subset) -> dict[str, bool | None]:

@@ -173,7 +173,7 @@ class LineageStore:
                     connection.execute("DELETE FROM schema_version")
                     connection.execute("INSERT INTO schema_version VALUES (?, ?)", [_VERSION, str(self.root)])
                     yield connection
-                    self._refresh_views(connection)
+                    self.refresh_views(connection)
                     connection.commit()
             except duckdb.Error as error:
                 damage = _damage(error, copy, self.path)
@@ -342,7 +342,8 @@ class LineageStore:
         with self.reading() as connection:
             return connection.execute(query, [run_id]).fetchall()
 
-    def _refresh_views(self, connection: "duckdb.DuckDBPyConnection") -> None:
+    def refresh_views(self, connection: "duckdb.DuckDBPyConnection") -> None:
+        """Point the views at the files that are there now; every write ends with it."""
         for name, (pattern, columns) in _VIEWS.items():
             if next(self.root.glob(pattern), None) is None:
                 empty = ", ".join("NULL::{1} AS {0}".format(*column.split()) for column in columns.split(", "))

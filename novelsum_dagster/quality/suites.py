@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import ArrayLike
 
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.diversity.vectors import distinct_rows
@@ -39,7 +40,7 @@ class Subject:
         output: the step's handle.
         root: the storage folder.
         settings: all settings.
-        vectors: float32, (n, d); for the embeddings' suites only.
+        vectors: float32, (n, d), or what NumPy turns into that; for the embeddings' suites only.
         snapshot: the pool; for the suites of later steps only.
     """
 
@@ -47,7 +48,7 @@ class Subject:
     root: Path
     settings: Settings
     snapshot: PoolSnapshot | None = None
-    vectors: np.ndarray | None = None
+    vectors: ArrayLike | None = None
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,8 @@ def _expect_few_near_duplicates(subject: Subject) -> "list[Expectation]":
 
 
 def _vector_facts(subject: Subject) -> "pd.DataFrame":
-    vectors, output = subject.vectors, subject.output
-    assert vectors is not None and isinstance(output, VectorSet)
+    vectors, output = np.asarray(subject.vectors), subject.output
+    assert isinstance(output, VectorSet)
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
     finite = np.isfinite(vectors).all(axis=1)
     return _frame(norm=norms, finite=finite, dimension=np.full(len(vectors), vectors.shape[1]))
@@ -213,8 +214,7 @@ def _expect_vectors(subject: Subject) -> "list[Expectation]":
 
 
 def _distinct_vectors(subject: Subject) -> "pd.DataFrame":
-    vectors = subject.vectors
-    assert vectors is not None
+    vectors = np.asarray(subject.vectors)
     return _frame(distinct_share=[len(distinct_rows(vectors)[0]) / len(vectors)])
 
 

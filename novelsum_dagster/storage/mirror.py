@@ -9,12 +9,12 @@ Content-addressed files never change, so the one on S3 is right or damaged. The 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import file_hash
+from novelsum_dagster.files import known_hash
 from novelsum_dagster.settings import S3, S3Place, Settings
 from novelsum_dagster.storage.s3 import Remote, RemoteFile, is_name
 
@@ -120,11 +120,11 @@ class Mirror:
         if path.stat().st_size != there.size or "-" not in there.etag:
             return _has_etag(path, there)
         known = there if there.sha256 else self.remote.stat(name)
-        return known is not None and known.sha256 == _hash(path)
+        return known is not None and known.sha256 == known_hash(path)
 
     def _is_here(self, name: str, file: StoredFile) -> bool:
         path = self._path(name)
-        return path.is_file() and path.stat().st_size == file.bytes and _hash(path) == file.sha256
+        return path.is_file() and path.stat().st_size == file.bytes and known_hash(path) == file.sha256
 
     def _path(self, name: str) -> Path:
         if not is_name(name):
@@ -169,13 +169,3 @@ def _has_etag(path: Path, there: RemoteFile) -> bool:
         return False
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() == there.etag
-
-
-def _hash(path: Path) -> str:
-    status = path.stat()
-    return _hash_of(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-
-
-@lru_cache(maxsize=100_000)
-def _hash_of(path: Path, *_identity: int) -> str:
-    return file_hash(path)

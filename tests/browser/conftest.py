@@ -6,15 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
+from tests.machines import wait_for
 from tests.pools import alpaca, write_jsonl, write_settings
 
 CHROMIUM = "/usr/bin/chromium"
@@ -50,7 +48,7 @@ def dagster_ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
     address = f"http://127.0.0.1:{port}"
     try:
-        _wait_for(address, server, folder / "ui.log")
+        wait_for(f"{address}/server_info", server, folder / "ui.log")
         yield address
     finally:
         server.send_signal(signal.SIGTERM)
@@ -74,18 +72,6 @@ def _alive(settings: Path) -> list[str]:
             if marker in environment.read_bytes():
                 found.append((environment.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode())
     return found
-
-
-def _wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(240):
-        if server.poll() is not None:
-            pytest.fail(f"the UI ended: {log.read_text()[-2000:]}")
-        try:
-            with urllib.request.urlopen(f"{address}/server_info"):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    pytest.fail(f"the UI did not answer in two minutes: {log.read_text()[-2000:]}")
 
 
 @pytest.fixture(scope="module")

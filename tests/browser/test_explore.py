@@ -6,9 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from tests.browser.conftest import _FLAGS, CHROMIUM, _alive
+from tests.machines import wait_for
 from tests.pools import alpaca, write_jsonl, write_settings
 
 ATTACK = "<script>window.broken = true</script><img src=x onerror='window.broken = true'>"
@@ -64,7 +62,7 @@ def explorer(settings: Path) -> Iterator[str]:
     with log.open("wb") as file:
         server = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
     try:
-        _wait_for(f"http://127.0.0.1:{port}/_stcore/health", server, log)
+        wait_for(f"http://127.0.0.1:{port}/_stcore/health", server, log)
         assert len(_alive(settings)) >= 1
         assert _listening(port) == {"0100007F"}
         yield f"http://127.0.0.1:{port}"
@@ -72,18 +70,6 @@ def explorer(settings: Path) -> Iterator[str]:
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 143
         assert _alive(settings) == [], "the explorer left processes behind"
-
-
-def _wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(240):
-        if server.poll() is not None:
-            pytest.fail(f"the explorer ended: {log.read_text()[-2000:]}")
-        try:
-            with urllib.request.urlopen(address):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.25)
-    pytest.fail(f"the explorer did not answer in a minute: {log.read_text()[-2000:]}")
 
 
 def _listening(port: int) -> set[str]:

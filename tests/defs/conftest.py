@@ -13,6 +13,19 @@ from novelsum_dagster.lineage.models import models as sql_models
 from novelsum_dagster.settings import Settings, load_settings
 from tests.pools import alpaca, pairs, write_jsonl, write_settings
 
+ASSETS = [
+    "raw_pool",
+    "embeddings",
+    "density",
+    "sample_novelty",
+    "selected_subset",
+    "novelsum_report",
+    "data_card",
+    "lineage",
+    "changes",
+]
+"""Of the job, in order; without the SQL models."""
+
 
 @dataclass
 class Curation:

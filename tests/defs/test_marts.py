@@ -19,7 +19,7 @@ from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.report.novelsum_report import NovelSumReport
 from novelsum_dagster.selection.subset import Subset
-from tests.defs.conftest import Curation, write_pool
+from tests.defs.conftest import ASSETS, Curation, write_pool
 from tests.pools import alpaca, write_jsonl, write_settings
 
 EVIL = "'; DROP TABLE runs; --"
@@ -310,21 +310,9 @@ def test_near_duplicate_groups_and_rejects(curation: Curation, finished: list[Ru
 
 
 def test_run_costs(curation: Curation, finished: list[Run]) -> None:
-    steps = [
-        "raw_pool",
-        "embeddings",
-        "density",
-        "sample_novelty",
-        "selected_subset",
-        "novelsum_report",
-        "data_card",
-        "lineage",
-        "changes",
-        STEP,
-    ]
     for run in finished:
         rows = {row["step"]: row for row in _ask(curation, "FROM run_costs WHERE run_id = ?", run.id)}
-        assert set(rows) == set(steps)
+        assert set(rows) == {*ASSETS, STEP}
         for row in rows.values():
             assert (row["attempts"], row["failed_attempts"], row["status"]) == (1, 0, "done")
             assert row["run_finished"] and row["pool_samples"] == len(run.kept) and row["seconds"] > 0

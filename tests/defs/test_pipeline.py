@@ -19,20 +19,8 @@ from novelsum_dagster.quality.suites import SUITES
 from novelsum_dagster.report.novelsum_report import NovelSumReport
 from novelsum_dagster.selection import novelselect
 from novelsum_dagster.selection.subset import Subset
-from tests.defs.conftest import Curation
+from tests.defs.conftest import ASSETS, Curation
 from tests.pools import write_jsonl
-
-ASSETS = [
-    "raw_pool",
-    "embeddings",
-    "density",
-    "sample_novelty",
-    "selected_subset",
-    "novelsum_report",
-    "data_card",
-    "lineage",
-    "changes",
-]
 
 
 @pytest.fixture(scope="module")

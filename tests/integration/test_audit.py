@@ -1,14 +1,11 @@
 """`novelsum why`, `diff` and `rebuild-lineage` after real runs, compared with what Python finds in the files."""
 
-import contextlib
-import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,28 +16,19 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from novelsum_dagster.cli import main
 from novelsum_dagster.embedding.store import load_vectors
 from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.pool.forms import turns_of
 from novelsum_dagster.pool.samples import sample_id
 from novelsum_dagster.selection.exact import standing
 from novelsum_dagster.selection.novelselect import novelselect
+from tests.machines import Done, called
 from tests.pools import pairs, write_jsonl, write_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SQL = "'; DROP TABLE runs; --"
 SOURCE = f"it's {SQL} [/b]"
 NEAR = " ".join(f"word{number}" for number in range(120))
-
-
-@dataclass
-class Done:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
 
 
 @dataclass
@@ -57,7 +45,7 @@ class Audited:
 
     def ask(self, *arguments: str) -> Done:
         """Call the command line in this process, as a terminal would."""
-        return _called(self.folder, *arguments)
+        return called(self.folder, *arguments)
 
     def why(self, sample: str, run: str = "base") -> dict[str, Any]:
         """Return the JSON answer, once it agrees with the words."""
@@ -101,26 +89,6 @@ class Pool:
     vectors: NDArray[np.float32]
     factor: NDArray[np.float64]
     picks: NDArray[np.int64]
-
-
-def _called(folder: Path, *arguments: str) -> Done:
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    before, environment, argv = Path.cwd(), dict(os.environ), sys.argv
-    sys.argv = ["novelsum", *arguments]
-    os.environ.pop("NOVELSUM_SETTINGS", None)
-    os.environ["COLUMNS"] = "120"
-    os.chdir(folder)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
-            main()
-    except SystemExit as ended:
-        code = int(ended.code or 0)
-    finally:
-        os.chdir(before)
-        os.environ.clear()
-        os.environ.update(environment)
-        sys.argv = argv
-    return Done(code, out.getvalue(), err.getvalue())
 
 
 def _alpaca(count: int, start: int = 0) -> list[dict[str, Any]]:
@@ -187,7 +155,7 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[Do
     folder = tmp_path_factory.mktemp("audit")
     excluded = _write(folder)
     asked = [("why", "abcd"), ("diff", "a", "b"), ("rebuild-lineage",)]
-    return folder, excluded, [_called(folder, *arguments) for arguments in asked]
+    return folder, excluded, [called(folder, *arguments) for arguments in asked]
 
 
 @pytest.fixture(scope="module")
@@ -399,7 +367,7 @@ def test_an_ambiguous_prefix_offers_ids(audited: Audited) -> None:
     ids = ["abcd" + id_[4:] if row < 2 else id_ for row, id_ in enumerate(table["id"].to_pylist())]
     pq.write_table(table.set_column(0, "id", [ids]), path)
     LineageStore(copy / "curated").start_run("aaaa", "{}")  # Points the views at the copy.
-    done = _called(copy, "why", "abcd", "--run", audited.runs["base"])
+    done = called(copy, "why", "abcd", "--run", audited.runs["base"])
     assert done.code == 2
     assert "'abcd' fits 2 samples; give one of these ids" in done.err
     assert all(id_ in done.err for id_ in ids[:2])
@@ -671,17 +639,17 @@ def test_a_damaged_database_is_named_and_rebuilt_with_equal_rows(audited: Audite
     damaged = store.path.read_bytes()[:5000]
     store.path.write_bytes(damaged)
     for arguments in (("why", "numpy"), ("diff", "a", "b")):
-        done = _called(copy, *arguments)
+        done = called(copy, *arguments)
         assert done.code == 2
         assert str(store.path) in done.err and "novelsum rebuild-lineage" in done.err and "Traceback" not in done.err
-    done = _called(copy, "rebuild-lineage")
+    done = called(copy, "rebuild-lineage")
     assert done.code == 0, done.err
     assert f"{len(RUNS)} runs are in {store.path} again" in done.err
     assert _all_rows(store, tables) == expected
     assert store.path.with_name("lineage.duckdb.old").read_bytes() == damaged
     for name in ("base", "limits"):
         sample = audited.picks(name)[1]["id"]
-        again = json.loads(_called(copy, "why", sample, "--run", audited.runs[name], "--json").out)
+        again = json.loads(called(copy, "why", sample, "--run", audited.runs[name], "--json").out)
         assert again == json.loads(audited.ask("why", sample, "--run", audited.runs[name], "--json").out)
 
 
@@ -695,11 +663,11 @@ def test_a_truncated_file_is_named(audited: Audited, pool: Pool) -> None:
         path = copy / "curated" / folder / name
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
-        done = _called(copy, "why", sample, "--run", audited.runs["base"])
+        done = called(copy, "why", sample, "--run", audited.runs["base"])
         assert done.code == 2
         assert str(path) in done.err and "Traceback" not in done.err
         path.write_bytes(whole)
-    assert _called(copy, "why", sample, "--run", audited.runs["base"]).code == 0
+    assert called(copy, "why", sample, "--run", audited.runs["base"]).code == 0
 
 
 def test_readers_of_the_command_line_meet_no_error_while_one_writes(audited: Audited) -> None:

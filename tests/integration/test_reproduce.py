@@ -1,13 +1,9 @@
 """`novelsum reproduce` after real runs: equal, told what changed since, and never writing to the storage folder."""
 
 import contextlib
-import io
 import json
-import os
 import shutil
-import sys
 import tempfile
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +12,12 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from novelsum_dagster.cli import main
 from novelsum_dagster.definitions import build_defs
 from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.selection.subset import MACHINE_DEPENDENT
 from novelsum_dagster.settings import load_settings
 from tests.curated import hashes, short, write_wrong
+from tests.machines import Done, called
 from tests.pools import write_jsonl, write_settings
 
 SELECTION = ("selected_subset", "novelsum_report", "lineage")
@@ -46,37 +42,20 @@ class Ran:
     def root(self) -> Path:
         return self.folder / "curated"
 
-    def ask(self, *arguments: str) -> tuple[int, str, str]:
-        """Call `novelsum reproduce` in this process, as a terminal would; return code, stdout, stderr."""
-        out, err, code = io.StringIO(), io.StringIO(), 0
-        before, environment, argv = Path.cwd(), dict(os.environ), sys.argv
-        sys.argv = ["novelsum", "reproduce", *arguments]
-        os.environ.pop("NOVELSUM_SETTINGS", None)
-        os.environ["COLUMNS"] = "120"
-        os.chdir(self.folder)
-        try:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
-                main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        finally:
-            os.chdir(before)
-            os.environ.clear()
-            os.environ.update(environment)
-            sys.argv = argv
-        return code, out.getvalue(), err.getvalue()
+    def ask(self, *arguments: str) -> Done:
+        return called(self.folder, "reproduce", *arguments)
 
     def made_again(self, *arguments: str, code: int = 0) -> dict[str, Any]:
         found = self.ask(*arguments, "--json")
-        assert found[0] == code, found[2]
-        answer: dict[str, Any] = json.loads(found[1])
+        assert found.code == code, found.err
+        answer: dict[str, Any] = json.loads(found.out)
         return answer
 
     def refused(self, *arguments: str) -> str:
         """Return what is said of a run that cannot be made again."""
-        code, out, err = self.ask(*arguments)
-        assert (code, out) == (2, "") and "Traceback" not in err
-        return err
+        done = self.ask(*arguments)
+        assert (done.code, done.out) == (2, "") and "Traceback" not in done.err
+        return done.err
 
 
 @pytest.fixture(scope="module")
@@ -171,11 +150,11 @@ def test_vectors_made_again_are_equal_too(ran: Ran) -> None:
 
 
 def test_a_table_for_people(ran: Ran) -> None:
-    code, out, _ = ran.ask(ran.runs["novelselect"][:13])
-    assert code == 0
-    assert f"Run {ran.runs['novelselect'][:8]}, made again" in out
-    assert "The subset is the same, byte for byte." in out and "The kept vectors were used" in out
-    assert "picks.parquet" in out and "differs" not in out and "Since then" not in out
+    done = ran.ask(ran.runs["novelselect"][:13])
+    assert done.code == 0
+    assert f"Run {ran.runs['novelselect'][:8]}, made again" in done.out
+    assert "The subset is the same, byte for byte." in done.out and "The kept vectors were used" in done.out
+    assert "picks.parquet" in done.out and "differs" not in done.out and "Since then" not in done.out
 
 
 def test_without_a_name_it_is_the_newest_run(ran: Ran) -> None:
@@ -269,9 +248,13 @@ def test_another_outcome_is_told(copied: Ran) -> None:
     assert any(line.startswith("numpy was 1.0, is ") for line in found["differences"])
     assert "gone was 2.0, is not there" in found["differences"]
     assert any(line.startswith("the code of selected_subset was 0, is ") for line in found["differences"])
-    code, out, _ = copied.ask(copied.runs["random"])
-    assert code == 1
-    assert "The subset came out otherwise." in out and "differs" in out and "Since then: numpy was 1.0" in out
+    done = copied.ask(copied.runs["random"])
+    assert done.code == 1
+    assert (
+        "The subset came out otherwise." in done.out
+        and "differs" in done.out
+        and "Since then: numpy was 1.0" in done.out
+    )
 
 
 def test_a_model_that_changed_writes_nothing(copied: Ran) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from novelsum_dagster import files
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import file_hash
 from novelsum_dagster.lineage import provenance
@@ -396,9 +397,9 @@ def test_the_hash_of_a_file_is_kept_only_while_the_file_is_the_same(curated: Cur
 
 def test_a_file_that_did_not_change_is_read_once(curated: Curated) -> None:
     require_matching(curated.root, curated.settings, curated.made)
-    before = provenance._hash.cache_info()
+    before = files._hash_of.cache_info()
     require_matching(curated.root, curated.settings, curated.made)
-    after = provenance._hash.cache_info()
+    after = files._hash_of.cache_info()
     assert after.misses == before.misses
     assert after.hits - before.hits == sum(len(made.files) for made in curated.records.values())
 
