@@ -3,7 +3,8 @@
     python -m benchmarks.landing 'data/pool/*' --landing 'data/landing/*' -k 1000
 
 Prints a Markdown table with the seconds of every step (from the lineage), says whether the subset after the landing is
-the same, byte for byte, as that of a full run, how many samples were embedded, and the shares that matter.
+the same, byte for byte, as that of a full run, how many samples were embedded, and the shares that matter; then how
+long the sensor takes to find that nothing is new, and whether another run makes any other output.
 """
 
 import argparse
@@ -13,11 +14,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import duckdb
 import yaml
+
+from novelsum_dagster.definitions import CURATE_JOB
+from novelsum_dagster.defs.automation import landing_sensor
+from novelsum_dagster.settings import load_settings
 
 NEWEST = "runs.started_at = (SELECT max(started_at) FROM runs)"
 STEPS = f"""
@@ -25,6 +32,7 @@ SELECT step, sum(epoch(ended_at - steps.started_at)) FROM steps JOIN runs USING 
 WHERE {NEWEST} GROUP BY step ORDER BY min(steps.started_at)
 """
 EMBEDDED = f"SELECT embedded, selection FROM run_outputs JOIN runs USING (run_id) WHERE {NEWEST}"
+OUTPUTS = f"SELECT run_outputs.* EXCLUDE (run_id, embedded) FROM run_outputs JOIN runs USING (run_id) WHERE {NEWEST}"
 BEFORE = ("raw_pool", "embeddings")
 
 
@@ -47,8 +55,12 @@ def main() -> None:
         runs = {"first": _curate(folder, {**settings, "storage": "grown"})}
         _copy(batch, folder / "pool")
         runs["landing"] = _curate(folder, {**settings, "storage": "grown"})
+        tick = _tick_with_nothing_new(folder)
+        again = _curate(folder, {**settings, "storage": "grown"})
         runs["full"] = _curate(folder, {**settings, "storage": "anew"})
     _print(runs)
+    print(f"With nothing new, a look of the sensor took {tick:.2f} s and started no run; a run made")
+    print("the same outputs." if again["outputs"] == runs["landing"]["outputs"] else "OTHER outputs.")
 
 
 def _paths(patterns: list[str]) -> list[Path]:
@@ -68,13 +80,30 @@ def _curate(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     with duckdb.connect(summary["lineage"], read_only=True) as connection:
         steps = dict(connection.execute(STEPS).fetchall())
         embedded, selection = connection.execute(EMBEDDED).fetchall()[0]
+        outputs = connection.execute(OUTPUTS).fetchall()
     return {
         "steps": steps,
         "embedded": embedded,
+        "outputs": outputs,
         "selection": selection,
         "subset": Path(summary["subset"]).read_bytes(),
         "samples": summary["pool"]["samples"],
     }
+
+
+def _tick_with_nothing_new(folder: Path) -> float:
+    """Return the seconds of a look, once the sensor knows the files."""
+    settings = load_settings(folder / "curation.yaml")
+    sensor, cursor, seconds = landing_sensor(settings, CURATE_JOB), None, 0.0
+    with dg.DagsterInstance.from_config(str(settings.storage_path / "dagster")) as instance:
+        for _ in range(3):
+            started = time.perf_counter()
+            with dg.build_sensor_context(instance, cursor) as context:
+                found = sensor.evaluate_tick(context)
+            seconds, cursor = time.perf_counter() - started, found.cursor or cursor
+            assert not found.run_requests
+    assert "Nothing new" in str(found.skip_message)
+    return seconds
 
 
 def _print(runs: dict[str, dict[str, Any]]) -> None:

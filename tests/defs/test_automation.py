@@ -15,7 +15,7 @@ import dagster as dg
 import pytest
 
 from novelsum_dagster.definitions import CURATE_JOB, build_defs
-from novelsum_dagster.defs.automation import BATCH_TAG, FILES_TAG, REASON_TAG, landing_sensor
+from novelsum_dagster.defs.automation import BATCH_TAG, FILES_TAG, REASON_TAG
 from novelsum_dagster.defs.handles import read_handle
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.pool.landing import read_cursor
@@ -218,15 +218,6 @@ def test_files_that_a_run_by_hand_has_read_start_no_second_one(curated: Watched)
     assert curated.says() == "The newest pool has it already (+0 files, 1 overwritten, 0 removed)."
     assert curated.says().startswith("Nothing new")
     assert before != listing.read_text()
-
-
-def test_a_tick_with_nothing_new_is_short(curated: Watched) -> None:
-    assert curated.says().startswith("Nothing new")
-    sensor = landing_sensor(curated.settings, CURATE_JOB)
-    started = time.perf_counter()
-    with dg.build_sensor_context(curated.instance, curated.cursor) as context:
-        assert "Nothing new" in str(sensor.evaluate_tick(context).skip_message)
-    assert time.perf_counter() - started < 2
 
 
 def test_the_schedule_starts_a_run_only_when_something_changed(curated: Watched, tmp_path: Path) -> None:
