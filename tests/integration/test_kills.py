@@ -26,6 +26,8 @@ from tests.pools import alpaca, write_jsonl, write_settings
 from tests.s3 import BUCKET, Server
 
 KILLS = int(os.environ.get("NOVELSUM_KILLS", "2"))
+STEPS = (None, "raw_pool", "embeddings", "density", "selected_subset", "novelsum_report", "lineage", "audit")
+"""A run is killed soon after one of them began; None: anywhere in the run. In turn, so that short ones are hit, too."""
 _SHARD = 40
 """Samples a shard: several are committed, so that a kill may fall between them."""
 
@@ -56,20 +58,30 @@ def _wait_for(ready: Callable[[], bool], process: Any) -> float:
     raise AssertionError("nothing was written in five minutes")
 
 
-def _moments(seconds: float) -> Iterator[float]:
+def _moments(seconds: float) -> Iterator[tuple[str | None, float]]:
+    """Yield steps, and how many seconds after their begin a run is killed."""
     chance = random.Random(17)
     for number in range(KILLS):
-        yield seconds * (number + chance.random()) / KILLS
+        step = STEPS[number % len(STEPS)]
+        yield step, chance.random() * (seconds if step is None else 3 if step == "embeddings" else 0.3)
 
 
-def _killed_and_restarted(machine: Machine, root: Path, after: float) -> tuple[str, dict[str, Any]]:
-    """Kill a run after so many seconds of work, and run again; return the step that it was in, and the summary."""
+def _killed_and_restarted(machine: Machine, root: Path, moment: tuple[str | None, float]) -> tuple[str, dict[str, Any]]:
+    """Kill a run at a moment, and run again; return the step that it was in, and the summary."""
+    step, after = moment
     process = machine.start("run", "--json")
-    _wait_for(lambda: (root / "runs").exists(), process)
+    _wait_for(lambda: (root / "runs").exists() if step is None else _has_begun(root, step), process)
     time.sleep(after)
     kill(process)
-    step = _running_step(root)
-    return step, machine.run()
+    found = _running_step(root)
+    return found, machine.run()
+
+
+def _has_begun(root: Path, step: str) -> bool:
+    if not (root / "lineage.duckdb").exists():
+        return False
+    with duckdb.connect(str(root / "lineage.duckdb"), read_only=True) as connection:
+        return connection.execute("SELECT count(*) FROM steps WHERE step = ?", [step]).fetchall() != [(0,)]
 
 
 def _running_step(root: Path) -> str:
