@@ -34,6 +34,7 @@ from novelsum_dagster.terminal import (
     folder_to_write,
     new_app,
     new_reporter,
+    require_free_port,
     run_group,
     say,
     settings_in,
@@ -294,11 +295,13 @@ def ui(
     The page of [bold]novelsum explore[/] runs beside it, at the settings' explore_url: links in the UI lead there.
     """
     chosen = settings_in(settings)
+    beside = page_beside(chosen.explore_url, port)
+    require_free_port(port)
     _prepare_home(chosen)
     with _instance(chosen):
         say(f"The Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
     dev = ["dagster", "dev", "-m", "novelsum_dagster.definitions", "-h", "127.0.0.1", "-p", str(port)]
-    raise typer.Exit(run_group([sys.executable, "-W", "ignore", "-m", *dev], *page_beside(chosen.explore_url, port)))
+    raise typer.Exit(run_group([sys.executable, "-W", "ignore", "-m", *dev], *beside))
 
 
 @app.command("demo-pool")

@@ -84,7 +84,7 @@ def _print(found: "Plan", dry_run: bool) -> None:
     from rich.table import Table
 
     if not found.items:
-        print("Nothing to remove; leftovers of killed processes are once they are an hour old.")
+        print("Nothing to remove. What killed processes left behind is removed once it is an hour old.")
         return
     title = "Would be removed" if dry_run else "Removed"
     table = Table(title=title, title_justify="left", show_footer=True)

@@ -4,6 +4,7 @@ Belongs here: its words. Does not: transfers (`storage`), the lineage's rows (`l
 """
 
 from novelsum_dagster.errors import InputError
+from novelsum_dagster.progress import counted
 from novelsum_dagster.terminal import SettingsFile, new_reporter, say, settings_in
 
 
@@ -33,4 +34,4 @@ def restore(settings: SettingsFile = None) -> None:
         fetched = fetch_everything(mirror, progress)
         runs = store.rebuild()
         build(store)
-    say(f"{fetched:,} files fetched from {mirror.remote.place}; {runs:,} runs are in {store.path} again")
+    say(f"{counted(fetched, 'file')} fetched from {mirror.remote.place}; {store.path} has {counted(runs, 'run')} again")

@@ -34,6 +34,11 @@ def describe(name: str, done: int, total: int, seconds: float) -> str:
     return line
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, as in "1 file" and "2,000 files"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 class LogReporter:
     """Writes a line every `every` seconds, and one at the end, to `log`."""
 

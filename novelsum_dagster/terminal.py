@@ -6,6 +6,7 @@ Belongs here: that. Does not: any command (`cli`, `cli_study`).
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -75,6 +76,17 @@ def folder_to_write(option: str, folder: Path) -> Path:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{option}: {folder} is a file; name a folder")
     return folder
+
+
+def require_free_port(port: int) -> None:
+    """Refuse a port of this machine at which a program listens.
+
+    Raises:
+        InputError: naming it.
+    """
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise InputError(f"--port {port}: another program listens there; name another, or end that one")
 
 
 def run_group(command: list[str], *beside: list[str]) -> int:

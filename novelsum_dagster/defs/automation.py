@@ -28,6 +28,7 @@ from novelsum_dagster.pool.landing import (
     start_cursor,
 )
 from novelsum_dagster.pool.snapshot import PoolSnapshot
+from novelsum_dagster.progress import counted
 from novelsum_dagster.settings import Settings
 from novelsum_dagster.storage.outputs import handle_name
 from novelsum_dagster.workspace import Workspace
@@ -86,7 +87,7 @@ def landing_sensor(settings: Settings, job: str, clock: Callable[[], float] = ti
         cursor = read_cursor(context.cursor) or _start_cursor(workspace, listing, context.cursor)
         found = look(cursor, listing, clock(), settings.automation.settle_seconds)
         if not found.changes:
-            return _skipped(f"Nothing new: {len(listing.files):,} files, as at the last batch.", _text(found.waiting))
+            return _skipped(_nothing_new(context.instance, workspace, job, listing), _text(found.waiting))
         if read_listing(workspace.root, _newest_key(workspace)) == listing.marks:
             return _skipped(f"The newest pool has it already ({found.changes}).", _text(found.taken))
         running = _unfinished_run(context.instance, workspace, job)
@@ -158,6 +159,19 @@ def carry_sensor(settings: Settings, assets: dg.AssetSelection) -> dg.Automation
 
 def _skipped(reason: str, cursor: str | None) -> dg.SensorResult:
     return dg.SensorResult(skip_reason=reason, cursor=cursor)
+
+
+def _nothing_new(instance: dg.DagsterInstance, workspace: Workspace, job: str, listing: Listing) -> str:
+    files = counted(len(listing.files), "file")
+    if read_listing(workspace.root, _newest_key(workspace)) == listing.marks:
+        return f"Nothing new: {files}, as in the newest pool."
+    running = _unfinished_run(instance, workspace, job)
+    if running is not None:
+        return f"Nothing new since the last batch; run {running.run_id[:8]} is in progress."
+    return (
+        f"Nothing new since the last batch ({files}), but its run made no pool: it failed, or was ended. Once the cause"
+        " is mended, start one by hand."
+    )
 
 
 def _text(cursor: Cursor) -> str:

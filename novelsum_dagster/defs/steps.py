@@ -164,6 +164,8 @@ def close_dead_runs(instance: dg.DagsterInstance, workspace: Workspace) -> None:
             instance.report_run_failed(run, "The process of this run ended before the run did.")
             instance.event_log_storage.free_concurrency_slots_for_run(run_id)
         _close_steps(workspace.lineage, run_id)
+        if (workspace.root / run_file(run_id)).exists():  # It may have died before it sent what it wrote last.
+            publish(workspace.mirror, run_file(run_id))
 
 
 def _close_steps(lineage: LineageStore, run_id: str) -> None:

@@ -127,8 +127,8 @@ def _label(row: MeasureChange) -> str:
 def _given_up(compared: Comparison) -> list[str]:
     if compared.fresh is None or compared.given_up is None:
         return []
-    share = f" ({compared.given_up / abs(compared.fresh):.1%})" if compared.fresh else ""
-    return [f"A fresh selection has NovelSum {compared.fresh:.4f}: extending gives up {compared.given_up:.4f}{share}."]
+    share = f" ({compared.given_up / abs(compared.fresh):z.1%})" if compared.fresh else ""
+    return [f"A fresh selection has NovelSum {compared.fresh:.4f}: extending gives up {compared.given_up:z.4f}{share}."]
 
 
 def _settings(settings: Mapping[str, tuple[Any, Any]]) -> list[str]:

@@ -314,13 +314,14 @@ class _Reading:
 
 
 def _refuse_bad_pool(inputs: list[_Input], limit: float, folder: Path, rejects_file: Path) -> None:
+    empty = [item.file for item in inputs if not item.counts["read"]]
+    if empty:
+        raise InputError(f"no record in {', '.join(empty)}; take that out of the sources, or wait until it is written")
     total: Counter[str] = sum((item.counts for item in inputs), Counter())
     rejects = total["rejects"]
     if rejects <= limit * total["read"] and total["kept"]:
         return
     write_bytes((folder / "rejects.parquet").read_bytes(), rejects_file)
-    if not total["read"]:
-        raise InputError(f"the pool is empty: no records in {', '.join(item.file for item in inputs)}")
     rows = pq.read_table(rejects_file, columns=["file", "position", "line", "reason", "detail"]).to_pylist()
     reasons = Counter(row["reason"] for row in rows).most_common(5)
     first = rows[0]

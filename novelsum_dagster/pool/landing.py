@@ -19,6 +19,7 @@ from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import content_key, file_hash, read_json, write_json
 from novelsum_dagster.pool.buckets import BucketFile, bucket_files, is_in_bucket
 from novelsum_dagster.pool.readers import find_files, shown_name, unfinished_folders
+from novelsum_dagster.progress import counted
 from novelsum_dagster.settings import S3, Source
 
 GONE = ""
@@ -79,8 +80,7 @@ class Changes:
         return bool(self.added or self.overwritten or self.removed)
 
     def __str__(self) -> str:
-        plural = "" if len(self.added) == 1 else "s"
-        return f"+{len(self.added)} file{plural}, {len(self.overwritten)} overwritten, {len(self.removed)} removed"
+        return f"+{counted(len(self.added), 'file')}, {len(self.overwritten)} overwritten, {len(self.removed)} removed"
 
     @property
     def names(self) -> str:
@@ -262,6 +262,8 @@ def _is_settled(listing: Listing, name: str, is_known: bool, since: float, now: 
         return is_known and now - since >= settle_seconds and (name.rpartition("/")[0] or ".") not in listing.unfinished
     if file.is_finished:
         return True
+    if file.size == 0:
+        return False
     if file.modified is None:
         return is_known
     # Where the writer's clock is ahead of ours, our own look is the time that counts.

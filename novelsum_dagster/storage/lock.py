@@ -328,8 +328,8 @@ def is_dead(root: Path, token: str) -> bool:
 
 
 def _in_use(place: str, other: Holder | None, lease: float | None = None) -> InputError:
-    until = f", at most {lease:g} s after its process has ended" if lease else ""
-    return InputError(f"{place} is in use by {other or 'another run'}; wait until it has ended, or stop it{until}")
+    after = f". If its process is gone, try again in {lease:g} s: its lease has run out then" if lease else ""
+    return InputError(f"{place} is in use by {other or 'another run'}; wait until it has ended, or stop it{after}")
 
 
 def _parsed(data: bytes) -> Holder | None:

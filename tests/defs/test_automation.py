@@ -145,7 +145,9 @@ def test_one_request_for_a_batch_and_its_tags(watched: Watched) -> None:
     assert request.tags[FILES_TAG] == "pool/one.jsonl, pool/two.jsonl"
     taken = read_cursor(watched.cursor)
     assert taken is not None and request.run_key == taken.batch
-    assert watched.says() == "Nothing new: 2 files, as at the last batch."
+    assert watched.says().startswith("Nothing new since the last batch (2 files), but its run made no pool: it failed")
+    run = unfinished(watched.instance)
+    assert watched.says() == f"Nothing new since the last batch; run {run.run_id[:8]} is in progress."
 
 
 @pytest.mark.parametrize("job", [CURATE_JOB, "__ASSET_JOB"])
@@ -193,7 +195,7 @@ def test_a_pool_that_a_run_would_refuse_starts_none(watched: Watched) -> None:
 @pytest.mark.parametrize("cursor", [None, "", "{", '{"last": 7}', "s3://bucket/key"])
 def test_a_cursor_that_is_lost_or_damaged_starts_no_needless_run(curated: Watched, cursor: str | None) -> None:
     curated.cursor = cursor
-    assert curated.says() == "Nothing new: 1 files, as at the last batch."
+    assert curated.says() == "Nothing new: 1 file, as in the newest pool."
     (curated.root / "landing").rename(curated.root / "elsewhere")
     try:
         curated.cursor = cursor

@@ -105,6 +105,17 @@ def test_a_file_that_grows_holds_the_batch_back(place: Place) -> None:
     assert place.batches == ["+2 files, 0 overwritten, 0 removed"]
 
 
+def test_an_empty_file_is_waited_for(place: Place) -> None:
+    place.write("in/a.jsonl")
+    place.write("in/empty.jsonl", "", age=3600)
+    for _ in range(3):
+        assert place.tick().unsettled[-1:] == ("in/empty.jsonl",)
+    place.write("in/empty.jsonl")
+    place.tick()
+    place.tick()
+    assert place.batches == ["+2 files, 0 overwritten, 0 removed"]
+
+
 def test_a_short_interval_does_not_make_a_young_file_whole(place: Place) -> None:
     place.write("in/a.jsonl")
     for _ in range(SETTLE - 1):

@@ -285,11 +285,12 @@ def test_no_sources_fail_before_any_other_work(tmp_path: Path) -> None:
     assert not (tmp_path / "curated").exists()
 
 
-def test_files_without_records_are_an_empty_pool(tmp_path: Path) -> None:
+def test_files_without_records_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").touch()
     (tmp_path / "b.json").write_text("[]")
-    with pytest.raises(InputError, match=r"the pool is empty: no records in a\.jsonl, b\.json"):
-        build(tmp_path, "a.jsonl", "b.json")
+    write_jsonl(tmp_path / "good.jsonl", alpaca(3))
+    with pytest.raises(InputError, match=r"no record in a\.jsonl, b\.json; take that out of the sources, or wait"):
+        build(tmp_path, "a.jsonl", "b.json", "good.jsonl")
     assert not snapshots(tmp_path) and not list(hidden(tmp_path))
 
 
