@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import uuid4
@@ -23,6 +24,7 @@ import typer
 from novelsum_dagster.cli_audit import diff, rebuild_lineage, reproduce, why
 from novelsum_dagster.cli_explore import explore, page_beside
 from novelsum_dagster.cli_housekeeping import gc
+from novelsum_dagster.cli_plan import plan
 from novelsum_dagster.cli_storage import restore
 from novelsum_dagster.cli_study import study
 from novelsum_dagster.errors import InputError, disk_full, is_disk_full
@@ -47,6 +49,22 @@ app = new_app(
 )
 app.add_typer(study, name="study")
 
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(version("novelsum-dagster"))
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
 _NEIGHBORS = "K: neighbours in the density factor."
 _DENSITY_POWER = "beta: weight of the density factor; 0 leaves it out."
 _PROXIMITY_POWER = "alpha: weight of near samples."
@@ -59,7 +77,14 @@ _Form = Annotated[
     typer.Option(help="any (each record's own), auto (the first's), alpaca, sharegpt, messages, prompt_completion."),
 ]
 _Model = Annotated[str, typer.Option(help="Embedding model: the packaged one, a folder, or NAME@COMMIT on the hub.")]
-_Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+
+
+def _known_device(name: str) -> str:
+    device: str = _validated(Settings, device=name).device
+    return device
+
+
+_Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", callback=_known_device)]
 _MaxRejects = Annotated[float, typer.Option(min=0, max=1, help="Fail when more than this part of the records is bad.")]
 
 
@@ -168,22 +193,24 @@ def measure(
     )
     if output is not None:
         folder_to_write("--output", output)
-    embedding, reporter = _embedding(model, device), new_reporter()
+    embedding, reporter = _embedding(model), new_reporter()
     samples, ids, content = {}, {}, {}
     for path in sets:
         name = str(path)
         if name in samples:
             raise InputError(f"{path}: given twice; name each set once")
-        with embedded_files(_sources([path], form), embedding, max_reject_fraction, reporter) as files:
+        with embedded_files(_sources([path], form), embedding, max_reject_fraction, reporter, device=device) as files:
             _say_rejects(files.snapshot, files.root, duplicates=False)
             content[name] = files.snapshot.key
             samples[name], ids[name] = files.records()
     pool = None
     if reference:
-        with embedded_files(_sources(sorted(reference), form), embedding, max_reject_fraction, reporter) as files:
+        with embedded_files(
+            _sources(sorted(reference), form), embedding, max_reject_fraction, reporter, device=device
+        ) as files:
             _say_rejects(files.snapshot, files.root)
             pool, content["reference"] = files.vectors, files.snapshot.key
-    comparison = compare(samples, pool, powers, grid, seed, "cpu" if device == "mps" else device, reporter)
+    comparison = compare(samples, pool, powers, grid, seed, device, reporter)
     where = [str(path) for path in reference] if reference else "all sets together"
     settings = {**powers.model_dump(), **asdict(grid), "seed": seed, "reference": where, "model": model}
     if output is not None:
@@ -249,7 +276,6 @@ def select(
         token_budget=token_budget,
         seed=seed,
         quality=quality,
-        device="cpu" if device == "mps" else device,
     )
     powers = _validated(NovelSum, neighbors=neighbors, density_power=density_power, proximity_power=proximity_power)
     to_stdout = str(output) == "-"
@@ -261,10 +287,10 @@ def select(
     if picks is not None and (picks.suffix != ".parquet" or picks.absolute() == output.absolute()):
         raise InputError(f"--picks: {picks} must end in .parquet and be another file than --output")
     reporter = new_reporter()
-    sources, embedding = _sources(pool, form), _embedding(model, device)
-    with embedded_files(sources, embedding, max_reject_fraction, reporter, drop_near_duplicates) as files:
+    sources, embedding = _sources(pool, form), _embedding(model)
+    with embedded_files(sources, embedding, max_reject_fraction, reporter, drop_near_duplicates, device) as files:
         _say_rejects(files.snapshot, files.root)
-        table, records = choose(files, chosen, powers, reporter)
+        table, records = choose(files, chosen, powers, reporter, device)
         if to_stdout:
             for record in records:
                 print(record_line(record))
@@ -321,6 +347,7 @@ app.command()(reproduce)
 app.command()(explore)
 app.command("rebuild-lineage")(rebuild_lineage)
 app.command()(gc)
+app.command()(plan)
 app.command()(restore)
 
 
@@ -403,9 +430,9 @@ def _validated(section: type[Any], /, **values: Any) -> Any:
         raise InputError(option + found["msg"].removeprefix("Value error, ")) from None
 
 
-def _embedding(model: str, device: str) -> Embedding:
+def _embedding(model: str) -> Embedding:
     name, _, revision = model.partition("@")
-    embedding: Embedding = _validated(Embedding, model=name, revision=revision or None, device=device)
+    embedding: Embedding = _validated(Embedding, model=name, revision=revision or None)
     return embedding
 
 

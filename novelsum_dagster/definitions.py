@@ -5,17 +5,17 @@ Belongs here: putting assets, checks, resources and what starts runs together. D
 
 import dagster as dg
 
-from novelsum_dagster.defs.automation import carry_sensor, landing_sensor, recurate_schedule
+from novelsum_dagster.defs.automation import carry_sensor, dead_runs_sensor, landing_sensor, recurate_schedule
 from novelsum_dagster.defs.card import data_card
 from novelsum_dagster.defs.changes import changes
 from novelsum_dagster.defs.checks import asset_checks
-from novelsum_dagster.defs.embeddings import embeddings
+from novelsum_dagster.defs.embeddings import embeddings_asset
 from novelsum_dagster.defs.handles import HandleIOManager
 from novelsum_dagster.defs.lineage import lineage
 from novelsum_dagster.defs.marts import audit_assets, audit_checks
-from novelsum_dagster.defs.novelty import density, sample_novelty
+from novelsum_dagster.defs.novelty import novelty_assets
 from novelsum_dagster.defs.pool import raw_pool
-from novelsum_dagster.defs.reports import novelsum_report
+from novelsum_dagster.defs.reports import report_asset
 from novelsum_dagster.defs.selection import selection_asset
 from novelsum_dagster.defs.study import GROUP, study_assets
 from novelsum_dagster.progress import Reporter
@@ -26,7 +26,11 @@ CURATE_JOB = "curate"
 """Materialises every asset but the study's, and runs every check."""
 
 
-def build_defs(settings: Settings, reporter: Reporter | None = None) -> dg.Definitions:
+def build_defs(
+    settings: Settings,
+    reporter: Reporter | None = None,
+    executor: dg.ExecutorDefinition = dg.in_process_executor,
+) -> dg.Definitions:
     """Return all definitions for one curation.
 
     The study's assets are there where the settings have a section `study`: they have partitions, so that "Materialize
@@ -35,6 +39,8 @@ def build_defs(settings: Settings, reporter: Reporter | None = None) -> dg.Defin
     Args:
         settings: all settings.
         reporter: draws progress in place of log lines.
+        executor: runs the steps; default: one process for a run, so that they share the imported libraries, which cost
+            seconds each.
     """
     workspace = Workspace(settings, reporter)
     curated = dg.AssetSelection.all() - dg.AssetSelection.groups(GROUP)
@@ -43,11 +49,10 @@ def build_defs(settings: Settings, reporter: Reporter | None = None) -> dg.Defin
     return dg.Definitions(
         assets=[
             raw_pool,
-            embeddings,
-            density,
-            sample_novelty,
+            embeddings_asset(settings),
+            *novelty_assets(settings),
             selection_asset(settings),
-            novelsum_report,
+            report_asset(settings),
             data_card,
             lineage,
             changes,
@@ -56,17 +61,21 @@ def build_defs(settings: Settings, reporter: Reporter | None = None) -> dg.Defin
         ],
         asset_checks=[*asset_checks(), audit_checks()],
         jobs=[curate],
-        sensors=[landing_sensor(settings, CURATE_JOB), carry_sensor(settings, curated)],
+        sensors=[
+            landing_sensor(settings, CURATE_JOB),
+            dead_runs_sensor(settings, CURATE_JOB),
+            carry_sensor(settings, curated),
+        ],
         schedules=[schedule] if schedule else [],
-        # One process for a run: steps share the imported libraries, which cost seconds each.
-        executor=dg.in_process_executor,
+        executor=executor,
         resources={"workspace": workspace, "io_manager": HandleIOManager(workspace.root, workspace.mirror)},
     )
 
 
-def _settings_in_force() -> Settings:
+def settings_in_force() -> Settings:
+    """Return the settings that Dagster works with: those of the file in force, else the defaults."""
     path = settings_path()
     return load_settings(path) if path.exists() else Settings()
 
 
-defs = build_defs(_settings_in_force())
+defs = build_defs(settings_in_force())

@@ -1,26 +1,34 @@
 """Which device torch computes on.
 
-Belongs here: `auto` and what it becomes on this machine. Does not: anything that is computed.
+Belongs here: the setting `device` and what it becomes on this machine, memory that is free there. Does not: anything
+that is computed.
 """
 
 import ctypes
+from typing import TYPE_CHECKING
 
 from novelsum_dagster.errors import InputError
+from novelsum_dagster.memory import NotEnoughMemory, readable_bytes
+
+if TYPE_CHECKING:
+    import torch
 
 
 def cuda_or_cpu(wanted: str) -> str:
-    """Return the device meant by a setting: `auto` is CUDA where there is one, else the CPU; others stay.
+    """Return the device of a step that MPS cannot do, for it has no float64.
+
+    `auto` is CUDA where there is one, else the CPU; `mps` is the CPU; others stay.
 
     Raises:
         InputError: where the device is not on this machine.
     """
     if wanted == "auto":
         return "cuda" if _has_cuda() else "cpu"
-    return _present(wanted)
+    return "cpu" if _present(wanted) == "mps" else wanted
 
 
 def accelerator_or_cpu(wanted: str) -> str:
-    """Return the device meant by a setting: `auto` is CUDA where there is one, then MPS, then the CPU; others stay.
+    """Return the device of a step that MPS can do: `auto` is CUDA where there is one, then MPS, then the CPU.
 
     Raises:
         InputError: where the device is not on this machine.
@@ -28,6 +36,50 @@ def accelerator_or_cpu(wanted: str) -> str:
     if wanted != "auto":
         return _present(wanted)
     return "cuda" if _has_cuda() else "mps" if _has_mps() else "cpu"
+
+
+def torch_device(name: str) -> "torch.device":
+    """Return a device by name.
+
+    Raises:
+        InputError: where torch cannot use it.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}); use cpu") from None
+    return device
+
+
+def free_device_memory(device: "torch.device") -> int | None:
+    """Return the bytes that are free on a CUDA device; None on any other, whose memory is the machine's."""
+    if device.type != "cuda":
+        return None
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0])
+
+
+def require_device_memory(device: "torch.device", needed: int, what: str) -> None:
+    """Refuse work that would not fit on a CUDA device; any other device has the machine's memory.
+
+    Args:
+        device: where.
+        needed: bytes at the peak.
+        what: the work, as in "NovelSelect of 10 out of 100".
+
+    Raises:
+        NotEnoughMemory: where so much is not free there.
+    """
+    free = free_device_memory(device)
+    if free is not None and needed > free:
+        raise NotEnoughMemory(
+            f"{what} needs about {readable_bytes(needed)} on {device} and {readable_bytes(free)} are free there;"
+            " use device cpu, or a smaller pool"
+        )
 
 
 def _present(wanted: str) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from novelsum_dagster.devices import cuda_or_cpu
 from novelsum_dagster.diversity.density import density
 from novelsum_dagster.diversity.measures import Comparison, Grid, Samples, Yardstick, measure_sets
 from novelsum_dagster.embedding.encoder import token_counter
@@ -53,6 +54,7 @@ def embedded_files(
     max_reject_fraction: float,
     reporter: Reporter,
     drop_near_duplicates: bool = False,
+    device: str = "auto",
 ) -> Iterator[EmbeddedFiles]:
     """Read and embed files; what was read is gone after the block.
 
@@ -62,6 +64,7 @@ def embedded_files(
         max_reject_fraction: largest part of bad records.
         reporter: shows progress.
         drop_near_duplicates: leave out samples that resemble an earlier one, by MinHash with its default threshold.
+        device: as the setting `device`.
 
     Raises:
         InputError: for missing files, bad records over the limit, an empty pool, a model that cannot be loaded.
@@ -81,12 +84,14 @@ def embedded_files(
         samples = snapshot.samples(root, ["id", "text"])
         ids = samples["id"].to_pylist()
         with reporter.step("embedding") as progress:
-            found = embed(cache_path(), embedding, ids, samples["text"].to_pylist(), snapshot.key, progress)
+            found = embed(
+                cache_path(), embedding, ids, samples["text"].to_pylist(), snapshot.key, progress, device=device
+            )
         yield EmbeddedFiles(snapshot, root, load_vectors(cache_path() / found.folder, ids))
 
 
 def choose(
-    files: EmbeddedFiles, selection: Selection, settings: NovelSum, reporter: Reporter
+    files: EmbeddedFiles, selection: Selection, settings: NovelSum, reporter: Reporter, device: str = "auto"
 ) -> tuple[pa.Table, list[ChosenRecord]]:
     """Return the picks as a table, and their original records, both in pick order.
 
@@ -95,13 +100,14 @@ def choose(
         selection: the settings of the selection.
         settings: of the measure.
         reporter: shows progress.
+        device: as the setting `device`.
 
     Raises:
         ValueError: as `choose_from_pool` does.
     """
     require_possible(files.snapshot, files.root, selection)
     with reporter.step("density") as progress:
-        factor = _density_factor(files.vectors, settings, progress)
+        factor = _density_factor(files.vectors, settings, device, progress)
     with reporter.step("selecting") as progress:
         picks = choose_from_pool(
             files.snapshot,
@@ -110,6 +116,7 @@ def choose(
             factor,
             selection,
             proximity_power=settings.proximity_power,
+            device=device,
             progress=progress,
         )
     table = picks_table(files.snapshot, files.root, picks)
@@ -147,7 +154,9 @@ def compare(
     return measure_sets(sets, yardstick, seed=seed, reporter=reporter)
 
 
-def _density_factor(vectors: NDArray[np.float32], settings: NovelSum, progress: Progress) -> NDArray[np.float64]:
+def _density_factor(
+    vectors: NDArray[np.float32], settings: NovelSum, device: str, progress: Progress
+) -> NDArray[np.float64]:
     if settings.density_power == 0:
         return np.ones(len(vectors))
     found = density(
@@ -156,6 +165,7 @@ def _density_factor(vectors: NDArray[np.float32], settings: NovelSum, progress: 
         neighbor_policy=settings.neighbor_policy,
         index=settings.density_index,
         min_recall=settings.min_recall,
+        device=cuda_or_cpu(device),
         progress=progress,
     )
     return found.factor(settings.density_power)

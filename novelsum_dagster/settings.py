@@ -43,6 +43,7 @@ Label = Annotated[str, BeforeValidator(str)]
 """A value of a column; numbers are compared as they are written."""
 Strategy = Literal["novelselect", "random", "farthest", "kmeans", "kcenter", "qdit", "repr_filter", "duplicate"]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 
 
 class _Section(BaseModel):
@@ -96,12 +97,18 @@ class Embedding(_Section):
     model: str = Field(PACKAGED_MODEL, description="The packaged model, a local folder, or a hub name.")
     revision: str | None = Field(None, description="Commit of a hub model; required for one.")
     max_tokens: PositiveInt = Field(256, description="Texts are cut after this many tokens.")
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: CUDA, then MPS, then CPU.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    pooling: Literal["auto", "mean", "last_token"] = Field(
         "auto",
-        description="auto: bfloat16 on processors that compute with it, if vectors agree to 0.999; else float32.",
+        description="How tokens become a vector; auto: the model's own way, else mean (causal models: last_token).",
     )
-    batch_size: PositiveInt = Field(32, description="Samples a forward pass on a GPU; on the CPU always 16.")
+    backend: Literal["torch", "vllm"] = Field("torch", description="vllm: on CUDA; it is installed apart.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="auto: bfloat16 on a GPU and on processors that compute with it, if vectors agree to 0.999.",
+    )
+    batch_size: PositiveInt = Field(
+        32, description="Samples a forward pass on a GPU, halved where its memory is too small; on the CPU always 16."
+    )
     shard_size: PositiveInt = Field(512, description="Samples committed to disk at a time.")
 
 
@@ -188,7 +195,7 @@ class Duplicate(_Section):
 
 
 class Selection(_Section):
-    """Which subset is chosen. Limits, device and verify are for novelselect."""
+    """Which subset is chosen. Limits and verify are for novelselect."""
 
     strategy: Strategy = Field("novelselect", description="How samples are chosen.")
     k: PositiveInt | None = Field(1000, description="Size of the subset.")
@@ -202,7 +209,9 @@ class Selection(_Section):
     must_include: tuple[str, ...] = Field((), description="Ids of samples that are picked first.")
     must_exclude: tuple[str, ...] = Field((), description="Ids of samples that are never picked.")
     quotas: tuple[Quota, ...] = Field((), description="Caps and floors by source or any other column.")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: CUDA, then CPU.")
+    partitions: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="Select in so many parts of the pool, then among their picks: less memory, an approximation."
+    )
     verify: NonNegativeInt = Field(0, description="Random candidates checked against every pick.")
     kmeans: KMeans = KMeans()
     qdit: Qdit = Qdit()
@@ -224,10 +233,14 @@ class Selection(_Section):
             raise ValueError("give k or token_budget")
         novelselect_only = ("token_budget", "extend_by", "must_include", "must_exclude", "quotas")
         limits = [name for name in novelselect_only if getattr(self, name)]
+        if limits and self.partitions is not None:
+            raise ValueError(f"partitions does not go together with {limits[0]}: no part knows what others pick")
         if self.extend_by is not None and self.token_budget is not None:
             raise ValueError("give either token_budget or extend_by")
         if limits and self.strategy != "novelselect":
             raise ValueError(f"{limits[0]} works with strategy novelselect only, not with {self.strategy}")
+        if self.partitions is not None and self.strategy != "novelselect":
+            raise ValueError(f"partitions works with strategy novelselect only, not with {self.strategy}")
         if self.quality is not None and self.strategy not in ("novelselect", "qdit", "repr_filter"):
             raise ValueError(f"quality changes nothing in strategy {self.strategy}; leave it out")
         if self.strategy == "qdit" and (self.quality is None) != (self.qdit.quality_weight == 0):
@@ -272,7 +285,6 @@ class Training(_Section):
         None, description="Peak learning rate, cosine to zero; default: 2e-3 from scratch, 5e-5 for a named model."
     )
     vocabulary: Annotated[int, Field(ge=300)] = Field(4096, description="Tokens of a from-scratch model's tokenizer.")
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: CUDA, then MPS, then CPU.")
 
 
 class Study(_Section):
@@ -419,6 +431,23 @@ class Notify(_Section):
     )
 
 
+class Ray(_Section):
+    """The Ray cluster and its workers, where `engine` is ray."""
+
+    address: str | None = Field(
+        None,
+        pattern=r"^(auto|[^\s/]+:\d+)$",
+        description="host:port of the cluster's head; default: $RAY_ADDRESS, else this machine becomes a cluster.",
+    )
+    workers: PositiveInt = Field(2, description="Workers side by side.")
+    cpus_per_worker: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        0.5, description="CPUs that Ray keeps for a worker; under 1, several share one."
+    )
+    gpus_per_worker: NonNegative = Field(
+        0.0, description="GPUs that Ray keeps for a worker; under 1, several share one."
+    )
+
+
 class Settings(_Section):
     """All settings of one curation. `base` is the folder that relative paths start from."""
 
@@ -426,6 +455,13 @@ class Settings(_Section):
         "curated", description="Folder for everything that is written, or s3://bucket/prefix with a local copy."
     )
     s3: S3 = S3()
+    device: Device = Field(
+        "auto", description="auto, cpu, mps, cuda or cuda:N, of every step; auto: CUDA, then MPS for models, then CPU."
+    )
+    engine: Literal["local", "ray"] = Field(
+        "local", description="Where embedding, density and selection run: this process, or Ray. The results are equal."
+    )
+    ray: Ray = Ray()
     pool: Pool = Pool()
     embedding: Embedding = Embedding()
     novelsum: NovelSum = NovelSum()
@@ -543,6 +579,8 @@ def _s3_place(storage: str) -> S3Place | None:
 
 def _message(error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden":
+        if error["loc"][1:] and error["loc"][-1] == "device":
+            return "no such setting; the one setting device, at the top of the file, is for every step"
         return "no such setting; see docs/settings.md"
     return error["msg"].removeprefix("Value error, ")
 

@@ -83,7 +83,7 @@ def curate(settings_file: Path, until: str = "novelsum_report", **config: Any) -
     curated.keep("raw_pool", snapshot)
     samples = snapshot.samples(root, REPORT_COLUMNS)
     ids, texts = samples["id"].to_pylist(), samples["text"].to_pylist()
-    vector_set = embed(root, settings.embedding, ids, texts, snapshot.key)
+    vector_set = embed(root, settings.embedding, ids, texts, snapshot.key, device=settings.device)
     curated.keep("embeddings", vector_set, "raw_pool")
     vectors = load_vectors(root / vector_set.folder, ids)
     density = build_density(root, ids, vectors, vector_set.key, settings=settings.novelsum)

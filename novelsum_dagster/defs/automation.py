@@ -1,5 +1,7 @@
 """What starts runs by itself: the sensor `landing`, the schedule `recurate`, the condition that carries a change on.
 
+Also the sensor `dead_runs`, which closes what would keep the others waiting.
+
 Belongs here: when a run starts, and the words for why one does not. Does not: the listing and its cursor
 (`pool.landing`), the job.
 """
@@ -104,6 +106,31 @@ def landing_sensor(settings: Settings, job: str, clock: Callable[[], float] = ti
     return landing
 
 
+def dead_runs_sensor(settings: Settings, job: str) -> dg.SensorDefinition:
+    """Return the sensor that closes runs whose process died together with the code server that had started it.
+
+    Nobody else does: Dagster's own launcher asks the code server alone, and a new one knows nothing of them. An open
+    run keeps its place in the queue, and the others out, for ever.
+
+    Args:
+        settings: all settings.
+        job: name of the job whose runs, beside those of hand-picked assets, are looked at.
+    """
+    workspace = Workspace(settings)
+
+    @dg.sensor(
+        name="dead_runs",
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Marks runs whose process has died as failed, which makes room for others. Starts nothing.",
+    )
+    def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        running = _unfinished_run(context.instance, workspace, job)
+        return dg.SkipReason(f"Run {running.run_id[:8]} is in progress." if running else "No run is in progress.")
+
+    return dead_runs
+
+
 def recurate_schedule(settings: Settings, job: str) -> dg.ScheduleDefinition | None:
     """Return the schedule that starts a run at the settings' times unless nothing changed; None where there are none.
 
@@ -202,7 +229,8 @@ def _start_cursor(workspace: Workspace, listing: Listing, unusable: str | None) 
 def _unfinished_run(instance: dg.DagsterInstance, workspace: Workspace, job: str) -> dg.DagsterRun | None:
     """Return a run that is in progress; one whose process died is closed first, or it would be waited for forever."""
     found = _unfinished(instance, job)
-    if found and all(record.start_time and time.time() - record.start_time > _DEAD_AFTER_SECONDS for record in found):
+    begun = [record.start_time for record in found if record.start_time]  # Those in the queue have not.
+    if begun and time.time() - max(begun) > _DEAD_AFTER_SECONDS:
         close_dead_runs(instance, workspace)
         found = _unfinished(instance, job)
     return found[0].dagster_run if found else None

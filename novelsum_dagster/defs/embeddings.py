@@ -1,4 +1,4 @@
-"""The asset `embeddings`: the one that wants a GPU."""
+"""The asset `embeddings`."""
 
 from functools import partial
 
@@ -6,29 +6,33 @@ import dagster as dg
 import pyarrow as pa
 
 from novelsum_dagster.defs.automation import CARRY
+from novelsum_dagster.defs.gpu import gpu_pool, gpu_tags
 from novelsum_dagster.defs.steps import OWNERS, RETRY, column_schema, recorded
 from novelsum_dagster.embedding.encoder import identify
 from novelsum_dagster.embedding.store import VectorSet, embed
+from novelsum_dagster.engine.engine import engine_of
 from novelsum_dagster.lineage.provenance import code_version
 from novelsum_dagster.pool.snapshot import PoolSnapshot
+from novelsum_dagster.settings import Settings
 from novelsum_dagster.storage.outputs import publish
 from novelsum_dagster.workspace import Workspace
 
-GPU_POOL = "gpu"
-"""Dagster pool of the steps that use a GPU; dagster.yaml lets one run at a time."""
-GPU_TAGS = {"dagster-k8s/config": {"container_config": {"resources": {"limits": {"nvidia.com/gpu": "1"}}}}}
+
+def embeddings_asset(settings: Settings) -> dg.AssetsDefinition:
+    """Return the asset."""
+    made = dg.asset(
+        group_name="data",
+        kinds={"torch", "parquet"},
+        owners=OWNERS,
+        code_version=code_version("embeddings"),
+        retry_policy=RETRY,
+        automation_condition=CARRY,
+        pool=gpu_pool(settings),
+        op_tags=gpu_tags(settings),
+    )
+    return made(embeddings)
 
 
-@dg.asset(
-    group_name="data",
-    kinds={"torch", "parquet"},
-    owners=OWNERS,
-    code_version=code_version("embeddings"),
-    pool=GPU_POOL,
-    op_tags=GPU_TAGS,
-    retry_policy=RETRY,
-    automation_condition=CARRY,
-)
 def embeddings(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace], raw_pool: PoolSnapshot
 ) -> dg.MaterializeResult[VectorSet]:
@@ -41,7 +45,15 @@ def embeddings(
             mirror.get_folder(f"vectors/{identify(settings).key}")
         with step.reporter.step("embedding") as progress:
             vectors = embed(
-                workspace.root, settings, ids, texts, raw_pool.key, progress, committed=partial(publish, mirror)
+                workspace.root,
+                settings,
+                ids,
+                texts,
+                raw_pool.key,
+                progress,
+                committed=partial(publish, mirror),
+                device=workspace.settings.device,
+                encoder_of=engine_of(workspace.settings).encoder,
             )
         schema = pa.schema([("id", pa.string()), ("vector", pa.list_(pa.float32(), vectors.dimension))])
         return step.result(

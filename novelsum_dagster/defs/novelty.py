@@ -4,25 +4,37 @@ import dagster as dg
 import numpy as np
 
 from novelsum_dagster.defs.automation import CARRY
+from novelsum_dagster.defs.gpu import gpu_pool, gpu_tags
 from novelsum_dagster.defs.handles import newest_handle
 from novelsum_dagster.defs.steps import OWNERS, column_schema, picture, recorded
 from novelsum_dagster.devices import cuda_or_cpu
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable, build_density, build_novelty
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
+from novelsum_dagster.engine.engine import engine_of
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.lineage.provenance import code_version, damaged_files, read_record
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.report.charts import novelty_histogram, png
+from novelsum_dagster.settings import Settings
 from novelsum_dagster.workspace import Workspace
 
 
-@dg.asset(
-    group_name="diversity",
-    kinds={"faiss", "parquet"},
-    owners=OWNERS,
-    code_version=code_version("density"),
-    automation_condition=CARRY,
-)
+def novelty_assets(settings: Settings) -> list[dg.AssetsDefinition]:
+    """Return both assets."""
+    return [
+        dg.asset(
+            group_name="diversity",
+            kinds={kind, "parquet"},
+            owners=OWNERS,
+            code_version=code_version(step.__name__),
+            automation_condition=CARRY,
+            pool=gpu_pool(settings),
+            op_tags=gpu_tags(settings),
+        )(step)
+        for step, kind in ((density, "faiss"), (sample_novelty, "numpy"))
+    ]
+
+
 def density(
     context: dg.AssetExecutionContext,
     workspace: dg.ResourceParam[Workspace],
@@ -44,6 +56,8 @@ def density(
                 embeddings.key,
                 settings=workspace.settings.novelsum,
                 earlier=_earlier(workspace),
+                spread=engine_of(workspace.settings).spread,
+                device=workspace.settings.device,
                 say=searched.append,
                 progress=progress,
             )
@@ -85,13 +99,6 @@ def _earlier(workspace: Workspace) -> DensityTable | None:
     return None if is_other or damaged_files(workspace.root, made) else table
 
 
-@dg.asset(
-    group_name="diversity",
-    kinds={"numpy", "parquet"},
-    owners=OWNERS,
-    code_version=code_version("sample_novelty"),
-    automation_condition=CARRY,
-)
 def sample_novelty(
     context: dg.AssetExecutionContext,
     workspace: dg.ResourceParam[Workspace],
@@ -109,7 +116,7 @@ def sample_novelty(
                 density,
                 vectors,
                 settings=workspace.settings.novelsum,
-                device=cuda_or_cpu(workspace.settings.selection.device),
+                device=cuda_or_cpu(workspace.settings.device),
                 progress=progress,
             )
         rows = table.table(workspace.root)

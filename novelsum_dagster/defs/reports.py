@@ -5,6 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from novelsum_dagster.defs.automation import CARRY
+from novelsum_dagster.defs.gpu import gpu_pool, gpu_tags
 from novelsum_dagster.defs.steps import OWNERS, Step, picture, recorded
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
@@ -14,6 +15,7 @@ from novelsum_dagster.report.novelsum_report import REPORT_COLUMNS, NovelSumRepo
 from novelsum_dagster.selection.chosen import choose_from_pool
 from novelsum_dagster.selection.extension import EXTENDS
 from novelsum_dagster.selection.subset import Subset, rows_of
+from novelsum_dagster.settings import Settings
 from novelsum_dagster.workspace import Workspace
 
 _PICTURES = {
@@ -24,13 +26,20 @@ _PICTURES = {
 }
 
 
-@dg.asset(
-    group_name="diversity",
-    kinds={"altair", "parquet"},
-    owners=OWNERS,
-    code_version=code_version("novelsum_report"),
-    automation_condition=CARRY,
-)
+def report_asset(settings: Settings) -> dg.AssetsDefinition:
+    """Return the asset."""
+    made = dg.asset(
+        group_name="diversity",
+        kinds={"altair", "parquet"},
+        owners=OWNERS,
+        code_version=code_version("novelsum_report"),
+        automation_condition=CARRY,
+        pool=gpu_pool(settings),
+        op_tags=gpu_tags(settings),
+    )
+    return made(novelsum_report)
+
+
 def novelsum_report(
     context: dg.AssetExecutionContext,
     workspace: dg.ResourceParam[Workspace],
@@ -105,6 +114,7 @@ def _fresh(
             density.factor(workspace.root, then.density_power),
             selection,
             proximity_power=then.proximity_power,
+            device=workspace.settings.device,
             progress=progress,
         )
     return picks.indices

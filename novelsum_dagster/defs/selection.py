@@ -4,10 +4,12 @@ import dagster as dg
 import pyarrow as pa
 
 from novelsum_dagster.defs.automation import CARRY
+from novelsum_dagster.defs.gpu import gpu_pool, gpu_tags
 from novelsum_dagster.defs.handles import newest_handle
 from novelsum_dagster.defs.steps import OWNERS, column_schema, picture, recorded
 from novelsum_dagster.diversity.tables import DensityTable
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
+from novelsum_dagster.engine.engine import engine_of
 from novelsum_dagster.lineage.provenance import code_version
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.quality.suites import Subject
@@ -40,6 +42,8 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
         owners=OWNERS,
         code_version=code_version("selected_subset"),
         automation_condition=CARRY,
+        pool=gpu_pool(settings),
+        op_tags=gpu_tags(settings),
     )
     def selected_subset(
         context: dg.AssetExecutionContext,
@@ -64,6 +68,7 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
                 context.log.info(
                     f"extends {earlier.key}: {len(earlier.kept):,} samples kept, {len(earlier.gone):,} left the pool"
                 )
+            engine = engine_of(workspace.settings)
             with step.reporter.step("selecting") as progress:
                 subset = select_subset(
                     root,
@@ -75,6 +80,9 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
                     density_power=config.density_power,
                     proximity_power=config.proximity_power,
                     earlier=earlier,
+                    device=workspace.settings.device,
+                    search_on=engine.search,
+                    spread=engine.spread,
                     progress=progress,
                 )
             table = subset.picks(root)

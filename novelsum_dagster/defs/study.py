@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from novelsum_dagster.defs.gpu import gpu_pool, gpu_tags
 from novelsum_dagster.defs.steps import OWNERS, picture, recorded
 from novelsum_dagster.embedding.store import VectorSet
 from novelsum_dagster.lineage.provenance import code_version
@@ -76,6 +77,8 @@ def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         owners=OWNERS,
         code_version=code_version("study_measures"),
         partitions_def=partitions,
+        pool=gpu_pool(settings),
+        op_tags=gpu_tags(settings),
     )
     def study_measures(
         context: dg.AssetExecutionContext,
@@ -88,9 +91,7 @@ def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         """All measures of one set, NovelSum at every K, beta and alpha of the study."""
         data = StudyData(workspace.root, raw_pool, embeddings, study_pool)
         with recorded(context, workspace, _inputs(data, study_set)) as step:
-            yardstick = study_yardstick(
-                data, settings.novelsum, settings.measures, settings.study, settings.selection.device
-            )
+            yardstick = study_yardstick(data, settings.novelsum, settings.measures, settings.study, settings.device)
             found = measure_set(data, study_set, settings, yardstick, step.reporter)
             return step.result(found, **{name: one.value for name, one in found.values.items()})
 
@@ -100,6 +101,8 @@ def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         owners=OWNERS,
         code_version=code_version("study_performance"),
         partitions_def=partitions,
+        pool=gpu_pool(settings),
+        op_tags=gpu_tags(settings),
     )
     def study_performance(
         context: dg.AssetExecutionContext,
@@ -112,7 +115,7 @@ def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         """The proxy for performance: what a small model trained on one set costs on held-out text, in bits per byte."""
         data = StudyData(workspace.root, raw_pool, embeddings, study_pool)
         with recorded(context, workspace, _inputs(data, study_set)) as step, step.reporter.step("training") as progress:
-            trained = train_on_set(data, study_set, settings.study, progress)
+            trained = train_on_set(data, study_set, settings.study, progress, settings.device)
             return step.result(trained, **trained.losses)
 
     if settings.study.performance is None:

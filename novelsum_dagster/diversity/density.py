@@ -3,19 +3,28 @@
 In a dense region a small distance means more, so the factor is large there; it is largest among near-duplicates.
 
 Belongs here: K-nearest-neighbour distances, exact and by a tuned index, and the factor made of them. Does not:
-distances between samples of a set (`novelsum`).
+distances between samples of a set (`novelsum`), what is done on a GPU (`density_torch`).
 """
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, get_args
+from functools import cached_property
+from operator import methodcaller
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from novelsum_dagster.devices import cuda_or_cpu
 from novelsum_dagster.diversity.vectors import distinct_rows, find_rows, searchable_rows
 from novelsum_dagster.memory import available_memory, require_memory
 from novelsum_dagster.progress import Progress, no_progress
+from novelsum_dagster.spread import Spread, in_turn
+
+if TYPE_CHECKING:
+    from novelsum_dagster.diversity.density_torch import PointsOnDevice
 
 NeighborPolicy = Literal["published", "self"]
 DensityIndex = Literal["auto", "exact", "ivf"]
@@ -27,7 +36,7 @@ EXACT_TARGETS = 20_000
 
 _TILE = 4096
 _BLOCK_VALUES = 2**24
-"""Coordinate differences held at a time: 64 MiB of float32."""
+"""Coordinate differences held at a time, by all threads together: 64 MiB of float32."""
 _PRODUCTS = 2**22
 """Products of rows and points held at a time: they stay in the processor's cache."""
 _SPARE = 3
@@ -94,6 +103,8 @@ def density(
     index: DensityIndex = "auto",
     min_recall: float = 0.99,
     seed: int = 42,
+    device: str = "cpu",
+    spread: Spread = in_turn,
     progress: Progress = no_progress,
 ) -> Density:
     """Search each target's nearest points in the reference.
@@ -115,11 +126,14 @@ def density(
             1,000 seeded queries that tune it and 1,000 others; default 0.99. Points as near as a true neighbour
             count as one. 1 takes the exact search.
         seed: of the sampled queries and the clustering, default 42.
+        device: "cpu" (default), a torch device such as "cuda", or "auto" for CUDA where there is one, on which the
+            exact search finds candidates; what it finds is the same, bit for bit. The index is on the CPU.
+        spread: searches parts of the target; default: one after the other.
         progress: called with targets searched and n.
 
     Raises:
         ValueError: for bad rows, rows too long to square in float32, unequal dimensions, or a setting out of range.
-        NotEnoughMemory: where the index would not fit.
+        NotEnoughMemory: where the index would not fit, or the points on the device.
     """
     found = densities(
         target,
@@ -129,6 +143,8 @@ def density(
         index=index,
         min_recall=min_recall,
         seed=seed,
+        device=device,
+        spread=spread,
         progress=progress,
     )
     return found[neighbors]
@@ -143,12 +159,14 @@ def densities(
     index: DensityIndex = "auto",
     min_recall: float = 0.99,
     seed: int = 42,
+    device: str = "cpu",
+    spread: Spread = in_turn,
     progress: Progress = no_progress,
 ) -> dict[int, Density]:
     """Return the density for several K, from one search for the largest; `recall` is that search's.
 
     Args:
-        target, reference, neighbor_policy, index, min_recall, seed, progress: as in `density`.
+        target, reference, neighbor_policy, index, min_recall, seed, device, spread, progress: as in `density`.
         neighbors: values of K.
 
     Raises:
@@ -167,8 +185,9 @@ def densities(
     if neighbor_policy == "self":
         own = point_of if reference is None else find_rows(rows, points)
     query = _Query(rows, own, most, min(most + 1, len(points)))
-    search = _tuned_lists(query, points, min_recall, seed) if approximate else None
-    return _measured(query, search or ExactSearch(points), len(points), neighbors, progress)
+    exact = ExactSearch(points, device)
+    search = _tuned_lists(query, exact, min_recall, seed) if approximate else None
+    return _measured(query, search or exact, len(points), neighbors, spread, progress)
 
 
 def searches_lists(targets: int, reference: int, index: DensityIndex, min_recall: float) -> bool:
@@ -190,6 +209,25 @@ def _check_settings(neighbors: Sequence[int], neighbor_policy: str, index: str, 
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
 
 
+def search_memory_needed(size: int, dimensions: int, neighbors: int, approximate: bool, *, keeps: bool = False) -> int:
+    """Return the bytes that a search in `size` points takes at most, beside the reference given.
+
+    Args:
+        size, dimensions: of the reference.
+        neighbors, approximate, keeps: as in `require_search_memory`.
+    """
+    copies = size
+    if approximate:
+        copies += size + _TRAINED_ON * _list_count(size)
+    kept = 3 * 12 * (neighbors + 1 + _SPARE) if keeps else 0
+    return copies * dimensions * 4 + (64 + kept) * size + _tile_bytes(dimensions, neighbors)
+
+
+def _tile_bytes(dimensions: int, neighbors: int) -> int:
+    asked = neighbors + 1 + _SPARE
+    return _TILE * asked * 32 + 2 * max(_BLOCK_VALUES, asked * dimensions) * 4
+
+
 def require_search_memory(
     reference: NDArray[np.float32], neighbors: int, approximate: bool, *, keeps: bool = False
 ) -> None:
@@ -205,13 +243,8 @@ def require_search_memory(
         NotEnoughMemory: where it would not fit.
     """
     size, dimensions = reference.shape
-    copies = size
-    if approximate:
-        copies += size + _TRAINED_ON * _list_count(size)
-    asked = neighbors + 1 + _SPARE
-    tile = _TILE * asked * 32 + 2 * max(_BLOCK_VALUES, asked * dimensions) * 4
-    kept = 3 * 12 * asked if keeps else 0
-    needed = copies * dimensions * 4 + (64 + kept) * size + tile
+    needed = search_memory_needed(size, dimensions, neighbors, approximate, keeps=keeps)
+    tile = _tile_bytes(dimensions, neighbors)
     fits = max(0, int(size * (available_memory() - tile) / (needed - tile)))
     require_memory(
         needed,
@@ -255,25 +288,45 @@ class ExactSearch:
 
     What it finds depends on the rows and the points alone, not on how FAISS or a matrix product rounds, nor on what
     else is searched with them; of points at one distance the first comes first.
+
+    Args:
+        points: of the search.
+        device: as in `density`; it is looked for when the search begins.
     """
 
     name = "exact"
     recall = 1.0
 
-    def __init__(self, points: NDArray[np.float32]) -> None:
+    def __init__(self, points: NDArray[np.float32], device: str = "cpu") -> None:
         self.points = points
         self._rounding = _Rounding(points.shape[1])
+        self._device = device
+
+    @cached_property
+    def _all_squares(self) -> NDArray[np.float64]:
+        return _squares(self.points)
+
+    @cached_property
+    def _there(self) -> "PointsOnDevice | None":
+        device = cuda_or_cpu(self._device)
+        if device == "cpu":
+            return None
+        from novelsum_dagster.diversity.density_torch import PointsOnDevice
+
+        return PointsOnDevice(self.points, self._all_squares, device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process has a device of its own.
+        return {name: value for name, value in vars(self).items() if name != "_there"}
 
     def order(self, rows: NDArray[np.float32]) -> NDArray[np.int64]:
         return np.arange(len(rows))
 
     def search(self, rows: NDArray[np.float32], asked: int) -> Found:
         """Return the nearest points of rows, (n, d)."""
-        import faiss
-
         candidates = min(asked + _SPARE, len(self.points))
-        rough, near = faiss.knn(rows, self.points, candidates)
-        # FAISS finds them by |x|^2 + |y|^2 - 2xy, whose rounding error is larger than the distance of near-duplicates.
+        rough, near = self._candidates(rows, candidates)
+        # They are found by |x|^2 + |y|^2 - 2xy, whose rounding error is larger than the distance of near-duplicates.
         squared = self.distances(rows, near)
         order = np.lexsort((near, squared), axis=-1)[:, :asked]
         squared, near = np.take_along_axis(squared, order, 1), np.take_along_axis(near, order, 1)
@@ -285,6 +338,14 @@ class ExactSearch:
                 rows[doubtful], limit, (np.full(known.shape, np.inf, dtype=np.float32), known)
             )
         return squared, near
+
+    def _candidates(self, rows: NDArray[np.float32], count: int) -> Found:
+        if self._there is not None:
+            return self._there.nearest(rows, count)
+        import faiss
+
+        rough, near = faiss.knn(rows, self.points, count)
+        return rough, near
 
     def nearer(
         self,
@@ -303,16 +364,15 @@ class ExactSearch:
         """
         points = self.points if among is None else self.points[among]
         squared, near = known[0].copy(), known[1].copy()
-        lengths = self._rounding.shortened(_squares(points))
+        lengths = self._rounding.shortened(self._all_squares if among is None else self._all_squares[among])
         bound = self._rounding.bound(limit, _squares(rows))
-        tile = max(1, _PRODUCTS // len(points))
+        tile = max(1, _PRODUCTS // len(points)) if self._there is None else _TILE
         for start in range(0, len(rows), tile):
             part = slice(start, start + tile)
-            rough = rows[part] @ points.T
-            rough *= -2
-            rough += lengths
-            row, point = np.nonzero(rough <= bound[part, None])
-            del rough
+            if self._there is None:
+                row, point = _within(rows[part], bound[part], points, lengths)
+            else:
+                row, point = self._there.within(rows[part], bound[part], lengths, among)
             exact = _squared(rows[part], row, points, point)
             inside = exact <= limit[part][row]
             row, point, exact = row[inside], point[inside], exact[inside]
@@ -322,13 +382,29 @@ class ExactSearch:
     def distances(self, rows: NDArray[np.float32], near: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the squared distances of rows, (n, d), to points of theirs, (n, asked)."""
         squared = np.empty(near.shape, dtype=np.float32)
-        block = max(1, _BLOCK_VALUES // (near.shape[1] * rows.shape[1]))
-        for start in range(0, len(rows), block):
+        threads = len(os.sched_getaffinity(0))
+        block = max(1, _BLOCK_VALUES // (threads * near.shape[1] * rows.shape[1]))
+
+        def compute(start: int) -> None:
             part = slice(start, start + block)
             differences = self.points[near[part]]
             differences -= rows[part, None]
             np.einsum("ijk,ijk->ij", differences, differences, out=squared[part])
+
+        with ThreadPoolExecutor(threads) as workers:
+            list(workers.map(compute, range(0, len(rows), block)))
         return squared
+
+
+def _within(
+    rows: NDArray[np.float32], bound: NDArray[np.float32], points: NDArray[np.float32], lengths: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the pairs of rows and points for which `length - 2xy` is at most the row's bound: int64, (pairs,)."""
+    rough = rows @ points.T
+    rough *= -2
+    rough += lengths
+    row, point = np.nonzero(rough <= bound[:, None])
+    return row, point
 
 
 def _squared(
@@ -383,7 +459,7 @@ class _Rounding:
         """What numbers too small for float32 can add up to."""
 
     def least_beyond(self, rough: NDArray[np.float32], lengths: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return what no squared distance is under where FAISS's is `rough` or more, (n,)."""
+        """Return what no squared distance is under where FAISS's or the device's is `rough` or more, (n,)."""
         return rough.astype(np.float64) * (1 - 4 * self._c) - 9 * self._c * lengths - self._tiny
 
     def shortened(self, lengths: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -399,11 +475,12 @@ class _Rounding:
 class _Lists:
     """Looks only into the lists whose centres are nearest; `probed` of them, tuned by `_tuned_lists`."""
 
-    def __init__(self, points: NDArray[np.float32], lists: int, seed: int) -> None:
+    def __init__(self, exact: ExactSearch, lists: int, seed: int) -> None:
         import faiss
 
+        points = exact.points
         self._lists = lists
-        self._exact = ExactSearch(points)
+        self._exact = exact
         self._centres = faiss.IndexFlatL2(points.shape[1])
         self._index = faiss.IndexIVFFlat(self._centres, points.shape[1], lists)
         self._index.cp.niter = _TRAINING_ROUNDS
@@ -444,17 +521,17 @@ def _list_count(size: int) -> int:
     return min(int(4 * size**0.5), size // _TRAINED_ON)
 
 
-def _tuned_lists(query: _Query, points: NDArray[np.float32], min_recall: float, seed: int) -> _Lists | None:
+def _tuned_lists(query: _Query, exact: ExactSearch, min_recall: float, seed: int) -> _Lists | None:
     """Return an index of at least the recall asked for, or None where the exact search is no slower."""
-    lists = _list_count(len(points))
+    lists = _list_count(len(exact.points))
     # The exact search compares some twenty times as many pairs a second, as matrix products.
     most = lists // 20
     if most == 0:
         return None
-    index = _Lists(points, lists, seed)
+    index = _Lists(exact, lists, seed)
     chosen = np.random.default_rng(seed).permutation(len(query.rows))[: 2 * _SAMPLE]
     tuning, held_out = chosen[::2], chosen[1::2] if len(chosen) > 1 else chosen
-    recalls = [_recall_of(query.part(part), ExactSearch(points)) for part in (tuning, held_out)]
+    recalls = [_recall_of(query.part(part), exact) for part in (tuning, held_out)]
     probed = 1
     while probed <= most:
         index.probed = probed
@@ -481,17 +558,22 @@ def _recall_of(query: _Query, exact: ExactSearch) -> Callable[[_Lists], float]:
 
 
 def _measured(
-    query: _Query, search: ExactSearch | _Lists, reference_size: int, neighbors: Sequence[int], progress: Progress
+    query: _Query,
+    search: ExactSearch | _Lists,
+    reference_size: int,
+    neighbors: Sequence[int],
+    spread: Spread,
+    progress: Progress,
 ) -> dict[int, Density]:
     size = len(query.rows)
     means = {k: np.empty(size) for k in neighbors}
     used = dict(zip(neighbors, neighbors, strict=True))
     order = search.order(query.rows)
-    for start in range(0, size, _TILE):
+    starts = range(0, size, _TILE)
+    asks = (methodcaller("search", query.rows[order[start : start + _TILE]], query.asked) for start in starts)
+    for start, (squared, ids) in zip(starts, spread(search, asks), strict=True):
         chosen = order[start : start + _TILE]
-        part = query.part(chosen)
-        squared, ids = search.search(part.rows, part.asked)
-        counts = part.counted(ids)
+        counts = query.part(chosen).counted(ids)
         so_far = counts.cumsum(axis=1)
         for k, mean in means.items():
             nearest = counts & (so_far <= k)

@@ -8,7 +8,9 @@ the search (`density`), files (`tables`).
 """
 
 import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import methodcaller
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from novelsum_dagster.diversity.density import Density, ExactSearch, Found, require_search_memory
 from novelsum_dagster.diversity.vectors import searchable_rows
 from novelsum_dagster.progress import Progress, no_progress
+from novelsum_dagster.spread import Spread, in_turn
 
 _TILE = 4096
 _MOST_ANEW = 0.5
@@ -118,6 +121,8 @@ def nearest_in_pool(
     earlier: Nearest | None = None,
     *,
     reason: str = "nothing is known",
+    device: str = "cpu",
+    spread: Spread = in_turn,
     progress: Progress = no_progress,
 ) -> PoolNearest:
     """Find the K + 1 nearest distinct vectors of every vector of a pool, exactly.
@@ -130,16 +135,17 @@ def nearest_in_pool(
         neighbors: K.
         earlier: of another pool, for the same K: vectors may have come, gone and moved since.
         reason: why there is none.
+        device, spread: as in `density`.
         progress: called with distinct vectors searched and their number.
 
     Raises:
         ValueError: for bad rows, or rows too long to square in float32.
-        NotEnoughMemory: where the search would not fit.
+        NotEnoughMemory: where the search would not fit, here or on the device.
     """
     rows = searchable_rows(vectors, "target")
     require_search_memory(rows, neighbors, approximate=False, keeps=True)
     hashes, first, vector = np.unique(_hashes(rows), return_index=True, return_inverse=True)
-    exact = ExactSearch(rows[first])
+    exact = ExactSearch(rows[first], device)
     known = _Known.of(hashes, neighbors, earlier)
     anew, new = np.flatnonzero(~known.complete), np.flatnonzero(known.is_new)
     if earlier is None:
@@ -156,7 +162,7 @@ def nearest_in_pool(
         rest = len(hashes) - len(anew) if len(new) else 0
         lost = f" and {len(anew) - len(new):,} that lost a neighbour" if len(anew) > len(new) else ""
         searched = f"{len(new):,} new{lost} against all, {rest:,} against the new"
-    squared, points = _searched(exact, known, anew, new, progress)
+    squared, points = _searched(exact, known, anew, new, spread, progress)
     return PoolNearest(Nearest(hashes, squared, points), vector.astype(np.int64), searched)
 
 
@@ -214,21 +220,34 @@ class _Known:
 
 
 def _searched(
-    exact: ExactSearch, known: _Known, anew: NDArray[np.int64], new: NDArray[np.int64], progress: Progress
+    exact: ExactSearch,
+    known: _Known,
+    anew: NDArray[np.int64],
+    new: NDArray[np.int64],
+    spread: Spread,
+    progress: Progress,
 ) -> Found:
     """Return what is nearest to every point: to those of `anew` of all, to others of what is known and of `new`."""
     size, asked = known.points.shape
     squared, points = known.squared, known.points
     rest = np.setdiff1d(np.arange(size), anew, assume_unique=True)
-    for start in range(0, len(anew), _TILE):
-        part = anew[start : start + _TILE]
-        squared[part], points[part] = exact.search(exact.points[part], asked)
-        progress(start + len(part), size)
-    for start in range(0, len(rest) if len(new) else 0, _TILE):
-        part = rest[start : start + _TILE]
-        found = squared[part], points[part]
-        squared[part], points[part] = exact.nearer(exact.points[part], found[0][:, -1], found, new)
-        progress(len(anew) + start + len(part), size)
+    searched, compared = _tiles(anew), _tiles(rest) if len(new) else []
+
+    def asks() -> Iterator[Callable[[ExactSearch], Found]]:
+        for part in searched:
+            yield methodcaller("search", exact.points[part], asked)
+        for part in compared:
+            yield methodcaller("nearer", exact.points[part], squared[part, -1], (squared[part], points[part]), new)
+
+    done = 0
+    for part, found in zip([*searched, *compared], spread(exact, asks()), strict=True):
+        squared[part], points[part] = found
+        done += len(part)
+        progress(done, size)
     if not len(new) and len(anew) < size:
         progress(size, size)
     return squared, points
+
+
+def _tiles(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [rows[start : start + _TILE] for start in range(0, len(rows), _TILE)]

@@ -180,6 +180,7 @@ class Yardstick:
             neighbor_policy=self._novelsum.neighbor_policy,
             index=self._novelsum.density_index,
             min_recall=self._novelsum.min_recall,
+            device=self._device,
         )
 
     def novelsum(self, vectors: NDArray[np.float32], factors: Factors) -> dict[Powers, NovelSumResult]:

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
-from novelsum_dagster.devices import cuda_or_cpu
+from novelsum_dagster.devices import cuda_or_cpu, require_device_memory, torch_device
 from novelsum_dagster.diversity.density import DensityIndex, NeighborPolicy, densities
 from novelsum_dagster.diversity.measured import mean_interval
 from novelsum_dagster.diversity.vectors import as_rows, distinct_rows, find_rows, unit_rows
+from novelsum_dagster.memory import require_memory
 from novelsum_dagster.progress import Progress, no_progress
 
 SelfDistance = Literal["included", "excluded"]
@@ -26,6 +27,14 @@ Aggregate = Literal["mean", "sum"]
 
 _TILE_VALUES = 2**22
 """Distances that a thread holds at a time: 16 MiB of float32, and twice that in float64."""
+_TILE_BYTES = 32
+"""Bytes held for each of them: distances, ranks, both of them in float64."""
+_TILE_VALUES_ON_DEVICE = 2**26
+"""The same on a torch device, where small products would leave it idle;"""
+_DEVICE_BYTES = 48
+"""and bytes for each of them: distances, ranks, what sorting needs, weights in float64."""
+_HASHED_ROWS = 4096
+"""Rows that are looked at together for equal ones (`vectors`)."""
 _BEYOND = 3.0
 """Over every cosine distance: ranks a sample last in its own row, where its weight is 0."""
 
@@ -100,8 +109,8 @@ def novelsum(
             among equal ones.
         aggregate: "mean" (default) of the weighted means; "sum" of the weighted sums, without division by the weights
             or by n.
-        device: "cpu" (default), or a torch device such as "cuda", where pairs are then compared; density is searched
-            on the CPU.
+        device: "cpu" (default), or a torch device such as "cuda", where pairs are then compared and candidates for
+            neighbours found.
         progress: called with rows done and n.
 
     Raises:
@@ -163,6 +172,7 @@ def novelsum_grid(
         neighbor_policy=neighbor_policy,
         index=index,
         min_recall=min_recall,
+        device=device,
     )
     return novelsum_with_densities(
         rows,
@@ -185,11 +195,12 @@ def density_factors(
     neighbor_policy: NeighborPolicy = "published",
     index: DensityIndex = "auto",
     min_recall: float = 0.99,
+    device: str = "cpu",
 ) -> tuple[dict[tuple[int, float], NDArray[np.float64]], int]:
     """Return density factors by (K, beta), float64, (n,), and the fewest neighbours that the largest K had.
 
     Args:
-        target, reference, neighbor_policy, index, min_recall: as in `novelsum`.
+        target, reference, neighbor_policy, index, min_recall, device: as in `novelsum`.
         neighbors: values of K.
         density_powers: values of beta; for 0 all factors are 1 and nothing is searched.
 
@@ -201,7 +212,13 @@ def density_factors(
     if not any(density_powers):
         return {pair: np.ones(len(rows)) for pair in pairs}, max(neighbors)
     found = densities(
-        rows, reference, neighbors=neighbors, neighbor_policy=neighbor_policy, index=index, min_recall=min_recall
+        rows,
+        reference,
+        neighbors=neighbors,
+        neighbor_policy=neighbor_policy,
+        index=index,
+        min_recall=min_recall,
+        device=cuda_or_cpu(device),
     )
     used = found[max(neighbors)].neighbors_used
     if used == 0 and len(distinct_rows(rows)[0]) > 1:
@@ -329,13 +346,19 @@ def _rank_sums(
         progress: called with rows done and n.
     """
     device, size = cuda_or_cpu(device), len(units)
+    threads = len(os.sched_getaffinity(0)) if device == "cpu" else 1
+    require_memory(
+        memory_needed(size, units.shape[1], threads), f"NovelSum of {size:,} samples", "measure fewer samples"
+    )
+    if device != "cpu":
+        require_device_memory(torch_device(device), device_memory_needed(*units.shape), f"NovelSum of {size:,} samples")
     group = find_rows(units, units)
     repeated = group if (group != np.arange(size)).any() else None
     job = _Job(units, repeated, weights, columns, without_self)
     sums = np.empty((size, weights.shape[1], 1 if columns is None else columns.shape[1]))
-    threads = len(os.sched_getaffinity(0)) if device == "cpu" else 1
     # A row is ranked by one thread, so that rows and not BLAS share the processors.
-    tile = max(1, min(_TILE_VALUES // size, -(-size // threads)))
+    values = _TILE_VALUES if device == "cpu" else _TILE_VALUES_ON_DEVICE
+    tile = max(1, min(values // size, -(-size // threads)))
     work = job.on_cpu if device == "cpu" else job.on(device)
     done = 0
     with threadpool_limits(1 if threads > 1 else None, "blas"), ThreadPoolExecutor(threads) as pool:
@@ -345,6 +368,16 @@ def _rank_sums(
             done += len(found)
             progress(done, size)
     return sums
+
+
+def memory_needed(n: int, d: int, threads: int) -> int:
+    """Return the bytes that NovelSum of n samples takes at most, beside their unit rows."""
+    return 64 * n + 8 * d * min(n, _HASHED_ROWS) + threads * _TILE_BYTES * min(n * n, max(_TILE_VALUES, n))
+
+
+def device_memory_needed(n: int, d: int) -> int:
+    """Return the bytes that NovelSum of n samples takes on a device at most."""
+    return 4 * n * d + _DEVICE_BYTES * min(n * n, max(_TILE_VALUES_ON_DEVICE, n))
 
 
 @dataclass(frozen=True)
@@ -380,6 +413,7 @@ class _Job:
         """Return the same computation on a torch device, where the rows stay."""
         import torch
 
+        torch.set_float32_matmul_precision("highest")  # TF32 would cost three digits.
         units = torch.from_numpy(self.units).to(device)
         repeated = None if self.repeated is None else torch.from_numpy(self.repeated).to(device)
         weights = torch.from_numpy(self.weights).to(device)

@@ -21,6 +21,7 @@ from novelsum_dagster.files import KEY_LENGTH, content_key, write_table
 from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.settings import NovelSum
+from novelsum_dagster.spread import Spread, in_turn
 
 _NEAREST = "nearest.parquet"
 
@@ -89,6 +90,8 @@ def build_density(
     *,
     settings: NovelSum,
     earlier: DensityTable | None = None,
+    device: str = "cpu",
+    spread: Spread = in_turn,
     say: Callable[[str], None] = lambda line: None,
     progress: Progress = no_progress,
 ) -> DensityTable:
@@ -103,13 +106,14 @@ def build_density(
         earlier: of the pool as it was, or of any other: vectors that it knows are compared only with those that it
             does not. The table is the same, bit for bit, with and without it. The tuned index, as `auto` takes it
             for more than 50,000 samples, searches all anew, and so does an `ivf` index that proves no faster.
+        device, spread: as in `density`; the table is the same with any.
         say: told in words what was searched among what.
         progress: called with vectors searched and their number.
 
     Raises:
         ValueError, NotEnoughMemory: as `density` does.
     """
-    found, nearest = _found(root, vectors, settings, earlier, say, progress)
+    found, nearest = _found(root, vectors, settings, earlier, device, spread, say, progress)
     columns = {
         "id": pa.array(ids, pa.string()),
         "mean_squared_distance": found.mean_squared_distance,
@@ -139,6 +143,8 @@ def _found(
     vectors: NDArray[np.float32],
     settings: NovelSum,
     earlier: DensityTable | None,
+    device: str,
+    spread: Spread,
     say: Callable[[str], None],
     progress: Progress,
 ) -> tuple[Density, Nearest | None]:
@@ -151,6 +157,8 @@ def _found(
             neighbor_policy=settings.neighbor_policy,
             index=settings.density_index,
             min_recall=settings.min_recall,
+            device=device,
+            spread=spread,
             progress=progress,
         )
         say(f"all {size:,} against all ({found.index})")
@@ -159,7 +167,7 @@ def _found(
     if earlier is not None:
         nearest = earlier.nearest(root) if earlier.neighbors == neighbors else None
         reason = f"the earlier densities have no sound {_NEAREST} for {neighbors} neighbours"
-    pool = nearest_in_pool(vectors, neighbors, nearest, reason=reason, progress=progress)
+    pool = nearest_in_pool(vectors, neighbors, nearest, reason=reason, device=device, spread=spread, progress=progress)
     say(pool.searched)
     return pool.density(neighbors), pool.nearest
 

@@ -3,12 +3,16 @@
 Belongs here: validation, unit rows, equal rows. Does not: any measure.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 _TILE = 4096
+_VALUES = 2**19
+"""Values in float64 that a thread holds at a time: 4 MiB."""
 _LARGEST_NORM = 1e18
 """FAISS forms up to (|x| + |y|)^2 in float32, which ends at 3.4e38; past it, k-means ends the process."""
 
@@ -36,14 +40,20 @@ def unit_rows(rows: NDArray[np.float32], name: str = "embeddings") -> NDArray[np
         ValueError: where a row is zero, for which no cosine is defined; names the first.
     """
     units = np.empty_like(rows)
-    for start in range(0, len(rows), _TILE):
+    size = max(1, _VALUES // rows.shape[1])
+
+    def scale(start: int) -> None:
         # In float64, so that neither large nor small rows leave the range of their squares.
-        tile = rows[start : start + _TILE].astype(np.float64)
+        tile = rows[start : start + size].astype(np.float64)
         norms = np.sqrt(np.einsum("ij,ij->i", tile, tile))
         zero = np.flatnonzero(norms == 0)
         if len(zero):
             raise ValueError(f"{name}: row {start + zero[0]} is all zeros; it has no direction, so leave it out")
-        units[start : start + _TILE] = tile / norms[:, None]
+        tile /= norms[:, None]
+        units[start : start + size] = tile
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
+        list(workers.map(scale, range(0, len(rows), size)))
     return units
 
 

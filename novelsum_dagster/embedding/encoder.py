@@ -1,11 +1,13 @@
 """Embedding models behind one protocol.
 
-Belongs here: loading a model, its device and number type, its tokenizer. Does not: what is kept (`store`).
+Belongs here: loading a model, its device and number type, its tokenizer. Does not: what is kept (`store`), models that
+run in vLLM (`vllm_encoder`).
 """
 
 import hashlib
+import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,6 +31,11 @@ _CPU_ROWS = 16
 """Rows of a batch on the CPU, whatever the settings: the last bits of a vector depend on it."""
 _TOKENIZED_AT_ONCE = 1000
 _LEAST_COSINE = 0.999
+_POOLING_MODES = {"mean": "mean", "last_token": "lasttoken"}
+"""Names of sentence-transformers by ours."""
+_LATER_FIELDS = {"pooling": "auto", "backend": "torch"}
+"""Fields of `Model` that came later: with these values the key is what it was without them."""
+_log = logging.getLogger(__name__)
 _PROBE = [
     "Write a Python function that merges two sorted lists.\ndef merge(a, b): return sorted(a + b)",
     "Who wrote the novel?\nIt was written by Mary Shelley and published in 1818 without her name on it.",
@@ -50,11 +57,14 @@ class Model:
     max_tokens: int
     dtype: str
     batching: int = _BATCHING
+    pooling: str = "auto"
+    backend: str = "torch"
 
     @property
     def key(self) -> str:
-        """A short name that differs for every model, revision and length."""
-        digest = hashlib.sha256(repr(sorted(asdict(self).items())).encode()).hexdigest()[:12]
+        """A short name that differs for every model, revision, length, pooling and backend."""
+        facts = {name: value for name, value in asdict(self).items() if value != _LATER_FIELDS.get(name)}
+        digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:12]
         return f"{Path(self.name).name}-{digest}"
 
 
@@ -75,6 +85,10 @@ class Encoder(Protocol):
         ...
 
 
+EncoderOf = Callable[[Embedding, str | None, str], Encoder]
+"""Makes the encoder that the settings name, of a number type, on a device, as `load_encoder` does."""
+
+
 def identify(settings: Embedding) -> Model:
     """Return the identity of the model that the settings name, without loading it.
 
@@ -90,7 +104,14 @@ def identify(settings: Embedding) -> Model:
         revision = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
     else:
         revision = settings.revision or ""
-    return Model(settings.model, revision, settings.max_tokens, settings.dtype)
+    return Model(
+        settings.model,
+        revision,
+        settings.max_tokens,
+        settings.dtype,
+        pooling=settings.pooling,
+        backend=settings.backend,
+    )
 
 
 def model_location(settings: Embedding) -> Path | str:
@@ -135,24 +156,48 @@ def token_counter(settings: Embedding) -> Any:
     return count
 
 
+def load_encoder(settings: Embedding, dtype: str | None = None, device: str = "auto") -> Encoder:
+    """Return the encoder that the settings name, loaded.
+
+    Args:
+        settings: model, pooling, backend, dtype, batch size, token limit.
+        dtype: number type of the weights; None chooses.
+        device: as the setting `device`.
+
+    Raises:
+        InputError: where the model cannot be loaded or the device or backend is not there.
+    """
+    if settings.backend == "vllm":
+        from novelsum_dagster.embedding.vllm_encoder import VllmEncoder
+
+        return VllmEncoder(settings, dtype, device)
+    return SentenceTransformerEncoder(settings, dtype, device)
+
+
 class SentenceTransformerEncoder:
-    """A sentence-transformers model, loaded from safetensors without remote code.
+    """A sentence-transformers or Hugging Face model, loaded from safetensors without remote code.
+
+    A plain Hugging Face encoder gets mean pooling, a causal language model (...ForCausalLM) the last token, unless the
+    settings say otherwise. Texts are then padded on the right, so that a token's position in the model is its position
+    in the text; a sentence-transformers model with its own pooling pads as it likes. Padding never counts.
 
     On the CPU a text's vector is the same, bit for bit, whatever it is embedded with, for the same machine, library
     versions and number type: every batch that a text can be in has the same shape, and so the same kernels.
 
     Args:
-        settings: model, device, dtype, batch size, token limit.
-        dtype: "float32" or "bfloat16"; None takes bfloat16 on a CPU that computes with it, where every cosine with
-            float32 on a probe is at least 0.999.
+        settings: model, pooling, dtype, batch size, token limit.
+        dtype: "float32", "bfloat16" or "float16"; None takes bfloat16 on a GPU, and on a CPU that computes with it,
+            where every cosine with float32 on a probe is at least 0.999.
+        device: as the setting `device`.
 
     Raises:
         InputError: where the model cannot be loaded or the device is not there.
     """
 
-    def __init__(self, settings: Embedding, dtype: str | None = None) -> None:
+    def __init__(self, settings: Embedding, dtype: str | None = None, device: str = "auto") -> None:
         self._settings = settings
-        self.device = accelerator_or_cpu(settings.device)
+        self.device = accelerator_or_cpu(device)
+        self._rows = _CPU_ROWS if self.device.startswith("cpu") else settings.batch_size
         chosen = dtype or ("float32" if self.device.startswith("cpu") else "bfloat16")
         self._model = self._load(chosen)
         self.dtype = chosen
@@ -165,8 +210,14 @@ class SentenceTransformerEncoder:
         return int(self._model.get_embedding_dimension() or 0)
 
     def batches(self, texts: list[str]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-        """Yield places of texts of one padded length and their vectors, in an order that mixes the lengths."""
-        count = _CPU_ROWS if self.device.startswith("cpu") else self._settings.batch_size
+        """Yield places of texts of one padded length and their vectors, in an order that mixes the lengths.
+
+        Where a GPU's memory is too small for a batch, batches are halved from then on.
+
+        Raises:
+            InputError: where it is too small for one text.
+        """
+        count = self._rows
         lengths = np.array(self._padded_lengths(texts), dtype=np.int64)
         batches: list[list[int]] = []
         for length in np.unique(lengths):
@@ -175,8 +226,34 @@ class SentenceTransformerEncoder:
         # In order of length, the time left could not be told from the samples done.
         for number in np.random.default_rng(0).permutation(len(batches)):
             rows = batches[number]
-            filled = [texts[row] for row in rows + rows[:1] * (count - len(rows))]
-            yield rows, _encode(self._model, filled, count)[: len(rows)]
+            yield rows, self._vectors([texts[row] for row in rows])
+
+    def _vectors(self, texts: list[str]) -> NDArray[np.float32]:
+        import torch
+
+        parts: list[NDArray[np.float32]] = []
+        done = 0
+        while done < len(texts):
+            some = texts[done : done + self._rows]
+            try:
+                parts.append(_encode(self._model, some + some[:1] * (self._rows - len(some)), self._rows)[: len(some)])
+                done += len(some)
+                continue
+            except torch.OutOfMemoryError as error:
+                words = str(error).splitlines()[0]
+            self._halve(words)  # Outside: the exception holds on to what did not fit.
+        return np.concatenate(parts)
+
+    def _halve(self, words: str) -> None:
+        import torch
+
+        if self._rows == 1:
+            raise InputError(
+                f"{self.device}: its memory is too small for one text; lower embedding.max_tokens ({words})"
+            )
+        self._rows //= 2
+        torch.cuda.empty_cache()
+        _log.warning("%s: memory is too small; batches of %d texts from here on (%s)", self.device, self._rows, words)
 
     def _padded_lengths(self, texts: list[str]) -> list[int]:
         prompt = self._model.prompts.get(self._model.default_prompt_name or "")
@@ -212,7 +289,21 @@ class SentenceTransformerEncoder:
             **processing,
             "text": {**processing.get("text", {}), "pad_to_multiple_of": _PADDING},
         }
+        if self._settings.pooling != "auto":
+            _pool_by(model, self._settings.pooling)
+        self._set_padding(model, str(location))
         return model
+
+    def _set_padding(self, model: "SentenceTransformer", location: str) -> None:
+        from sentence_transformers.util import is_sentence_transformer_model
+
+        if getattr(model.tokenizer, "pad_token", "none") is None:
+            # Causal language models come without; what stands there is masked.
+            model.tokenizer.pad_token = model.tokenizer.eos_token
+        is_own = is_sentence_transformer_model(location, revision=self._settings.revision)
+        if self._settings.pooling != "auto" or not is_own:
+            # On the left it would shift the positions of the tokens, which some models learn by.
+            model.tokenizer.padding_side = "right"
 
     def _try_bfloat16(self) -> None:
         candidate = self._load("bfloat16")
@@ -220,6 +311,21 @@ class SentenceTransformerEncoder:
         cosine = np.sum(exact * rounded, 1) / (np.linalg.norm(exact, axis=1) * np.linalg.norm(rounded, axis=1))
         if cosine.min() >= _LEAST_COSINE:
             self._model, self.dtype = candidate, "bfloat16"
+
+
+def _pool_by(model: "SentenceTransformer", pooling: str) -> None:
+    """Replace a model's own pooling; what follows it, as normalisation, stays.
+
+    Raises:
+        InputError: for a model without tokens that could be pooled.
+    """
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    places = [place for place, module in enumerate(model) if isinstance(module, Pooling)]
+    if not places:
+        raise InputError(f"embedding.pooling: the model has no pooling that {pooling} could replace; use auto")
+    own: Any = model[places[0]]
+    model[places[0]] = Pooling(own.embedding_dimension, _POOLING_MODES[pooling], own.include_prompt)
 
 
 def _computes_with_bfloat16() -> bool:
@@ -238,7 +344,7 @@ def _encode(model: "SentenceTransformer", texts: list[str], batch_size: int) -> 
 def _quiet() -> None:
     """Keep model loading from drawing its own bars over ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging
+    from transformers.utils import logging as words
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    words.set_verbosity_error()  # type: ignore[no-untyped-call]
+    words.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -18,12 +18,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from novelsum_dagster.embedding.encoder import Encoder, Model, SentenceTransformerEncoder, identify
+from novelsum_dagster.embedding.encoder import EncoderOf, Model, identify, load_encoder
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import KEY_LENGTH, read_json, write_json, write_table
+from novelsum_dagster.memory import require_memory
 from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
 from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.settings import Embedding
+
+_BYTES_PER_ID = 400
+"""A sample's id as text, its place, and whether it was found."""
 
 
 class VectorSet(Handle):
@@ -87,6 +91,8 @@ def embed(
     ids_from: str,
     progress: Progress = no_progress,
     committed: Callable[..., object] = lambda *names: None,
+    device: str = "auto",
+    encoder_of: EncoderOf = load_encoder,
 ) -> VectorSet:
     """Embed the samples that have no vector yet, and return the set of all.
 
@@ -97,17 +103,19 @@ def embed(
         ids_from: key of the pool snapshot.
         progress: called after every shard with samples done and to do.
         committed: called with the names of the files of each shard, once it is whole.
+        device: as the setting `device`.
+        encoder_of: makes the encoder; default: in this process.
     """
     store = VectorStore(root, identify(settings))
     known = store.ids()
     missing = [row for row, id_ in enumerate(ids) if id_ not in known]
-    device = "none"
+    used = "none"
     progress(0, len(missing))
     if missing:
         # The model is loaded only where there is work; vectors of one store are all made with one number type.
         dtype = None if settings.dtype == "auto" else settings.dtype
-        encoder: Encoder = SentenceTransformerEncoder(settings, store.dtype() or dtype)
-        device = encoder.device
+        encoder = encoder_of(settings, store.dtype() or dtype, device)
+        used = encoder.device
         done = 0
         for rows, vectors in _shards_of(encoder.batches([texts[row] for row in missing]), settings.shard_size):
             committed(*store.add([ids[missing[row]] for row in rows], vectors, encoder.dtype))
@@ -122,7 +130,7 @@ def embed(
         revision=store.model.revision,
         max_tokens=settings.max_tokens,
         dtype=store.dtype() or "",
-        device=device,
+        device=used,
         dimension=vectors.shape[1],
         samples=len(ids),
         embedded=len(missing),
@@ -177,6 +185,7 @@ def load_vectors(folder: Path, ids: Sequence[str]) -> NDArray[np.float32]:
 
     Raises:
         InputError: where some have none, or a shard is damaged.
+        NotEnoughMemory: where they would not fit into memory.
     """
     place = {id_: row for row, id_ in enumerate(ids)}
     result: NDArray[np.float32] | None = None
@@ -185,6 +194,11 @@ def load_vectors(folder: Path, ids: Sequence[str]) -> NDArray[np.float32]:
         shard = _read(path)
         rows = shard["vector"].combine_chunks().flatten().to_numpy().reshape(len(shard), -1)
         if result is None:
+            require_memory(
+                memory_needed(len(ids), rows.shape[1]),
+                f"holding {len(ids):,} vectors of {rows.shape[1]} dimensions",
+                "make the pool smaller, or take a machine with more",
+            )
             result = np.empty((len(ids), rows.shape[1]), dtype=np.float32)
         wanted = [(at, place[id_]) for at, id_ in enumerate(shard["id"].to_pylist()) if id_ in place]
         if wanted:
@@ -194,6 +208,11 @@ def load_vectors(folder: Path, ids: Sequence[str]) -> NDArray[np.float32]:
     if result is None or not filled.all():
         raise InputError(f"{folder}: {np.sum(~filled):,} of {len(ids):,} samples have no vector; embed first")
     return result
+
+
+def memory_needed(samples: int, dimension: int) -> int:
+    """Return the bytes that the vectors of so many samples take once they are read, with the samples' ids."""
+    return samples * (4 * dimension + _BYTES_PER_ID)
 
 
 @dataclass(frozen=True)

@@ -263,6 +263,9 @@ def _of_left_out(
         [run.selection, sample["id"]],
     )  # fmt: skip
     ruled_out = _ruled_out(connection, root, run, sample)
+    parts = run.options.get("partitions")
+    if parts and remaining and remaining["score"] is None:
+        ruled_out.append(f"it was not among the picks of its part, one of {parts:,} (selection.partitions)")
     scored = _Scored.of(connection, root, run, sample, facts["density_factor"])
     return {
         "covered_by": covered_by,
@@ -382,10 +385,11 @@ def _before(connection: Connection, root: Path, run: Run, sample: dict[str, Any]
     """Return how many samples may have stood before one at the end, had there been a further pick.
 
     Exact where the samples that may are few enough to be scored, rounding aside; else a bound. None for a budget, a
-    quality, or a quota on a field of the records: what they say of all other samples is not in the lineage.
+    quality, or a quota on a field of the records: what they say of all other samples is not in the lineage. None for
+    partitions: a further pick would change what each part picks.
     """
     options = run.options
-    if any(options.get(name) is not None for name in ("token_budget", "quality")) or any(
+    if any(options.get(name) is not None for name in ("token_budget", "quality", "partitions")) or any(
         quota["column"] not in sample for quota in options.get("quotas", ())
     ):
         return None

@@ -56,7 +56,7 @@ class StepFacts:
     settings: tuple[str, ...] = ()
 
 
-_VECTORS = ("embedding.model", "embedding.revision", "embedding.max_tokens", "embedding.dtype")
+_VECTORS = tuple(f"embedding.{name}" for name in ("model", "revision", "max_tokens", "dtype", "pooling", "backend"))
 STEPS = {
     "raw_pool": StepFacts("1", ("pool", "embedding.model", "embedding.revision")),
     "embeddings": StepFacts("2", _VECTORS),
@@ -82,7 +82,7 @@ STEPS = {
     "study_correlation": StepFacts("1", ("study",)),
 }
 """By asset."""
-_NOT_CONTENT = {"pool.max_reject_fraction", "selection.device", "selection.verify"}
+_NOT_CONTENT = {"pool.max_reject_fraction", "selection.verify"}
 """Settings of these sections that change nothing in an output."""
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from novelsum_dagster.devices import cuda_or_cpu
 from novelsum_dagster.diversity.tables import build_density
 from novelsum_dagster.embedding.encoder import token_counter
 from novelsum_dagster.embedding.store import embed, load_vectors, vectors_key
@@ -147,14 +148,19 @@ def _build(
     ids, texts = samples["id"].to_pylist(), samples["text"].to_pylist()
     if embed_again:
         with reporter.step("embedding") as progress:
-            folder = anew / embed(anew, settings.embedding, ids, texts, snapshot.key, progress).folder
+            folder = (
+                anew
+                / embed(anew, settings.embedding, ids, texts, snapshot.key, progress, device=settings.device).folder
+            )
     else:
         # Not with `embed`: it would write to the storage where the model, or a sample's id, is another than then.
         folder = root / Path(next(iter(records["embeddings"].files))).parent
     vectors = load_vectors(folder, ids)
     key = vectors_key(ids, vectors)
     with reporter.step("density") as progress:
-        density = build_density(anew, ids, vectors, key, settings=settings.novelsum, progress=progress)
+        density = build_density(
+            anew, ids, vectors, key, settings=settings.novelsum, device=cuda_or_cpu(settings.device), progress=progress
+        )
     config = records["selected_subset"].config
     powers = {name: config[name] for name in ("density_power", "proximity_power")}
     with reporter.step("selecting") as progress:
@@ -166,6 +172,7 @@ def _build(
             density,
             with_config(settings.selection, config),
             **powers,
+            device=settings.device,
             earlier=earlier_subset(root, snapshot, run.options[EXTENDS]) if EXTENDS in run.options else None,
             progress=progress,
         )

@@ -73,6 +73,8 @@ def smallest_k(
         return SmallestK(none_because=f"{run.strategy} scores no candidates, so there is nothing to go on with")
     if options.get("token_budget") is not None:
         return SmallestK(none_because="the run counts tokens (selection.token_budget), not samples")
+    if options.get("partitions") is not None:
+        return SmallestK(none_because="the run selected in parts (selection.partitions), which pick anew for each k")
     if id_ in options.get("must_exclude", ()):
         return SmallestK(none_because="the settings exclude it (selection.must_exclude), whatever k is")
     if options.get("extends") and any(quota.get("floors") for quota in options.get("quotas", ())):

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 SHINGLE_BYTES = 5
 """Bytes of UTF-8 in a shingle: no word boundaries are needed, so every language and code work alike."""
+BYTES_PER_SAMPLE = 8 * 2**10
+"""Memory for a sample's signature and its places in the index; measured."""
 PERMUTATIONS = 128
 """With 128 permutations the estimated Jaccard similarity has a standard deviation of at most 0.044."""
 

@@ -142,6 +142,25 @@ def build_snapshot(
     return _without_dropped(snapshot, root) if settings.near_duplicates.drop else snapshot
 
 
+def count_records(sources: Iterable[Source], base: Path) -> int:
+    """Return how many records sources have, good ones or not.
+
+    Raises:
+        InputError: for a missing file, or a source in a bucket, which would have to be copied first.
+    """
+    count, seen = 0, set[Path]()
+    for source in sources:
+        if source.dataset is not None:
+            count += sum(1 for _ in _dataset_input(source, base).records())
+        elif is_in_bucket(source.path):
+            raise InputError(f"{source.path}: records in buckets are not counted; run once, or say how many there are")
+        else:
+            files = [file for file in find_files(source.path or "", base, source.success_marker) if file not in seen]
+            count += sum(sum(1 for _ in read_file(file)) for file in files)
+            seen.update(files)
+    return count
+
+
 def hashed_sources(sources: Iterable[Source], base: Path, s3: S3, root: Path) -> dict[str, str]:
     """Return the SHA-256 of every source file, by the name that a snapshot has for it; empty for a hub dataset.
 

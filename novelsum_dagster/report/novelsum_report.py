@@ -104,9 +104,7 @@ def build_report(
     draws = [generator.permutation(len(vectors))[: len(selected)] for _ in range(POOL_DRAWS + 1)]
     factors = {(settings.novelsum.neighbors, settings.novelsum.density_power): density_factor}
     with reporter.step("preparing"):
-        yardstick = Yardstick(
-            vectors, settings.novelsum, settings.measures, seed=seed, device=settings.selection.device
-        )
+        yardstick = Yardstick(vectors, settings.novelsum, settings.measures, seed=seed, device=settings.device)
     sets = {RANDOM: draws[0], SELECTED: selected, **({FRESH: fresh} if fresh is not None else {})}
     comparison = measure_sets(
         {name: Samples(vectors[rows], _texts(samples, rows)) for name, rows in sets.items()},

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import ValidationError
 
-from novelsum_dagster.devices import cuda_or_cpu
 from novelsum_dagster.diversity.tables import DensityTable
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import content_key
@@ -22,10 +21,13 @@ from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.selection.extension import EXTENDS, Earlier
 from novelsum_dagster.selection.inputs import check_k
 from novelsum_dagster.selection.limits import Quota, limits_of
+from novelsum_dagster.selection.novelselect import SearchOn, local_search
+from novelsum_dagster.selection.partitioned import partitioned
 from novelsum_dagster.selection.picks import Picks
 from novelsum_dagster.selection.strategies import select
 from novelsum_dagster.selection.subset import Subset, describe, write_subset
 from novelsum_dagster.settings import Selection, problems
+from novelsum_dagster.spread import Spread, in_turn
 
 
 def choose_from_pool(
@@ -38,6 +40,9 @@ def choose_from_pool(
     proximity_power: float,
     earlier: Earlier | None = None,
     checkpoint: Path | None = None,
+    device: str = "auto",
+    search_on: SearchOn = local_search,
+    spread: Spread = in_turn,
     progress: Progress = no_progress,
 ) -> Picks:
     """Return the picks that the settings ask for.
@@ -51,6 +56,8 @@ def choose_from_pool(
         proximity_power: alpha of NovelSelect.
         earlier: the subset whose samples are the first picks; `selection.extend_by` are added to them.
         checkpoint: where NovelSelect saves its picks, so that a selection that was broken off goes on.
+        device: as the setting `device`; for NovelSelect.
+        search_on, spread: of an engine; default: this process.
         progress: called as the strategy says.
 
     Raises:
@@ -63,13 +70,27 @@ def choose_from_pool(
     options = selection.options
     if selection.strategy == "novelselect":
         options = {
-            **_limits(snapshot, root, selection),
             "proximity_power": proximity_power,
-            "device": cuda_or_cpu(selection.device),
+            "device": device,
             "verify": selection.verify,
             "checkpoint": checkpoint,
+            "search_on": search_on,
         }
     k = selection.k
+    if k is not None and selection.partitions is not None:
+        return partitioned(
+            np.asarray(vectors),
+            k,
+            partitions=selection.partitions,
+            density_factor=density_factor,
+            quality=quality,
+            seed=selection.seed,
+            spread=spread,
+            progress=progress,
+            **options,
+        )
+    if selection.strategy == "novelselect":
+        options |= _limits(snapshot, root, selection)
     if earlier is not None and selection.extend_by is not None:
         options["initial"] = _rows(_row_of(snapshot, root), earlier.kept, "extend_by")
         k = len(earlier.kept) + selection.extend_by
@@ -109,6 +130,9 @@ def select_subset(
     density_power: float,
     proximity_power: float,
     earlier: Earlier | None = None,
+    device: str = "auto",
+    search_on: SearchOn = local_search,
+    spread: Spread = in_turn,
     progress: Progress = no_progress,
 ) -> Subset:
     """Choose a subset of a pool and write it; a selection that was broken off goes on at its checkpoint.
@@ -121,6 +145,8 @@ def select_subset(
         selection: the settings.
         density_power, proximity_power: beta and alpha of NovelSelect.
         earlier: the subset that is extended.
+        device: as the setting `device`.
+        search_on, spread: of an engine; default: this process.
         progress: called as the strategy says.
 
     Raises:
@@ -145,6 +171,9 @@ def select_subset(
         proximity_power=proximity_power,
         earlier=earlier,
         checkpoint=root / "checkpoints" / f"{content_key(described)}.parquet",
+        device=device,
+        search_on=search_on,
+        spread=spread,
         progress=progress,
     )
     return write_subset(snapshot, root, picks, vectors, described)

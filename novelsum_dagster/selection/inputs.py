@@ -67,9 +67,11 @@ def check_density_factor(factor: ArrayLike, n: int) -> NDArray[np.float64]:
 
 
 def factor_or_density(
-    rows: NDArray[np.float32], given: ArrayLike | None, neighbors: int, density_power: float
+    rows: NDArray[np.float32], given: ArrayLike | None, neighbors: int, density_power: float, device: str = "cpu"
 ) -> NDArray[np.float64]:
     """Return the density factors given, else those of the rows as their own reference: float64, (n,).
+
+    `device` is as in `density`.
 
     Raises:
         ValueError: as `check_density_factor` and `density` do.
@@ -82,7 +84,7 @@ def factor_or_density(
     if density_power == 0:
         return np.ones(n)
     # An enormous power leaves the range of float64.
-    return check_density_factor(density(rows, neighbors=neighbors).factor(density_power), n)
+    return check_density_factor(density(rows, neighbors=neighbors, device=device).factor(density_power), n)
 
 
 def check_quality(quality: ArrayLike, n: int) -> NDArray[np.float64]:

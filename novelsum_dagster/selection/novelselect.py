@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
+from novelsum_dagster.devices import cuda_or_cpu
 from novelsum_dagster.diversity.novelsum import rank_weights
 from novelsum_dagster.diversity.vectors import as_rows, unit_rows
 from novelsum_dagster.memory import available_memory, require_memory
@@ -21,10 +22,42 @@ from novelsum_dagster.selection.checkpoint import Checkpoint, Trace, selection_k
 from novelsum_dagster.selection.inputs import check_indices, check_quality, factor_or_density
 from novelsum_dagster.selection.limits import Limits, Quota, limits_of
 from novelsum_dagster.selection.picks import Picks, Remaining, recorded
-from novelsum_dagster.selection.search import Found, Search
+from novelsum_dagster.selection.search import Candidates, Found, Search
+
+SearchOn = Callable[[Candidates, NDArray[np.float64], str, int | None], Search]
+"""Makes the search of candidates, as `local_search` does."""
 
 _REPORT_EVERY = 10
 _SAVE_EVERY_SECONDS = 10.0
+
+
+def local_search(
+    candidates: Candidates, weights: NDArray[np.float64], device: str, threads: int | None = None
+) -> Search:
+    """Return the search in this process; numba and torch are loaded only here.
+
+    Args:
+        candidates: n rows.
+        weights: float64, (k,), proximity weights by rank.
+        device: as `novelselect` takes it.
+        threads: on the CPU; None takes all cores that the process may use.
+
+    Raises:
+        ValueError: for a device that is not there.
+        NotEnoughMemory: where the search would not fit.
+    """
+    device = cuda_or_cpu(device)
+    if device == "cpu":
+        from novelsum_dagster.selection.search_cpu import CpuSearch, memory_needed
+
+        n, d = candidates.rows.shape
+        needed = memory_needed(n, d, len(weights))
+        fits = int(n * available_memory() / needed)
+        require_memory(needed, f"NovelSelect of {len(weights):,} out of {n:,}", f"about {fits:,} samples would fit")
+        return CpuSearch(candidates, weights, threads)
+    from novelsum_dagster.selection.search_torch import TorchSearch
+
+    return TorchSearch(candidates, weights, device)
 
 
 def novelselect(
@@ -47,6 +80,7 @@ def novelselect(
     threads: int | None = None,
     verify: int = 0,
     checkpoint: Path | str | None = None,
+    search_on: SearchOn = local_search,
     progress: Progress = no_progress,
 ) -> Picks:
     """Pick samples by the published algorithm, index for index, for a small part of its work.
@@ -74,11 +108,12 @@ def novelselect(
         quotas: caps and floors on the number of picks by source or any other column.
         cost: (n,), 0 or more, of each sample, as its tokens; needs `budget`.
         budget: what the picks may cost together, in place of k; samples are picked as long as one is affordable.
-        device: "cpu", or a CUDA device as torch names it; the picks are the same.
+        device: "cpu", a CUDA device as torch names it, or "auto" for CUDA where there is one; the picks are the same.
         threads: on the CPU; None takes all cores that the process may use.
         verify: at every pick, score so many random candidates that were passed over, and compare.
         checkpoint: a file to which picks are saved every ten seconds and at an exception, and from which the same call
             goes on; it is removed at the end.
+        search_on: searches for each pick; default: this process.
         progress: called with picks made and k, or cost spent and budget.
 
     Raises:
@@ -95,7 +130,7 @@ def novelselect(
         raise ValueError(f"verify is {verify}; it must be 0 or more")
     given = _given(initial, must_include, n)
     qualities = None if quality is None else check_quality(quality, n)
-    factor = factor_or_density(rows, density_factor, neighbors, density_power)
+    factor = factor_or_density(rows, density_factor, neighbors, density_power, cuda_or_cpu(device))
     units = unit_rows(rows)
     del rows
     saved = None
@@ -121,7 +156,7 @@ def novelselect(
     weights = rank_weights(max(most, len(given.indices)), proximity_power)
     with (
         threadpool_limits(1, user_api="blas"),
-        closing(_search(units, factor, qualities, weights, device, threads)) as search,
+        closing(search_on(Candidates.of(units, factor, qualities), weights, device, threads)) as search,
     ):
         run = _Run(search, limits, given, most, verify, saved)
         run.go_on(seed, lambda: progress(*limits.spent()))
@@ -213,25 +248,3 @@ def _given(initial: Picks | ArrayLike, must_include: ArrayLike, n: int) -> Trace
         trace.score[: len(first)], trace.runner_up[: len(first)] = initial.score, initial.runner_up
         trace.runner_up_score[: len(first)] = initial.runner_up_score
     return trace
-
-
-def _search(
-    units: NDArray[np.float32],
-    factor: NDArray[np.float64],
-    quality: NDArray[np.float64] | None,
-    weights: NDArray[np.float64],
-    device: str,
-    threads: int | None,
-) -> Search:
-    """Return the search on the device; numba and torch are loaded only here."""
-    if device == "cpu":
-        from novelsum_dagster.selection.search_cpu import CpuSearch, memory_needed
-
-        n, d = units.shape
-        needed = memory_needed(n, d, len(weights))
-        fits = int(n * available_memory() / needed)
-        require_memory(needed, f"NovelSelect of {len(weights):,} out of {n:,}", f"about {fits:,} samples would fit")
-        return CpuSearch(units, factor, quality, weights, threads)
-    from novelsum_dagster.selection.search_torch import TorchSearch
-
-    return TorchSearch(units, factor, quality, weights, device)

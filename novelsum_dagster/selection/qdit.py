@@ -144,6 +144,13 @@ class _LazyGreedy:
         return self._gain_weight * self._coverage.gains(candidates) + self._fixed[candidates]
 
 
+def memory_needed(n: int, similarity_neighbors: int | None) -> int:
+    """Return the bytes that similarities of n samples take: of all pairs, or of each sample's nearest."""
+    if similarity_neighbors is None:
+        return 4 * (n + _TILE) * n
+    return _BYTES_PER_NEIGHBOR * n * similarity_neighbors
+
+
 class _Dense:
     """Coverage by all n x n cosines."""
 
@@ -152,7 +159,7 @@ class _Dense:
 
         self.size = len(units)
         require_memory(
-            4 * (self.size + _TILE) * self.size,
+            memory_needed(self.size, None),
             f"QDIT over all pairs of {self.size:,} samples",
             "set similarity_neighbors, for example to 100, to keep only each sample's nearest",
         )
@@ -204,7 +211,7 @@ class _Sparse:
         if not 1 <= neighbors <= self.size:
             raise ValueError(f"similarity_neighbors is {neighbors:,}; it must be from 1 to the pool's {self.size:,}")
         require_memory(
-            _BYTES_PER_NEIGHBOR * self.size * neighbors,
+            memory_needed(self.size, neighbors),
             f"QDIT over the {neighbors:,} nearest of {self.size:,} samples",
             "set similarity_neighbors lower",
         )

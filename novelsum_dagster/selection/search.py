@@ -62,29 +62,49 @@ class Round:
         return Found(self._best, self.best, self._second, self.level if self._second >= 0 else np.nan)
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """Rows that are searched, of the whole pool or of a part of it.
+
+    Attributes:
+        rows: float32, (n, d), of length 1.
+        factor, quality: float64, (n,), density factors and qualities, both divided by a power of two.
+        unit: what scores of these are multiplied by.
+    """
+
+    rows: NDArray[np.float32]
+    factor: NDArray[np.float64]
+    quality: NDArray[np.float64]
+    unit: float
+
+    @staticmethod
+    def of(
+        unit_rows: NDArray[np.float32], factor: NDArray[np.float64], quality: NDArray[np.float64] | None
+    ) -> "Candidates":
+        """Return a whole pool, (n, d), with its density factors, (n,), and qualities, (n,); None takes 1."""
+        # Distances are kept in float32. A power of two changes no digit, and lets factors of any size fit.
+        factor_unit, factors = _scaled(factor, _LARGEST_FACTOR)
+        quality_unit, qualities = (1.0, np.ones(len(factor))) if quality is None else _scaled(quality, 1.0)
+        return Candidates(unit_rows, factors, qualities, factor_unit * quality_unit)
+
+    def part(self, first: int, last: int) -> "Candidates":
+        """Return some rows, scaled as all are; their scores stay so."""
+        rows = slice(first, last)
+        return Candidates(self.rows[rows], self.factor[rows], self.quality[rows], 1.0)
+
+
 class Search(ABC):
     """Candidates and picks.
 
     Args:
-        unit_rows: float32, (n, d), rows of length 1.
-        factor: float64, (n,), density factors.
-        quality: float64, (n,); None takes 1.
+        candidates: n of them.
         weights: float64, (k,), proximity weights by rank; k is the most picks there will be.
     """
 
-    def __init__(
-        self,
-        unit_rows: NDArray[np.float32],
-        factor: NDArray[np.float64],
-        quality: NDArray[np.float64] | None,
-        weights: NDArray[np.float64],
-    ) -> None:
-        n = len(unit_rows)
-        # Distances are kept in float32. A power of two changes no digit, and lets factors of any size fit.
-        factor_unit, self._factor = _scaled(factor, _LARGEST_FACTOR)
-        quality_unit, self._quality = (1.0, np.ones(n)) if quality is None else _scaled(quality, 1.0)
-        self._unit = factor_unit * quality_unit
-        self._rows, self._weights = unit_rows, weights
+    def __init__(self, candidates: Candidates, weights: NDArray[np.float64]) -> None:
+        n = len(candidates.rows)
+        self._rows, self._factor, self._quality = candidates.rows, candidates.factor, candidates.quality
+        self._unit, self._weights = candidates.unit, weights
         self.picked = 0
         self.picks = np.empty(len(weights), np.int64)
         self._blocked, self._is_pick = np.zeros((2, n), np.bool_)
@@ -95,9 +115,14 @@ class Search(ABC):
 
     def add(self, pick: int) -> None:
         """Append a pick."""
-        self._take(pick)
-        self.picks[self.picked] = pick
-        self._is_pick[pick] = self._blocked[pick] = True
+        self.take(self._rows[pick], self._factor[pick], pick)
+
+    def take(self, row: NDArray[np.float32], factor: float, own: int) -> None:
+        """Append a pick by its row, (d,), and scaled factor; `own` is its index here, -1 for one of another part."""
+        self._take(row, factor, own)
+        self.picks[self.picked] = own
+        if own >= 0:
+            self._is_pick[own] = self._blocked[own] = True
         self.picked += 1
 
     def allow(self, allowed: NDArray[np.bool_]) -> None:
@@ -113,7 +138,7 @@ class Search(ABC):
         """Return the last score or bound of every candidate, after how many picks it held, and whether it is exact."""
         score, at, is_exact = self._known()
         known = at > 0
-        return Remaining(np.where(known, score * self._quality * self._unit, np.nan), at.copy(), is_exact & known)
+        return Remaining(np.where(known, score * self._unit, np.nan), at.copy(), is_exact & known)
 
     def verify(self, found: Found, count: int) -> None:
         """Score `count` random candidates and compare them with what was found.
@@ -138,7 +163,7 @@ class Search(ABC):
             )
 
     @abstractmethod
-    def _take(self, pick: int) -> None:
+    def _take(self, row: NDArray[np.float32], factor: float, own: int) -> None:
         """Take a pick into what bounds are made of; `picked` is still the number before it."""
 
     @abstractmethod
@@ -147,7 +172,7 @@ class Search(ABC):
 
     @abstractmethod
     def _known(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
-        """Return bounds of F, when they held, whether they are exact, in units of the scaled factors."""
+        """Return bounds of scores, when they held, whether they are exact, in units of the scaled factors."""
 
 
 def _scaled(values: NDArray[np.float64], largest: float) -> tuple[float, NDArray[np.float64]]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from novelsum_dagster.selection import search_kernels as kernels
-from novelsum_dagster.selection.search import Found, Round, Search, bin_edges, cosine_slack
+from novelsum_dagster.selection.search import Candidates, Found, Round, Search, bin_edges, cosine_slack
 
 _LIST_BYTES = 2**30
 """Memory for lists of exact distances."""
@@ -50,28 +50,21 @@ class CpuSearch(Search):
     """The ladder of bounds, on threads.
 
     Args:
-        unit_rows, factor, quality, weights: as for every search.
+        candidates, weights: as for every search.
         threads: that search side by side; None takes all cores that the process may use.
     """
 
-    def __init__(
-        self,
-        unit_rows: NDArray[np.float32],
-        factor: NDArray[np.float64],
-        quality: NDArray[np.float64] | None,
-        weights: NDArray[np.float64],
-        threads: int | None = None,
-    ) -> None:
-        super().__init__(unit_rows, factor, quality, weights)
-        n, d = unit_rows.shape
+    def __init__(self, candidates: Candidates, weights: NDArray[np.float64], threads: int | None = None) -> None:
+        super().__init__(candidates, weights)
+        n, d = candidates.rows.shape
         k = len(weights)
         self._threads = threads or len(os.sched_getaffinity(0))
         self._workers = ThreadPoolExecutor(self._threads, thread_name_prefix="novelselect")
         self._slack = cosine_slack(d)
         self._crude = 2.0 + self._slack
         coarse, scale = np.empty((n, d), np.int8), np.empty((n, 2), np.float32)
-        kernels.coarsen(unit_rows, coarse, scale)
-        self._pool = kernels.Pool(unit_rows, coarse, scale, self._factor, self._quality)
+        kernels.coarsen(self._rows, coarse, scale)
+        self._pool = kernels.Pool(self._rows, coarse, scale, self._factor, self._quality)
         self._picked = kernels.Picked(np.empty((k, d), np.float32), np.empty(k))
         self._sums = kernels.Sums(np.zeros(k + 1), np.zeros(k + 1), np.zeros(d), np.zeros(d))
         self._bounds = kernels.Bounds(
@@ -95,10 +88,12 @@ class CpuSearch(Search):
         """End the threads."""
         self._workers.shutdown()
 
-    def _take(self, pick: int) -> None:
-        kernels.append(pick, self.picked, self._weights[self.picked], self._pool, self._picked, self._sums)
-        self._bounds.base[pick] = -np.inf
-        self._lists.release(pick)
+    def _take(self, row: NDArray[np.float32], factor: float, own: int) -> None:
+        self._picked.rows[self.picked], self._picked.factor[self.picked] = row, factor
+        kernels.append(self.picked, self._weights[self.picked], self._picked, self._sums)
+        if own >= 0:
+            self._bounds.base[own] = -np.inf
+            self._lists.release(own)
 
     def _best(self) -> Found | None:
         round_ = Round()
@@ -122,7 +117,7 @@ class CpuSearch(Search):
         return found
 
     def _known(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
-        return self._bounds.value, self._bounds.at, self._bounds.exact_at == self._bounds.at
+        return self._bounds.value * self._quality, self._bounds.at, self._bounds.exact_at == self._bounds.at
 
     def _falling(self, candidates: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return candidates in order of falling bounds."""

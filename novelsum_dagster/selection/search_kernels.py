@@ -143,15 +143,13 @@ def coarsen(rows: Any, coarse: Any, scale: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def append(pick: int, now: int, weight: float, pool: Pool, picked: Picked, sums: Sums) -> None:
-    """Take a pick into the picks and the sums; `now` is the number of picks before it."""
-    f = pool.factor[pick]
-    picked.factor[now] = f
+def append(now: int, weight: float, picked: Picked, sums: Sums) -> None:
+    """Take pick number `now`, from 0, into the sums."""
+    f = picked.factor[now]
     sums.w[now + 1] = sums.w[now] + weight
     sums.g[now + 1] = sums.g[now] + weight * f
     for q in range(len(sums.a)):
-        value = pool.rows[pick, q]
-        picked.rows[now, q] = value
+        value = picked.rows[now, q]
         sums.a[q] += weight * value
         sums.b[q] += weight * f * value
 

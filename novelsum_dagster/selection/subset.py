@@ -145,9 +145,7 @@ def selection_folder(key: str) -> str:
 
 def describe(selection: Selection) -> dict[str, Any]:
     """Return the settings of a selection as they are recorded."""
-    rest = selection.model_dump(
-        mode="json", exclude={"strategy", "k", "seed", "device", "verify"}, exclude_defaults=True
-    )
+    rest = selection.model_dump(mode="json", exclude={"strategy", "k", "seed", "verify"}, exclude_defaults=True)
     own = rest.pop(selection.strategy, {})
     kept = {name: value for name, value in rest.items() if name not in STRATEGIES}
     options = {**kept, **own}

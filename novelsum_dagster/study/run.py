@@ -51,7 +51,7 @@ def correlate(
     if study.performance is not None:  # A file that does not fit is refused before hours of work.
         read_performance(performance_path(settings), list(recipes(study)))
     data, chosen = _chosen(root, snapshot, vectors, settings, reporter)
-    yardstick = study_yardstick(data, settings.novelsum, settings.measures, study, settings.selection.device)
+    yardstick = study_yardstick(data, settings.novelsum, settings.measures, study, settings.device)
     measured = {name: measure_set(data, one, settings, yardstick, reporter) for name, one in chosen.items()}
     trained = _trained(data, chosen, settings, reporter)
     outcome = outcome_of(measured, trained, settings)
@@ -129,5 +129,5 @@ def _trained(
     trained = {}
     for name, one in chosen.items():
         with reporter.step(f"training on {name}") as progress:
-            trained[name] = train_on_set(data, one, settings.study, progress)
+            trained[name] = train_on_set(data, one, settings.study, progress, settings.device)
     return trained

@@ -203,7 +203,7 @@ def study_yardstick(data: StudyData, novelsum: NovelSum, measures: Measures, stu
 
 
 def train_on_set(
-    data: StudyData, study_set: StudySet, study: Study, progress: Progress = no_progress
+    data: StudyData, study_set: StudySet, study: Study, progress: Progress = no_progress, device: str = "auto"
 ) -> StudyPerformance:
     """Train the proxy on a set and evaluate it on the held-out texts.
 
@@ -212,6 +212,7 @@ def train_on_set(
         study_set: the set.
         study: settings of the training.
         progress: called with tokens trained on and all.
+        device: as the setting `device`.
 
     Raises:
         InputError: as `train_and_evaluate` does.
@@ -219,14 +220,14 @@ def train_on_set(
     training = study.training
     described = {
         "set": study_set.key,
-        "training": {**training.model_dump(exclude={"device"}), **weights_hashes(training)},
+        "training": {**training.model_dump(), **weights_hashes(training)},
         "seed": study.seeds[0],
     }
     key = content_key(described)
 
     def build() -> StudyPerformance:
         texts = [data.texts[row] for row in study_set.rows(data.root)]
-        losses = train_and_evaluate(texts, data.held_out, training, data.tokenizer, study.seeds[0], progress)
+        losses = train_and_evaluate(texts, data.held_out, training, data.tokenizer, study.seeds[0], progress, device)
         return StudyPerformance(key=key, study_set=study_set.key, recipe=study_set.recipe, losses=losses)
 
     return once(data.root, f"study/performance={key}.json", StudyPerformance, build)

@@ -88,18 +88,20 @@ def train_and_evaluate(
     tokenizer: str | None = None,
     seed: int = 42,
     progress: Progress = no_progress,
+    device: str = "auto",
 ) -> dict[str, float]:
     """Train the settings' model on `texts` and return its loss on each source's held-out texts, in bits per byte.
 
     Args:
         texts: the set's samples.
         held_out: source -> its held-out texts; see `bits_per_byte`.
-        settings: model, number of tokens, context, batch size, peak learning rate, device.
+        settings: model, number of tokens, context, batch size, peak learning rate.
         tokenizer: what `train_tokenizer` returned, for a model from scratch; a model that the settings name has its
             own, and this is not read.
         seed: of the initial weights, of the order of the samples and of dropout. Equal seeds give equal losses on one
             machine with one number of threads, and equal initial weights for every set.
         progress: called after each step with tokens trained on and `settings.tokens`.
+        device: as the setting `device`.
 
     Returns:
         Source -> bits per byte, in the order of `held_out`; lower is better.
@@ -109,7 +111,7 @@ def train_and_evaluate(
             context, a device that is not there, or training that diverged.
     """
     _require_text(held_out)  # Before the minutes of training, not after.
-    model = build_model(settings, tokenizer, seed)
+    model = build_model(settings, tokenizer, seed, device)
     train(model, texts, settings, seed, progress)
     losses = bits_per_byte(model, held_out, settings)
     if not all(map(math.isfinite, losses.values())):
@@ -117,7 +119,9 @@ def train_and_evaluate(
     return losses
 
 
-def build_model(settings: Training, tokenizer: str | None = None, seed: int = 42) -> LanguageModel:
+def build_model(
+    settings: Training, tokenizer: str | None = None, seed: int = 42, device: str = "auto"
+) -> LanguageModel:
     """Return the untrained model: the one the settings name, else a Llama of about 1.3 million weights from scratch.
 
     The small one is 4 layers of 128 dimensions with 4 heads and tied embeddings; its weights depend on the seed, the
@@ -129,7 +133,7 @@ def build_model(settings: Training, tokenizer: str | None = None, seed: int = 42
             model's positions, or the device is not there.
         ValueError: without a tokenizer, for a model from scratch.
     """
-    device = accelerator_or_cpu(settings.device)
+    device = accelerator_or_cpu(device)
     with _reproducible(seed):
         if settings.model is not None:
             network, loaded, end = _pretrained(settings.model, settings)

@@ -135,7 +135,7 @@ def test_every_asset_with_a_condition_is_the_carry_sensors() -> None:
     without = {name for name, spec in specs.items() if spec.automation_condition is None}
     assert without == {"raw_pool"} | {name for name, spec in specs.items() if spec.group_name == "study"}
     sensors = definitions.get_repository_def().sensor_defs
-    assert {sensor.name for sensor in sensors} == {"landing", "carry"}
+    assert {sensor.name for sensor in sensors} == {"landing", "dead_runs", "carry"}
 
 
 def test_one_request_for_a_batch_and_its_tags(watched: Watched) -> None:
@@ -164,15 +164,44 @@ def test_what_lands_during_a_run_waits_and_comes_at_once(watched: Watched, job: 
     assert request.tags[BATCH_TAG] == "+4 files, 0 overwritten, 0 removed"
 
 
-def test_a_run_whose_process_died_is_not_waited_for(watched: Watched) -> None:
+def dead(watched: Watched) -> dg.DagsterRun:
+    """Put a run on the instance that was in progress when its process died."""
     run = unfinished(watched.instance)
     lock = watched.root / "runs" / f"{run.run_id}.lock"
     lock.parent.mkdir(parents=True)
     lock.touch()
-    started = dg.DagsterEvent(event_type_value="PIPELINE_START", job_name=CURATE_JOB)
-    watched.instance.report_dagster_event(started, run.run_id, timestamp=time.time())
+    return run
+
+
+STARTED = dg.DagsterEvent(event_type_value="PIPELINE_START", job_name=CURATE_JOB)
+
+
+def test_a_run_whose_process_died_is_closed_though_others_wait_behind_it(watched: Watched) -> None:
+    """Or they would wait for ever, for they come after it."""
+    run, behind = dead(watched), dg.DagsterRun(job_name=CURATE_JOB, status=dg.DagsterRunStatus.STARTING)
+    watched.instance.add_run(behind)
+    sensor = build_defs(watched.settings).resolve_sensor_def("dead_runs")
+    assert sensor.default_status == dg.DefaultSensorStatus.RUNNING
+
+    def look() -> tuple[Any, Any]:
+        with dg.build_sensor_context(watched.instance) as context:
+            found = sensor.evaluate_tick(context)
+        assert not found.run_requests
+        closed = watched.instance.get_run_by_id(run.run_id)
+        assert closed is not None
+        return found.skip_message, closed.status
+
+    watched.instance.report_dagster_event(STARTED, run.run_id, timestamp=time.time())
+    assert look()[1] == dg.DagsterRunStatus.STARTED
+    watched.instance.report_dagster_event(STARTED, run.run_id, timestamp=time.time() - 3600)
+    assert look() == (f"Run {behind.run_id[:8]} is in progress.", dg.DagsterRunStatus.FAILURE)
+
+
+def test_a_run_whose_process_died_is_not_waited_for(watched: Watched) -> None:
+    run = dead(watched)
+    watched.instance.report_dagster_event(STARTED, run.run_id, timestamp=time.time())
     assert "is in progress" in watched.says()
-    watched.instance.report_dagster_event(started, run.run_id, timestamp=time.time() - 3600)
+    watched.instance.report_dagster_event(STARTED, run.run_id, timestamp=time.time() - 3600)
     (request,) = watched.tick().run_requests
     assert request.tags[BATCH_TAG].startswith("+1 file")
     found = watched.instance.get_run_by_id(run.run_id)
@@ -377,9 +406,12 @@ def test_the_daemon_starts_a_run_for_a_dropped_file(tmp_path: Path) -> None:
 
 def skipped(instance: dg.DagsterInstance) -> None:
     """Wait until the sensor has looked once."""
-    wait_for(lambda: instance.all_instigator_state(), 60)
-    states = instance.all_instigator_state()
-    wait_for(lambda: instance.get_ticks(states[0].instigator_origin_id, states[0].selector_id), 60)
+
+    def ticks() -> list[Any]:
+        landing = [state for state in instance.all_instigator_state() if state.instigator_name == "landing"]
+        return [tick for state in landing for tick in instance.get_ticks(state.instigator_origin_id, state.selector_id)]
+
+    wait_for(ticks, 60)
     assert not instance.get_runs_count()
 
 

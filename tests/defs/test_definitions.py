@@ -7,6 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 
 import dagster as dg
+import pytest
+from dagster_ray.configs import RayExecutionConfig
 
 from novelsum_dagster.definitions import build_defs
 from novelsum_dagster.lineage.models import models
@@ -73,11 +75,32 @@ def test_every_suite_is_a_check_and_wrong_data_blocks() -> None:
     assert any(suite.blocking for suite in SUITES) and not all(suite.blocking for suite in SUITES)
 
 
-def test_embeddings_ask_for_the_gpu() -> None:
-    embeddings = build_defs(Settings()).resolve_assets_def("embeddings")
-    assert embeddings.op.pool == "gpu"
-    assert "nvidia.com/gpu" in str(embeddings.op.tags)
-    assert embeddings.op.retry_policy is not None
+GPU_STEPS = {"embeddings", "density", "sample_novelty", "selected_subset", "novelsum_report"}
+
+
+@pytest.mark.parametrize(
+    ("device", "steps"), [("auto", GPU_STEPS), ("cuda:1", GPU_STEPS), ("cpu", set()), ("mps", set())]
+)
+def test_steps_that_may_use_a_gpu_ask_for_one(device: str, steps: set[str]) -> None:
+    graph = build_defs(Settings(device=device)).resolve_asset_graph()
+    assert graph.assets_def_for_key(dg.AssetKey("embeddings")).op.retry_policy is not None
+    for asset in graph.assets_defs:
+        if not isinstance(asset.node_def, dg.OpDefinition):
+            continue
+        name = asset.node_def.name
+        assert (asset.op.pool == "gpu") == (name in steps), name
+        assert ("nvidia.com/gpu" in asset.op.tags.get("dagster-k8s/config", "")) == (name in steps)
+        assert RayExecutionConfig.from_tags(asset.op.tags).num_gpus == (1 if name in steps else None)
+
+
+def test_steps_of_a_study_that_may_use_a_gpu_ask_for_one() -> None:
+    for device in ("auto", "cpu"):
+        defs = build_defs(Settings(device=device, study=Study()))
+        pools = {
+            name: defs.resolve_assets_def(name).op.pool for name in ("study_set", "study_measures", "study_performance")
+        }
+        on = "gpu" if device == "auto" else None
+        assert pools == {"study_set": None, "study_measures": on, "study_performance": on}
 
 
 def test_the_instance_settings_are_in_force(tmp_path: Path) -> None:

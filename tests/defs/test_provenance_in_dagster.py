@@ -76,10 +76,10 @@ def _words(result: dg.ExecuteInProcessResult) -> str:
     return str(event.step_failure_data.user_failure_data.description)  # type: ignore[union-attr]
 
 
-def _edit(curation: Curation, **sections: dict[str, Any]) -> None:
+def _edit(curation: Curation, **sections: Any) -> None:
     values = yaml.safe_load(curation.settings_file.read_text())
     for name, section in sections.items():
-        values[name] = {**values.get(name, {}), **section}
+        values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
     curation.settings_file.write_text(yaml.safe_dump(values))
 
 
@@ -197,7 +197,7 @@ def test_what_was_refused_works_after_what_the_words_say(curation: Curation) -> 
 
 
 def test_settings_that_change_nothing_refuse_nothing(curation: Curation) -> None:
-    _edit(curation, selection={"device": "cpu", "verify": 3}, pool={"max_reject_fraction": 0.3})
+    _edit(curation, device="cpu", selection={"verify": 3}, pool={"max_reject_fraction": 0.3})
     _edit(curation, embedding={"batch_size": 8}, checks={"max_source_share": 0.99})
     before = _keys(curation)
     for asset in ("density", "selected_subset", "lineage"):

@@ -32,7 +32,7 @@ STUDY = {
     "neighbors": [3],
     "density_powers": [0.5],
     "proximity_powers": [0, 1],
-    "training": {"tokens": 2000, "context": 16, "batch_size": 64, "vocabulary": 300, "device": "cpu"},
+    "training": {"tokens": 2000, "context": 16, "batch_size": 64, "vocabulary": 300},
 }
 NAMES = ["random-8-s1", "random-8-s2", "farthest-8-s1", "duplicate-8-s1-x2", "duplicate-8-s2-x2"]
 OF_A_SET: dict[str, type[Handle]] = {
@@ -82,7 +82,8 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studied]:
     settings = write_settings(
         folder,
         pool={"sources": [{"path": "pool/*"}], "max_reject_fraction": 0.05},
-        embedding={"device": "cpu", "dtype": "float32"},
+        device="cpu",
+        embedding={"dtype": "float32"},
         measures={"ttr_tokens": 100, "inertia_clusters": 3, "partition_clusters": 5},
         study=STUDY,
     )

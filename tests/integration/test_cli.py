@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,11 @@ def test_help_teaches(folder: Path, command: str) -> None:
     assert done.returncode == 0
     assert "Usage" in done.stdout
     assert len(done.stdout) > 500
+
+
+def test_the_version_is_told(folder: Path) -> None:
+    done = _novelsum(folder, "--version")
+    assert (done.returncode, done.stdout) == (0, f"{version('novelsum-dagster')}\n")
 
 
 def test_run_prints_a_summary_and_repeats(folder: Path) -> None:

@@ -22,7 +22,8 @@ NAMES = ["random-8-s1", "random-8-s2", "farthest-8-s1", "duplicate-8-s1-x2", "du
 SECTIONS: dict[str, Any] = {
     "pool": {"sources": [{"path": "pool/*"}], "near_duplicates": {"method": "off"}},
     "selection": {"k": 10},
-    "embedding": {"device": "cpu", "dtype": "float32", "max_tokens": 64},
+    "device": "cpu",
+    "embedding": {"dtype": "float32", "max_tokens": 64},
     "measures": {"ttr_tokens": 100, "inertia_clusters": 3, "partition_clusters": 5},
     "study": {
         "sizes": [8],
@@ -33,7 +34,7 @@ SECTIONS: dict[str, Any] = {
         "neighbors": [3],
         "density_powers": [0.5],
         "proximity_powers": [0, 1],
-        "training": {"tokens": 2000, "context": 16, "batch_size": 64, "vocabulary": 300, "device": "cpu"},
+        "training": {"tokens": 2000, "context": 16, "batch_size": 64, "vocabulary": 300},
     },
 }
 

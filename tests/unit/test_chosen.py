@@ -152,7 +152,7 @@ def test_the_record_names_what_differs_from_the_defaults() -> None:
     assert plain == {"strategy": "novelselect", "k": 7, "seed": 42, "options": {}}
     full = describe(Selection(strategy="repr_filter", quality="meta.score", repr_filter={"threshold": 0.5}))
     assert full["options"] == {"quality": "meta.score", "threshold": 0.5}
-    assert describe(Selection(k=7, verify=3, device="cpu")) == plain
+    assert describe(Selection(k=7, verify=3)) == plain
 
 
 def test_every_sample_has_its_last_score_or_bound(snapshot: PoolSnapshot, root: Path) -> None:

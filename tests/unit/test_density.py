@@ -149,7 +149,7 @@ def test_the_index_reaches_the_floor(clustered: np.ndarray, policy: str) -> None
 def test_the_recall_told_is_the_recall_of_other_queries(clustered: np.ndarray, policy: str) -> None:
     points, own = distinct_rows(clustered)
     query = module._Query(clustered, own if policy == "self" else None, 10, 11)
-    lists = module._tuned_lists(query, points, 0.9, 42)
+    lists = module._tuned_lists(query, module.ExactSearch(points), 0.9, 42)
     sample = np.random.default_rng(5).integers(0, len(clustered), 1000)
     _, ids = lists.search(clustered[sample], 11)
     hits = 0

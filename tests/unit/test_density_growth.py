@@ -15,12 +15,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from novelsum_dagster import devices
 from novelsum_dagster.definitions import build_defs
-from novelsum_dagster.diversity import growth
+from novelsum_dagster.diversity import density_torch, growth
 from novelsum_dagster.diversity.growth import Nearest, nearest_in_pool
 from novelsum_dagster.diversity.tables import DensityTable, build_density
 from novelsum_dagster.files import write_table
 from novelsum_dagster.lineage.provenance import stored_files
+from novelsum_dagster.memory import NotEnoughMemory
 from novelsum_dagster.settings import NovelSum, load_settings
 from tests.defs.conftest import write_pool
 from tests.pools import write_jsonl, write_settings
@@ -48,21 +50,25 @@ class Pools:
     def __init__(self, folder: Path) -> None:
         self.grown, self.at_once, self.searched = folder / "grown", folder / "at_once", ""
 
-    def _build(self, root: Path, rows: np.ndarray, measure: NovelSum, earlier: DensityTable | None) -> DensityTable:
+    def _build(
+        self, root: Path, rows: np.ndarray, measure: NovelSum, earlier: DensityTable | None, device: str = "cpu"
+    ) -> DensityTable:
         ids = [str(row) for row in range(len(rows))]
         key = f"{hash(rows.tobytes())}"
-        return build_density(root, ids, rows, key, settings=measure, earlier=earlier, say=self._say)
+        return build_density(root, ids, rows, key, settings=measure, earlier=earlier, device=device, say=self._say)
 
     def _say(self, line: str) -> None:
         self.searched = line
 
-    def first(self, rows: np.ndarray, measure: NovelSum = FIVE) -> DensityTable:
-        return self._build(self.grown, rows, measure, None)
+    def first(self, rows: np.ndarray, measure: NovelSum = FIVE, device: str = "cpu") -> DensityTable:
+        return self._build(self.grown, rows, measure, None, device)
 
-    def grow(self, earlier: DensityTable, rows: np.ndarray, measure: NovelSum = FIVE) -> DensityTable:
+    def grow(
+        self, earlier: DensityTable, rows: np.ndarray, measure: NovelSum = FIVE, device: str = "cpu"
+    ) -> DensityTable:
         """Return the densities made with the earlier ones, once they equal those made without."""
         whole = self._build(self.at_once, rows, measure, None)
-        table = self._build(self.grown, rows, measure, earlier)
+        table = self._build(self.grown, rows, measure, earlier, device)
         assert table == whole
         assert stored_files(self.grown, table) == [f"{table.place}/{name}" for name in FILES]
         for name in FILES:
@@ -200,16 +206,18 @@ def test_any_pool_can_follow_any(
     spread=st.sampled_from([1e-7, 1e-5, 1e-3, 1.0]),
     asked=st.integers(1, 20),
     seed=st.integers(0, 2**16),
+    device=st.sampled_from(["cpu", "cpu:0"]),
 )
-def test_the_exact_search_does_not_depend_on_how_faiss_rounds(
-    size: int, dimensions: int, scale: float, spread: float, asked: int, seed: int
+def test_the_exact_search_does_not_depend_on_how_candidates_are_rounded(
+    size: int, dimensions: int, scale: float, spread: float, asked: int, seed: int, device: str
 ) -> None:
+    """On the CPU FAISS finds them; "cpu:0" is torch, as on a GPU."""
     generator = np.random.default_rng(seed)
     rows = generator.normal(size=dimensions) + spread * generator.normal(size=(size, dimensions))
     points, _ = module.distinct_rows((scale * rows).astype(np.float32))
     asked = min(asked, len(points))
     everything = np.tile(np.arange(len(points)), (len(points), 1))
-    search = module.ExactSearch(points)
+    search = module.ExactSearch(points, device)
     squared = search.distances(points, everything)
     order = np.lexsort((everything, squared), axis=-1)[:, :asked]
     found = search.search(points, asked)
@@ -224,6 +232,31 @@ def test_faiss_alone_would_miss_the_nearest_of_near_duplicates() -> None:
     _, rough = faiss.knn(rows, rows, 11)
     _, exact = module.ExactSearch(rows).search(rows, 11)
     assert (np.sort(rough) != np.sort(exact)).any()
+
+
+@pytest.mark.parametrize("tile", [70, 2**27])
+def test_a_torch_device_finds_the_same(pools: Pools, monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    """Searched at once and grown, by torch as on a GPU, in whatever tiles."""
+    monkeypatch.setattr(density_torch, "_TILE_VALUES", tile)
+    near = (np.full(384, 384**-0.5) + 1e-6 * np.random.default_rng(0).normal(size=(150, 384))).astype(np.float32)
+    for rows in (np.concatenate([near, _rows(150, 384), near[:9]]), _rows(300, 3)):
+        expected = pools.first(rows)
+        assert pools.first(rows, device="cpu:0") == expected
+        monkeypatch.setattr(faiss, "knn", None)  # It is not asked.
+        pools.first(rows, device="cpu:0")
+        monkeypatch.undo()
+        monkeypatch.setattr(density_torch, "_TILE_VALUES", tile)
+        pools.grow(pools.first(rows[30:]), rows, device="cpu:0")
+        assert pools.searched.startswith("30 new against all, 270 " if rows.shape[1] == 3 else "21 new")
+
+
+def test_points_that_do_not_fit_on_the_device_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = density_torch.device_memory_needed(200, 16)
+    monkeypatch.setattr(devices, "free_device_memory", lambda device: needed)
+    module.density(BASE, device="cpu:0")
+    monkeypatch.setattr(devices, "free_device_memory", lambda device: needed - 1)
+    with pytest.raises(NotEnoughMemory, match=r"density against 200 points needs about .* on cpu:0"):
+        module.density(BASE, device="cpu:0")
 
 
 def test_near_duplicates_grow(pools: Pools) -> None:

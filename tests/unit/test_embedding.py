@@ -1,26 +1,54 @@
 """The packaged model and the vector store, for real: nothing is embedded twice, nothing committed is lost."""
 
+import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
-from novelsum_dagster.embedding.encoder import Encoder, SentenceTransformerEncoder, identify, token_counter
-from novelsum_dagster.embedding.store import StoredVectors, VectorStore, embed, load_vectors
+from novelsum_dagster.embedding import encoder as encoder_module
+from novelsum_dagster.embedding import store
+from novelsum_dagster.embedding.encoder import (
+    Encoder,
+    Model,
+    SentenceTransformerEncoder,
+    identify,
+    load_encoder,
+    token_counter,
+)
+from novelsum_dagster.embedding.store import StoredVectors, VectorStore, load_vectors
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.selection import novelselect
 from novelsum_dagster.settings import Embedding
+from novelsum_dagster.study.training import END, train_tokenizer
 from tests.pools import pairs
 
 TEXTS = [f"{question}\n{answer}" for question, answer in pairs(40)]
 IDS = [f"{number:032x}" for number in range(40)]
-FLOAT32 = Embedding(dtype="float32", shard_size=16, device="cpu")
+FLOAT32 = Embedding(dtype="float32", shard_size=16)
+embed = partial(store.embed, device="cpu")
 
 
 def encoded(encoder: Encoder, texts: list[str]) -> NDArray[np.float32]:
@@ -32,7 +60,7 @@ def encoded(encoder: Encoder, texts: list[str]) -> NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def encoder() -> SentenceTransformerEncoder:
-    return SentenceTransformerEncoder(FLOAT32, "float32")
+    return SentenceTransformerEncoder(FLOAT32, "float32", "cpu")
 
 
 def test_vectors_are_the_models(encoder: SentenceTransformerEncoder) -> None:
@@ -50,7 +78,7 @@ def test_texts_are_cut_after_max_tokens(encoder: SentenceTransformerEncoder) -> 
 
 
 def test_the_chosen_number_type_is_as_good_as_float32(encoder: SentenceTransformerEncoder) -> None:
-    chosen = SentenceTransformerEncoder(Embedding(device="cpu"))
+    chosen = SentenceTransformerEncoder(Embedding(), device="cpu")
     assert chosen.dtype in ("float32", "bfloat16")
     exact, found = encoded(encoder, TEXTS), encoded(chosen, TEXTS)
     cosine = (exact * found).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(found, axis=1)
@@ -112,13 +140,13 @@ def test_a_killed_process_loses_at_most_one_shard(tmp_path: Path) -> None:
         "embed(Path(sys.argv[1]), Embedding(dtype='float32', shard_size=2), IDS, TEXTS, 'pool')"
     )
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=Path(__file__).parents[2])
-    store = VectorStore(tmp_path, identify(Embedding(dtype="float32")))
+    kept_there = VectorStore(tmp_path, identify(Embedding(dtype="float32")))
     deadline = time.monotonic() + 120
-    while len(store.ids()) < 4 and time.monotonic() < deadline and process.poll() is None:
+    while len(kept_there.ids()) < 4 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    kept = store.ids()
+    kept = kept_there.ids()
     assert 4 <= len(kept) <= len(IDS)
     found = embed(tmp_path, Embedding(dtype="float32"), IDS, TEXTS, "pool")
     assert found.embedded == len(IDS) - len(kept)
@@ -165,9 +193,161 @@ def test_a_missing_device_is_refused() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     with pytest.raises(InputError, match="cuda:3"):
-        SentenceTransformerEncoder(Embedding(device="cuda:3"), "float32")
+        SentenceTransformerEncoder(Embedding(), "float32", "cuda:3")
 
 
 def test_the_store_module_loads_no_torch() -> None:
     program = "import sys; import novelsum_dagster.embedding.store; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+# Other models than sentence-transformers' own.
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small causal language model with positions, whose tokenizer has no padding token and pads on the left."""
+    folder = tmp_path_factory.mktemp("causal")
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=Tokenizer.from_str(train_tokenizer(TEXTS, 300)), eos_token=END, padding_side="left"
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=300, n_positions=64, n_embd=24, n_layer=2, n_head=2, initializer_range=0.5, eos_token_id=0
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+def _by_hand(folder: Path, texts: list[str], tokens: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the mean and the last of each text's hidden states, one text at a time and so without padding."""
+    model, tokenizer = AutoModel.from_pretrained(folder).eval(), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    states = []
+    for text in texts:
+        ids = tokenizer.encode(text).ids[:tokens]
+        with torch.no_grad():
+            states.append(model(input_ids=torch.tensor([ids])).last_hidden_state[0].numpy())
+    return np.stack([state.mean(0) for state in states]), np.stack([state[-1] for state in states])
+
+
+def test_pooling_is_what_it_is_by_hand_whatever_pads(causal: Path) -> None:
+    texts = ["a", *TEXTS[:20], "cat " * 200]
+    mean, last = _by_hand(causal, texts, 48)
+    settings = Embedding(model=str(causal), dtype="float32", max_tokens=48)
+    for pooling, expected, other in (("mean", mean, last), ("last_token", last, mean)):
+        encoder = SentenceTransformerEncoder(settings.model_copy(update={"pooling": pooling}), "float32", "cpu")
+        found = encoded(encoder, texts)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+        assert np.abs(found[1:] - other[1:]).max() > 0.1
+
+
+def test_the_masks_decide_where_the_last_token_is(causal: Path) -> None:
+    """On either side: padding has states of its own, which must not be taken."""
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    states = torch.arange(2 * 4 * 3, dtype=torch.float32).reshape(2, 4, 3)
+    pooling = Pooling(3, "lasttoken")
+    for mask, at in (([1, 1, 0, 0], 1), ([0, 0, 1, 1], 3), ([1, 1, 1, 1], 3)):
+        found = pooling({"token_embeddings": states, "attention_mask": torch.tensor([mask, mask])})
+        torch.testing.assert_close(found["sentence_embedding"], states[:, at])
+
+
+def test_a_causal_model_has_its_last_token_and_an_encoder_the_mean_unless_told(causal: Path, tmp_path: Path) -> None:
+    texts = ["a cat", "another cat that is much longer than the first one and so on"]
+    small: dict[str, Any] = {"vocab_size": 300, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    for name, network in (
+        ("causal", LlamaForCausalLM(LlamaConfig(**small, num_hidden_layers=1, initializer_range=0.5))),
+        ("encoder", BertModel(BertConfig(**small, num_hidden_layers=1))),
+    ):
+        network.save_pretrained(tmp_path / name)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(causal / file, tmp_path / name / file)
+    _, last = _by_hand(tmp_path / "causal", texts, 48)
+    settings = Embedding(model=str(tmp_path / "causal"), dtype="float32", max_tokens=48)
+    found = encoded(SentenceTransformerEncoder(settings, "float32", "cpu"), texts)
+    np.testing.assert_allclose(found, last, rtol=1e-4, atol=1e-4)
+    plain = settings.model_copy(update={"model": str(tmp_path / "encoder")})
+    vectors = [
+        encoded(SentenceTransformerEncoder(one, "float32", "cpu"), texts)
+        for one in (plain, plain.model_copy(update={"pooling": "mean"}))
+    ]
+    np.testing.assert_allclose(vectors[0], vectors[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_without_pooling_cannot_be_told_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bare(list[object]):
+        pass
+
+    with pytest.raises(InputError, match=r"embedding\.pooling: .* use auto"):
+        encoder_module._pool_by(Bare(), "mean")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_near(encoder: SentenceTransformerEncoder, dtype: str) -> None:
+    exact = encoded(encoder, TEXTS[:8])
+    half = SentenceTransformerEncoder(FLOAT32, dtype, "cpu")
+    found = encoded(half, TEXTS[:8])
+    assert half.dtype == dtype
+    assert ((exact * found).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(found, axis=1)).min() > 0.999
+
+
+def test_the_key_of_a_model_is_what_it_was_unless_its_vectors_differ() -> None:
+    known = Model("a/b", "1", 256, "auto")
+    facts = {"name": "a/b", "revision": "1", "max_tokens": 256, "dtype": "auto", "batching": known.batching}
+    assert known.key == f"b-{hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:12]}"
+    others = [replace(known, pooling="mean"), replace(known, pooling="last_token"), replace(known, backend="vllm")]
+    assert len({known.key, *(one.key for one in others)}) == 4
+    chosen = identify(FLOAT32.model_copy(update={"pooling": "last_token", "backend": "vllm"}))
+    assert (chosen.pooling, chosen.backend) == ("last_token", "vllm")
+
+
+class _Small(torch.nn.Module):
+    """A module that fits only so many texts at a time, as a GPU that is too small."""
+
+    def __init__(self, inner: torch.nn.Module, fits: int) -> None:
+        super().__init__()
+        self.inner, self.fits, self.batches = inner, fits, list[int]()
+
+    def forward(self, features: dict[str, torch.Tensor], **options: object) -> dict[str, torch.Tensor]:
+        self.batches.append(len(features["input_ids"]))
+        if self.batches[-1] > self.fits:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB\nmore words")
+        found: dict[str, torch.Tensor] = self.inner(features, **options)
+        return found
+
+
+def _too_small(fits: int) -> tuple[SentenceTransformerEncoder, _Small]:
+    encoder = SentenceTransformerEncoder(FLOAT32, "float32", "cpu")
+    small = _Small(encoder._model[1], fits)
+    encoder._model[1] = small
+    return encoder, small
+
+
+def test_too_little_memory_on_a_device_halves_the_batch(
+    encoder: SentenceTransformerEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    exact = encoded(encoder, TEXTS)
+    other, small = _too_small(5)
+    np.testing.assert_allclose(encoded(other, TEXTS), exact, atol=1e-6)
+    assert small.batches[:3] == [16, 8, 4]
+    assert set(small.batches[2:]) == {4}  # It is not tried again.
+    said = [record.getMessage() for record in caplog.records if record.name == encoder_module.__name__]
+    assert len(said) == 2
+    assert (
+        said[1]
+        == "cpu: memory is too small; batches of 4 texts from here on (CUDA out of memory. Tried to allocate 1 GiB)"
+    )
+
+
+def test_a_device_too_small_for_one_text_is_refused() -> None:
+    with pytest.raises(InputError, match=r"too small for one text; lower embedding\.max_tokens \(CUDA out of memory"):
+        encoded(_too_small(0)[0], TEXTS[:2])
+
+
+def test_vllm_that_is_not_there_is_named() -> None:
+    settings = FLOAT32.model_copy(update={"backend": "vllm"})
+    with pytest.raises(InputError, match=r"vllm is not installed .* docs/gpu\.md"):
+        load_encoder(settings)
+    with pytest.raises(InputError, match="not on cpu"):
+        load_encoder(settings, device="cpu")

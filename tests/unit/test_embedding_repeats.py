@@ -1,5 +1,6 @@
 """On the CPU a text has one vector, bit for bit, whatever it is embedded with."""
 
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -8,12 +9,14 @@ import pytest
 from numpy.typing import NDArray
 
 from novelsum_dagster.embedding import encoder as module
+from novelsum_dagster.embedding import store
 from novelsum_dagster.embedding.encoder import SentenceTransformerEncoder, identify
-from novelsum_dagster.embedding.store import VectorStore, embed, load_vectors
+from novelsum_dagster.embedding.store import VectorStore, load_vectors
 from novelsum_dagster.settings import Embedding
 from tests.pools import pairs
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+embed = partial(store.embed, device="cpu")
 
 # Of every padded length: empty, up to the limit, at it and over it; some fill their padded length to the last token.
 TEXTS = ["", " ", "a", "?!", "\n", *(" ".join([word] * size) for word in ("cat", "tree") for size in range(6, 320, 8))]
@@ -24,12 +27,12 @@ IDS = [f"{number:032x}" for number in range(len(TEXTS))]
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def settings(request: pytest.FixtureRequest) -> Embedding:
-    return Embedding(dtype=request.param, device="cpu", shard_size=50)
+    return Embedding(dtype=request.param, shard_size=50)
 
 
 @pytest.fixture(scope="module")
 def encoder(settings: Embedding) -> SentenceTransformerEncoder:
-    return SentenceTransformerEncoder(settings, settings.dtype)
+    return SentenceTransformerEncoder(settings, settings.dtype, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +95,7 @@ def test_a_grown_pool_a_stopped_one_and_a_fresh_one_have_equal_vectors(tmp_path:
         if done >= 50:
             raise Stopped
 
-    settings = Embedding(dtype=dtype, device="cpu", shard_size=25)
+    settings = Embedding(dtype=dtype, shard_size=25)
     at_once = embed(tmp_path / "once", settings, IDS, TEXTS, "pool")
     # What auto chooses depends on the load of the machine; a store keeps what it chose first.
     same = settings.model_copy(update={"dtype": at_once.dtype})

@@ -1,5 +1,6 @@
 """NovelSelect against a plain reference: properties over random small pools, and larger ones for every shortcut."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from novelsum_dagster.diversity import density
 from novelsum_dagster.diversity.novelsum import rank_weights
 from novelsum_dagster.diversity.vectors import unit_rows
 from novelsum_dagster.selection import Picks, novelselect, search_cpu, standing
-from novelsum_dagster.selection.search import Found, Search, VerificationError
+from novelsum_dagster.selection.search import Candidates, Found, Search, VerificationError
 from novelsum_dagster.selection.search_cpu import CpuSearch
 from tests.plain import PlainPicks, PlainScores, plain_novelselect, plain_scores
 
@@ -490,8 +491,9 @@ def _both(case: Case, allowed: NDArray[np.bool_] | None = None) -> tuple[CpuSear
     from novelsum_dagster.selection.search_torch import TorchSearch
 
     units, weights = unit_rows(case.rows), rank_weights(case.k, case.alpha)
-    cpu = CpuSearch(units, case.factor, case.quality, weights, 1)
-    other = TorchSearch(units, case.factor, case.quality, weights, "cpu")
+    candidates = Candidates.of(units, case.factor, case.quality)
+    cpu = CpuSearch(candidates, weights, 1)
+    other = TorchSearch(candidates, weights, "cpu")
     here, there = (np.array(_driven(search, case.initial[0], case.k, allowed)) for search in (cpu, other))
     np.testing.assert_array_equal(here[:, 0], there[:, 0])
     np.testing.assert_array_equal(here[:, 2], there[:, 2])
@@ -538,3 +540,89 @@ def test_torch_makes_the_same_picks_among_duplicates(large: Large) -> None:
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match="device 'nonsense' cannot be used"):
         novelselect(_rows(), 5, device="nonsense")
+
+
+@pytest.fixture
+def near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small numbers, so that small pools need all that large ones do."""
+    from novelsum_dagster.selection import search_torch
+
+    for name, value in {"_FIRST_LOOK": 16, "_NEAR": 1 / 20, "_PENDING": 24, "_TILE": 500}.items():
+        monkeypatch.setattr(search_torch, name, value)
+
+
+def test_torch_makes_the_same_picks_among_some_duplicates(large: Large, near: None) -> None:
+    """A matrix product may round the scores of equal rows apart; the lowest index must win all the same."""
+    rows = np.concatenate([large.rows[:150], large.rows[1450:1800]])
+    rows[300:] = rows[300 - 200 : 300]
+    factor = density(rows).factor(0.5)
+    cpu, other = _both(Case(rows, factor, 1.0, None, 400, 42, [3]))
+    assert len(set(cpu.picks.tolist())) == 400
+    for search in (cpu, other):
+        search.close()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 3.0])
+@FEW
+@given(case=cases(duplicates=False, initials=False))
+def test_torch_makes_the_plain_picks(alpha: float, case: Case) -> None:
+    case.alpha = alpha
+    picks, plain = case.picks(device="cpu:0", verify=3), case.plain()
+    assert picks.indices.tolist() == plain.indices
+    assert picks.runner_up.tolist() == plain.runner_up
+    np.testing.assert_allclose(picks.score, plain.score, rtol=SAME, atol=case.rounding())
+
+
+def test_torch_reads_all_rows_for_few_picks_and_seldom_waits(
+    large: Large, near: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are what a pick costs on a GPU; a wait is a number that the program needs before it can go on."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from novelsum_dagster.selection.search_torch import TorchSearch
+
+    waits = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal")
+    seen: list[str] = []
+
+    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func.overloadpacket.__name__)
+            # A mask as an index makes the program wait, too.
+            if seen[-1] == "index" and any(i is not None and i.dtype == torch.bool for i in args[1]):
+                seen.append("nonzero")
+            return func(*args, **(kwargs or {}))
+
+    calls: Counter[str] = Counter()
+
+    def counted(name: str, function: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            calls[name] += 1
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(torch.Tensor, "cpu", counted("fetched", torch.Tensor.cpu))
+    monkeypatch.setattr(torch, "from_numpy", counted("sent", torch.from_numpy))
+    monkeypatch.setattr(TorchSearch, "_catch_up", counted("passes", TorchSearch._catch_up))
+    with Watch():  # type: ignore[no-untyped-call]
+        picks = novelselect(large.rows, large.k, density_factor=large.factor, device="cpu:0")
+    assert picks.indices.tolist() == large.plain.indices
+    assert not set(seen) & set(waits)
+    assert large.k <= calls["fetched"] < 4 * large.k
+    # A number that is assigned would be sent, too.
+    assert seen.count("lift_fresh") == calls["sent"] < 10
+    assert calls["passes"] < large.k / 2
+
+
+def test_more_than_a_device_has_is_refused_before_work(large: Large, monkeypatch: pytest.MonkeyPatch) -> None:
+    from novelsum_dagster import devices
+    from novelsum_dagster.memory import NotEnoughMemory
+    from novelsum_dagster.selection.search_torch import device_memory_needed
+
+    needed = device_memory_needed(3000, 16, 10)
+    monkeypatch.setattr(devices, "free_device_memory", lambda device: needed)
+    assert len(novelselect(large.rows, 10, density_factor=large.factor, device="cpu:0").indices) == 10
+    monkeypatch.setattr(devices, "free_device_memory", lambda device: needed - 1)
+    with pytest.raises(NotEnoughMemory, match=r"NovelSelect of 10 out of 3,000 needs about .* on cpu:0"):
+        novelselect(large.rows, 10, density_factor=large.factor, device="cpu:0")

@@ -183,7 +183,8 @@ def test_tiles_do_not_change_values(
     options: dict[str, Any] = {"density_side": side, "self_distance": own, "device": device}
     whole = novelsum(target, pool, **options)
     seen: list[tuple[int, int]] = []
-    monkeypatch.setattr(novelsum_module, "_TILE_VALUES", tile)
+    for name in ("_TILE_VALUES", "_TILE_VALUES_ON_DEVICE"):
+        monkeypatch.setattr(novelsum_module, name, tile)
     tiled = novelsum(target, pool, **options, progress=lambda done, total: seen.append((done, total)))
     np.testing.assert_allclose(tiled.novelty, whole.novelty, rtol=1e-6)
     assert seen[-1] == (54, 54)

@@ -163,6 +163,7 @@ def test_the_seed_is_the_one_that_was_drawn_with(original: Curated, tmp_path: Pa
         ({"selection": {"k": 7}}, {"selected_subset: selection.k was 6, the settings say 7; materialise"}),
         ({"selection": {"quotas": [{"column": "form", "caps": {"alpaca": 3}}]}}, {"selected_subset: selection.quotas"}),
         ({"embedding": {"max_tokens": 128}}, {"embeddings: embedding.max_tokens was 256, the settings say 128"}),
+        ({"embedding": {"pooling": "mean"}}, {"embeddings: embedding.pooling was 'auto', the settings say 'mean'"}),
         (
             {"embedding": {"model": "other/model", "revision": "abc"}},
             {f"{asset}: embedding.{name}" for asset in ("raw_pool", "embeddings") for name in ("model", "revision")},
@@ -183,10 +184,10 @@ def test_settings_that_changed_are_found(original: Curated, change: dict[str, An
 @pytest.mark.parametrize(
     "change",
     [
-        {"selection": {"device": "cpu"}},
+        {"device": "cpu"},
         {"selection": {"verify": 50}},
         {"pool": {"max_reject_fraction": 0.5}},
-        {"embedding": {"batch_size": 4, "device": "cpu", "shard_size": 100}},
+        {"embedding": {"batch_size": 4, "shard_size": 100}},
         {"checks": {"max_source_share": 0.5}},
         {"card": {"title": "New", "signed_off_by": "Ada"}},
         {"measures": {"ridge": 2.0}},

@@ -50,7 +50,8 @@ def test_all_values_are_read(tmp_path: Path) -> None:
             "near_duplicates": {"method": "off", "threshold": 0.5, "drop": True},
         },
         "selection": {"strategy": "random", "k": 5, "seed": 0},
-        "embedding": {"device": "cuda:1", "dtype": "float32"},
+        "device": "cuda:1",
+        "embedding": {"dtype": "float32", "pooling": "last_token"},
         "checks": {"max_source_share": 1.0},
     }
     settings = load(tmp_path, yaml.safe_dump(values))
@@ -87,7 +88,11 @@ def test_the_shipped_settings_load() -> None:
         ("pool:\n", 1, "pool", "valid dictionary"),
         ("novelsum:\n  density_power: .inf\n", 2, "novelsum.density_power", "finite"),
         ("novelsum:\n  proximity_power: -1\n", 2, "novelsum.proximity_power", "greater than or equal to 0"),
-        ("embedding:\n  device: gpu\n", 2, "embedding.device", "match pattern"),
+        ("device: gpu\n", 1, "device", "match pattern"),
+        ("embedding:\n  device: cpu\n", 2, "embedding.device", "the one setting device, at the top of the file"),
+        ("selection:\n  device: cuda\n", 2, "selection.device", "the one setting device"),
+        ("study:\n  training:\n    device: mps\n", 3, "study.training.device", "the one setting device"),
+        ("embedding:\n  pooling: cls\n", 2, "embedding.pooling", "'auto', 'mean' or 'last_token'"),
         ("checks:\n  max_source_growth: 0.5\n", 2, "checks.max_source_growth", "greater than or equal to 1"),
         ("typo: 1\n", 1, "typo", "no such setting"),
         ("pool:\n  souces: []\n", 2, "pool.souces", "no such setting"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "novelsum_dagster"
-PURE = ["pool", "embedding", "diversity", "selection", "lineage", "quality", "report", "study"]
+PURE = ["pool", "embedding", "diversity", "selection", "lineage", "quality", "report", "study", "engine"]
 
 
 def _imports(path: Path) -> set[str]:
@@ -35,6 +35,19 @@ def test_pure_packages_load_without_dagster() -> None:
     modules = [f"novelsum_dagster.{name}" for name in PURE]
     program = (
         f"import sys, importlib\nfor m in {modules}: importlib.import_module(m)\nsys.exit('dagster' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False, cwd=PACKAGE.parent).returncode == 0
+
+
+def test_only_the_engine_imports_ray() -> None:
+    users = {path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py") if "ray" in _imports(path)}
+    assert users == {"engine"}
+
+
+def test_ray_is_loaded_for_work_only() -> None:
+    program = (
+        "import sys, novelsum_dagster.definitions, novelsum_dagster.engine.ray_engine;"
+        "sys.exit('ray' in sys.modules or 'dagster_ray' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False, cwd=PACKAGE.parent).returncode == 0
 

@@ -76,10 +76,11 @@ STUDY = Study(
     neighbors=(3,),
     density_powers=(0, 0.5),
     proximity_powers=(0, 2),
-    training=Training(tokens=2000, context=16, batch_size=64, vocabulary=300, device="cpu"),
+    training=Training(tokens=2000, context=16, batch_size=64, vocabulary=300),
 )
 SETTINGS = Settings(
-    embedding=Embedding(device="cpu", dtype="float32"),
+    device="cpu",
+    embedding=Embedding(dtype="float32"),
     novelsum=NovelSum(neighbors=4, density_power=0.25),
     measures=Measures(ttr_tokens=150, knn_neighbor=2, inertia_clusters=4, partition_clusters=8, ridge=0.5),
     study=STUDY,
@@ -130,7 +131,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     snapshot = build_snapshot(pool, folder, root, token_counter(SETTINGS.embedding))
     samples = snapshot.samples(root, ["id", "text"])
     ids, texts = samples["id"].to_pylist(), samples["text"].to_pylist()
-    return Made(root, snapshot, embed(root, SETTINGS.embedding, ids, texts, snapshot.key))
+    return Made(root, snapshot, embed(root, SETTINGS.embedding, ids, texts, snapshot.key, device="cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def _sets(data: StudyData, settings: Settings = SETTINGS) -> dict[str, StudySet]
 
 
 def _measured(data: StudyData, one: StudySet, settings: Settings = SETTINGS) -> StudyMeasures:
-    yardstick = study_yardstick(data, settings.novelsum, settings.measures, settings.study, settings.selection.device)
+    yardstick = study_yardstick(data, settings.novelsum, settings.measures, settings.study, settings.device)
     return measure_set(data, one, settings, yardstick, QUIET)
 
 
@@ -705,9 +706,9 @@ ALL_KEYS = {"pool", "set", "measures", "performance"}
 @pytest.mark.parametrize(
     ("settings", "differ"),
     [
-        (_with("selection", device="auto", k=5, seed=3), set()),
+        (_with("selection", k=5, seed=3), set()),
         (_with("checks", max_source_growth=9), set()),
-        (_training(device="auto"), set()),
+        (SETTINGS.model_copy(update={"device": "auto"}), set()),
         (_training(tokens=2100), {"performance"}),
         (_training(context=17), {"performance"}),
         (_training(batch_size=32), {"performance"}),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,21 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.settings import Training
+from novelsum_dagster.study import training
 from novelsum_dagster.study.training import (
     END,
     SCORED_CHARACTERS,
     bits_per_byte,
-    build_model,
     held_out_rows,
     train,
-    train_and_evaluate,
     train_tokenizer,
     training_sequences,
     z_scores,
 )
 
-TINY = Training(tokens=2500, context=32, batch_size=8, vocabulary=400, device="cpu")
+TINY = Training(tokens=2500, context=32, batch_size=8, vocabulary=400)
+build_model = partial(training.build_model, device="cpu")
+train_and_evaluate = partial(training.train_and_evaluate, device="cpu")
 LONGER = TINY.model_copy(update={"tokens": 16_000})
 
 
@@ -241,7 +243,7 @@ def test_what_cannot_be_trained_or_scored_is_refused(tokenizer: str) -> None:
     with pytest.raises(InputError, match=r"no folder here; .* training\.revision"):
         build_model(TINY.model_copy(update={"model": "some/model"}))
     with pytest.raises(InputError, match="mps is not on this machine"):
-        build_model(TINY.model_copy(update={"device": "mps"}), tokenizer)
+        build_model(TINY, tokenizer, device="mps")
     with pytest.raises(ValueError, match="needs a tokenizer"):
         build_model(TINY)
     model = build_model(TINY, tokenizer)

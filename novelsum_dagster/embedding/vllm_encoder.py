@@ -1,0 +1,84 @@
+"""Embedding models in vLLM, which serves large ones on CUDA.
+
+Belongs here: the encoder that calls vLLM. Does not: models in torch (`encoder`).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from novelsum_dagster.embedding.encoder import model_location
+from novelsum_dagster.errors import InputError
+from novelsum_dagster.settings import Embedding
+
+_AT_ONCE = 1024
+"""Texts handed to vLLM at a time; it batches them itself."""
+_POOLING_TYPES = {"mean": "MEAN", "last_token": "LAST"}
+
+
+class VllmEncoder:
+    """A model in vLLM.
+
+    Args:
+        settings: model, pooling, dtype, token limit.
+        dtype: number type of the weights; None takes bfloat16.
+        device: as the setting `device`: auto or cuda. vLLM takes the first card that it sees.
+
+    Raises:
+        InputError: where vLLM is not installed, the device is another, or the model cannot be loaded.
+    """
+
+    def __init__(self, settings: Embedding, dtype: str | None = None, device: str = "auto") -> None:
+        if device not in ("auto", "cuda"):
+            raise InputError(
+                f"embedding.backend: vllm runs on device auto or cuda, not on {device};"
+                " CUDA_VISIBLE_DEVICES names a card"
+            )
+        self._max_tokens = settings.max_tokens
+        self.dtype, self.device = dtype or "bfloat16", "cuda"
+        self._model = _load(settings, self.dtype)
+
+    @property
+    def dimension(self) -> int:
+        """Columns of a vector."""
+        return int(self._vectors(["dimension"]).shape[1])
+
+    def batches(self, texts: list[str]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+        """Yield places of texts and their vectors, in order."""
+        for start in range(0, len(texts), _AT_ONCE):
+            some = texts[start : start + _AT_ONCE]
+            yield list(range(start, start + len(some))), self._vectors(some)
+
+    def _vectors(self, texts: list[str]) -> NDArray[np.float32]:
+        tokens = self._model.get_tokenizer()(texts, truncation=True, max_length=self._max_tokens)["input_ids"]
+        found = self._model.embed([{"prompt_token_ids": ids} for ids in tokens], use_tqdm=False)
+        return np.array([one.outputs.embedding for one in found], dtype=np.float32)
+
+
+def _load(settings: Embedding, dtype: str) -> Any:
+    try:
+        import vllm
+        from vllm.config import PoolerConfig
+    except ImportError as error:
+        raise InputError(
+            f"embedding.backend: vllm is not installed ({error}); it needs an environment of its own: see docs/gpu.md"
+        ) from None
+    location = str(model_location(settings))
+    # With auto vLLM pools and normalises as it finds the model to be; what is asked for is pooled and no more.
+    asked = settings.pooling != "auto"
+    pooler = PoolerConfig(pooling_type=_POOLING_TYPES[settings.pooling], use_activation=False) if asked else None
+    try:
+        return vllm.LLM(
+            model=location,
+            revision=settings.revision,
+            runner="pooling",
+            dtype=dtype,
+            max_model_len=settings.max_tokens,
+            trust_remote_code=False,
+            load_format="safetensors",
+            pooler_config=pooler,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"embedding.model: {location} cannot be loaded by vLLM: {error}") from error

@@ -1,0 +1,51 @@
+"""The engine that runs on Ray.
+
+Belongs here: `RayEngine`. Does not: the cluster (`ray_cluster`), what workers do (`ray_embedding`, `ray_selection`,
+`ray_spread`).
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from novelsum_dagster.embedding.encoder import Encoder
+from novelsum_dagster.engine.ray_cluster import Cluster
+from novelsum_dagster.engine.ray_embedding import RayEncoder
+from novelsum_dagster.engine.ray_selection import RaySearch
+from novelsum_dagster.engine.ray_spread import spread
+from novelsum_dagster.selection.search import Candidates, Search
+from novelsum_dagster.settings import Embedding, Ray
+
+
+class RayEngine:
+    """Workers of a Ray cluster, which is started or connected to when there is work.
+
+    Args:
+        settings: the address, the workers and what each may use.
+
+    Every method raises an InputError where the cluster cannot be reached, has no room for the workers, or is lost.
+    """
+
+    def __init__(self, settings: Ray) -> None:
+        self._settings = settings
+
+    @cached_property
+    def _cluster(self) -> Cluster:
+        return Cluster(self._settings)
+
+    def encoder(self, settings: Embedding, dtype: str | None, device: str) -> Encoder:
+        """Return an encoder whose batches are embedded by the workers."""
+        return RayEncoder(self._cluster, settings, dtype, device)
+
+    def search(
+        self, candidates: Candidates, weights: NDArray[np.float64], device: str, threads: int | None = None
+    ) -> Search:
+        """Return a search in which every worker has a part of the candidates; `threads` is for each."""
+        return RaySearch(self._cluster, candidates, weights, device, threads)
+
+    def spread(self, shared: Any, asks: Iterable[Callable[[Any], Any]]) -> Iterator[Any]:
+        """Call functions on the workers, each of which holds what they share."""
+        return spread(self._cluster, shared, asks)

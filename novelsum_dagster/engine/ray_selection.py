@@ -1,0 +1,171 @@
+"""Exact NovelSelect over shards: every worker searches a part of the candidates.
+
+Belongs here: one broadcast of the last picks and one gather of the best two for each pick, lost workers. Does not: the
+search within a part (`search_cpu`, `search_torch`), which is the same as without Ray.
+
+A part's best two are the exact best two of its rows, whatever the other parts are, for a score depends on the row and
+the picks alone. So the best two of all parts are those of the pool, score for score.
+"""
+
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from novelsum_dagster.engine.ray_cluster import Cluster, WorkerLost
+from novelsum_dagster.errors import InputError
+from novelsum_dagster.selection.novelselect import local_search
+from novelsum_dagster.selection.picks import Remaining
+from novelsum_dagster.selection.search import Candidates, Found, Round, Search
+
+_LOSSES = 5
+"""Workers that one part may lose one after the other without an answer."""
+
+
+class RaySearch(Search):
+    """The search for the next pick, by workers.
+
+    Args:
+        cluster: where the workers are.
+        candidates, weights: as for every search.
+        device: of each worker, as `local_search` takes it.
+        threads: of each worker; None takes as many as it may use CPUs.
+
+    Raises:
+        ValueError: as `local_search` does.
+        InputError: where the cluster is lost, or its workers again and again.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        candidates: Candidates,
+        weights: NDArray[np.float64],
+        device: str,
+        threads: int | None = None,
+    ) -> None:
+        super().__init__(candidates, weights)
+        n = len(candidates.rows)
+        made = (weights, device, threads or cluster.threads)
+        marks = np.linspace(0, n, min(cluster.workers, n) + 1).astype(int).tolist()
+        self._parts = [_Part(cluster, candidates, first, last, made) for first, last in pairwise(marks)]
+        self._allowed: NDArray[np.bool_] | None = None
+        self._is_new = False
+
+    def close(self) -> None:
+        """End the workers."""
+        for part in self._parts:
+            part.close()
+
+    def allow(self, allowed: NDArray[np.bool_]) -> None:
+        """Look only at candidates that are allowed, bool, (n,); picks never are."""
+        super().allow(allowed)
+        self._allowed, self._is_new = allowed.copy(), True
+
+    def _take(self, row: NDArray[np.float32], factor: float, own: int) -> None:
+        """Nothing: workers are told of picks when they are asked for the next."""
+
+    def _best(self) -> Found | None:
+        for part in self._parts:
+            part.ask("best", self.picks[: self.picked], self._allowed, self._is_new)
+        self._is_new = False
+        round_ = Round()
+        for part in self._parts:
+            found = part.answer()
+            if found is not None:
+                both = [(found.best, found.score), (found.second, found.second_score)]
+                indices, scores = zip(*both[: 2 if found.second >= 0 else 1], strict=True)
+                round_.take(np.array(indices) + part.first, np.array(scores))
+        return round_.found()
+
+    def _known(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
+        for part in self._parts:
+            part.ask("remaining", self.picks[: self.picked], self._allowed, self._is_new)
+        known: list[Remaining] = [part.answer() for part in self._parts]
+        return (
+            np.concatenate([one.score for one in known]),
+            np.concatenate([one.at for one in known]),
+            np.concatenate([one.is_exact for one in known]),
+        )
+
+
+class _Part:
+    """Rows `first` to `last` of the candidates, and the worker that searches them; a lost one is replaced."""
+
+    def __init__(self, cluster: Cluster, candidates: Candidates, first: int, last: int, made: tuple[Any, ...]) -> None:
+        self.first, self._last = first, last
+        self._cluster, self._candidates, self._made = cluster, candidates, made
+        self._start()
+
+    def _start(self) -> None:
+        part = self._candidates.part(self.first, self._last)
+        # Not restarted by Ray: what it knew would be lost, and `answer` does more than start another.
+        self._worker = self._cluster.worker(_Worker, part, *self._made, max_restarts=0, max_task_retries=0)
+        self._told = 0
+
+    def close(self) -> None:
+        import ray
+
+        if ray.is_initialized():
+            ray.kill(self._worker)
+
+    def ask(self, what: str, picks: NDArray[np.int64], allowed: NDArray[np.bool_] | None, is_new: bool) -> None:
+        """Tell the worker of picks that it has not heard of, and of what is allowed, and ask it for something."""
+        self._asked = what, picks, allowed
+        new = picks[self._told :]
+        own = np.where((new >= self.first) & (new < self._last), new - self.first, -1)
+        mine = None if allowed is None or not is_new else allowed[self.first : self._last]
+        self._reply: Any = self._worker.answer.remote(
+            what, self._candidates.rows[new], self._candidates.factor[new], own, mine
+        )
+        self._told = len(picks)
+
+    def answer(self) -> Any:
+        """Return what was asked for; where the worker is lost, another takes its part and all picks so far."""
+        for _ in range(_LOSSES):
+            try:
+                return self._cluster.get(self._reply)
+            except WorkerLost as error:
+                lost = error
+                self.close()
+                self._start()
+                what, picks, allowed = self._asked
+                self.ask(what, picks, allowed, True)
+        raise InputError(
+            f"ray: {_LOSSES} workers were lost one after the other ({lost}); they may have too little memory: raise"
+            " ray.workers, so that each has fewer rows. What was picked is kept; run again to go on"
+        )
+
+
+class _Worker:
+    """A part's search, in a process of its own."""
+
+    def __init__(self, part: Candidates, weights: NDArray[np.float64], device: str, threads: int) -> None:
+        self._made = part, weights, device, threads
+
+    @cached_property
+    def _search(self) -> Search:
+        # Not made at once: Ray tells little of what is raised there.
+        threadpool_limits(1, user_api="blas")
+        part, weights, device, threads = self.__dict__.pop("_made")
+        # What Ray hands over can only be read, and compiled code would be compiled for that anew.
+        own = Candidates(part.rows.copy(), part.factor.copy(), part.quality.copy(), part.unit)
+        return local_search(own, weights.copy(), device, threads)
+
+    def answer(
+        self,
+        what: str,
+        rows: NDArray[np.float32],
+        factor: NDArray[np.float64],
+        own: NDArray[np.int64],
+        allowed: NDArray[np.bool_] | None,
+    ) -> Found | Remaining | None:
+        """Take new picks, (m, d), and what is allowed of the part, if that changed; return the best or what remains."""
+        for row, one, index in zip(rows.copy(), factor.tolist(), own.tolist(), strict=True):
+            self._search.take(row, one, index)
+        if allowed is not None:
+            self._search.allow(allowed)
+        return self._search.best() if what == "best" else self._search.remaining()

@@ -1,0 +1,167 @@
+"""NovelSelect in parts: each part of the pool selects by itself, and what they select is selected from again.
+
+An approximation of NovelSelect for pools whose rows do not fit into memory together, or parts of which are on several
+machines. No part knows of another; only the last selection does.
+
+Belongs here: the parts, what is kept of finished ones. Does not: the selection of a part (`novelselect`).
+"""
+
+from dataclasses import dataclass, replace
+from operator import methodcaller
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from novelsum_dagster.progress import Progress, no_progress
+from novelsum_dagster.selection.checkpoint import Checkpoint, Trace, selection_key
+from novelsum_dagster.selection.inputs import check_density_factor, check_k, check_quality
+from novelsum_dagster.selection.novelselect import SearchOn, local_search, novelselect
+from novelsum_dagster.selection.picks import Picks, Remaining
+from novelsum_dagster.spread import Spread, in_turn
+
+
+def partitioned(
+    embeddings: NDArray[Any],
+    k: int,
+    *,
+    partitions: int,
+    density_factor: NDArray[np.float64],
+    proximity_power: float = 1.0,
+    seed: int = 42,
+    quality: NDArray[np.float64] | None = None,
+    device: str = "cpu",
+    verify: int = 0,
+    checkpoint: Path | None = None,
+    search_on: SearchOn = local_search,
+    spread: Spread = in_turn,
+    progress: Progress = no_progress,
+) -> Picks:
+    """Pick samples out of those that equal parts of the pool pick, k each or all that a part has.
+
+    What is known of samples in the end (`Picks.remaining`) is known of those that the parts picked; of the others
+    nothing is.
+
+    Args:
+        embeddings: (n, d), as the model gives them: an array, or a memory-mapped file, of which one part is read at a
+            time.
+        k: number of picks, 1 to n.
+        partitions: number of parts, 1 to n; samples are dealt out by a seeded shuffle.
+        density_factor: float64, (n,), of the samples in the whole pool.
+        proximity_power: alpha, default 1.0.
+        seed: of the shuffle and of every first pick, default 42.
+        quality: float64, (n,), positive; None takes 1.
+        device, verify: as in `novelselect`, of each part and of the last selection.
+        checkpoint: where the last selection saves its picks; what finished parts picked is saved beside it.
+        search_on: searches for each pick of the last selection.
+        spread: selects in the parts; default: one after the other.
+        progress: called with picks made, in all parts and at last, and their number.
+
+    Raises:
+        ValueError: as `novelselect` does; for more parts than samples.
+        NotEnoughMemory: before work starts.
+        VerificationError: where `verify` finds a better candidate.
+    """
+    embeddings = np.asanyarray(embeddings)
+    n = len(embeddings)
+    check_k(k, n)
+    if not 1 <= partitions <= n:
+        raise ValueError(f"partitions is {partitions:,} and the pool has {n:,} samples; give each part one at least")
+    factor = check_density_factor(density_factor, n)
+    qualities = None if quality is None else check_quality(quality, n)
+    shuffled = np.random.default_rng(seed).permutation(n)
+    parts = [np.sort(part) for part in np.array_split(shuffled, partitions)]
+    counts = [min(k, len(part)) for part in parts]
+    total = sum(counts) + k
+    saved = None
+    if checkpoint is not None:
+        settings = {"k": k, "partitions": partitions, "seed": seed, "proximity_power": proximity_power}
+        key = selection_key(settings, rows=embeddings, factor=factor, quality=qualities)
+        saved = Checkpoint(checkpoint.with_suffix(".parts.parquet"), key)
+    forward = _loaded(saved, counts)
+    left = parts[len(forward) :]
+    asks = (
+        methodcaller("picks", embeddings[part], factor[part], None if qualities is None else qualities[part])
+        for part in left
+    )
+    for part, picks in zip(left, spread(_Part(k, seed, proximity_power, device, verify), asks), strict=True):
+        forward.append(part[picks])
+        if saved:
+            saved.save(_trace(forward))
+        progress(sum(map(len, forward)), total)
+    merged = np.sort(np.concatenate(forward))
+    last = novelselect(
+        embeddings[merged],
+        k,
+        density_factor=factor[merged],
+        quality=None if qualities is None else qualities[merged],
+        proximity_power=proximity_power,
+        seed=seed,
+        device=device,
+        verify=verify,
+        checkpoint=checkpoint,
+        search_on=search_on,
+        progress=lambda done, _: progress(len(merged) + done, total),
+    )
+    if saved:
+        saved.remove()
+    return _in_pool(last, merged, n)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """How every part selects."""
+
+    k: int
+    seed: int
+    proximity_power: float
+    device: str
+    verify: int
+
+    def picks(
+        self, rows: NDArray[Any], factor: NDArray[np.float64], quality: NDArray[np.float64] | None
+    ) -> NDArray[np.int64]:
+        """Return what a part picks of its rows, (m, d): all, where it has no more than k."""
+        if len(rows) <= self.k:
+            return np.arange(len(rows))
+        return novelselect(
+            rows,
+            self.k,
+            density_factor=factor,
+            quality=quality,
+            proximity_power=self.proximity_power,
+            seed=self.seed,
+            device=self.device,
+            verify=self.verify,
+        ).indices
+
+
+def _loaded(saved: Checkpoint | None, counts: list[int]) -> list[NDArray[np.int64]]:
+    """Return what finished parts picked, as rows of the pool, one array a part."""
+    trace = saved.load() if saved else None
+    if trace is None:
+        return []
+    ends = np.cumsum(counts)
+    return np.split(trace.indices, ends[ends < len(trace.indices)])
+
+
+def _trace(forward: list[NDArray[np.int64]]) -> Trace:
+    indices = np.concatenate(forward)
+    trace = Trace.empty(len(indices))
+    trace.indices[:] = indices
+    return trace
+
+
+def _in_pool(last: Picks, merged: NDArray[np.int64], n: int) -> Picks:
+    """Return the picks of the last selection as rows of the pool."""
+    score, at, is_exact = np.full(n, np.nan), np.zeros(n, np.int64), np.zeros(n, np.bool_)
+    known = last.remaining
+    if known is not None:
+        score[merged], at[merged], is_exact[merged] = known.score, known.at, known.is_exact
+    return replace(
+        last,
+        indices=merged[last.indices],
+        runner_up=np.where(last.runner_up >= 0, merged[last.runner_up], -1),
+        remaining=Remaining(score, at, is_exact),
+    )
