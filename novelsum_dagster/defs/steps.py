@@ -15,7 +15,7 @@ import pyarrow as pa
 from novelsum_dagster.errors import InputError, disk_full, is_disk_full
 from novelsum_dagster.lineage.openlineage import Dataset
 from novelsum_dagster.lineage.provenance import Provenance, record, record_path, require_matching
-from novelsum_dagster.lineage.store import LineageStore, run_file
+from novelsum_dagster.lineage.store import run_file
 from novelsum_dagster.liveness import ended_runs, hold
 from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.progress import Reporter
@@ -163,14 +163,9 @@ def close_dead_runs(instance: dg.DagsterInstance, workspace: Workspace) -> None:
         if run is not None and not run.is_finished:
             instance.report_run_failed(run, "The process of this run ended before the run did.")
             instance.event_log_storage.free_concurrency_slots_for_run(run_id)
-        _close_steps(workspace.lineage, run_id)
+        workspace.lineage.close_run(run_id, "the process ended")
         if (workspace.root / run_file(run_id)).exists():  # It may have died before it sent what it wrote last.
             publish(workspace.mirror, run_file(run_id))
-
-
-def _close_steps(lineage: LineageStore, run_id: str) -> None:
-    for step, attempt in lineage.open_steps(run_id):
-        lineage.end_step(run_id, step, attempt, None, "the process ended")
 
 
 def column_schema(schema: pa.Schema, **descriptions: str) -> dg.TableSchema:

@@ -244,8 +244,8 @@ class LineageStore:
         with self.writing() as connection:
             for table, rows in outputs.items():
                 insert(connection, table, rows)
-            own = _ended(connection, run_id)
-        write_json({**own, **outputs}, self._run_file(run_id))
+            # Before the rows take effect: `close_run` adds what only the file tells, not what only the database does.
+            write_json({**_ended(connection, run_id), **outputs}, self._run_file(run_id))
 
     def rebuild(self) -> int:
         """Make the database anew from what every run wrote beside it; return the number of runs.
@@ -297,6 +297,9 @@ class LineageStore:
                 [_now(), "failed" if error else "done", output, error, run_id, step, attempt],
             )
             own = _ended(connection, run_id)
+        self._write_run_file(run_id, own)
+
+    def _write_run_file(self, run_id: str, own: Mapping[str, Any]) -> None:
         path = self._run_file(run_id)
         outputs: dict[str, Any] = {}
         if path.exists():
@@ -334,13 +337,25 @@ class LineageStore:
     def _run_file(self, run_id: str) -> Path:
         return self.root / run_file(run_id)
 
-    def open_steps(self, run_id: str) -> list[tuple[str, int]]:
-        """Return the steps of a run that began and did not end, with their attempts."""
+    def close_run(self, run_id: str, error: str) -> None:
+        """Make the database and the file of a run whose process ended tell the same; what it was in has failed.
+
+        Args:
+            run_id: the run.
+            error: of the steps that did not end.
+        """
         if not self.path.exists():
-            return []  # The process died before it wrote its first row.
-        query = "SELECT step, attempt FROM steps WHERE run_id = ? AND status = 'running'"
-        with self.reading() as connection:
-            return connection.execute(query, [run_id]).fetchall()
+            return  # The process died before it wrote its first row.
+        with suppress(FileNotFoundError, InputError), self.writing() as connection:
+            _put_back(connection, self._run_file(run_id))
+        with self.writing() as connection:
+            connection.execute(
+                "UPDATE steps SET ended_at = ?, status = 'failed', error = ? WHERE run_id = ? AND status = 'running'",
+                [_now(), error, run_id],
+            )
+            own = _ended(connection, run_id)
+        if own["runs"]:
+            self._write_run_file(run_id, own)
 
     def refresh_views(self, connection: "duckdb.DuckDBPyConnection") -> None:
         """Point the views at the files that are there now; every write ends with it."""

@@ -3,6 +3,7 @@
 One Ray for all tests: it takes seconds to start, and every worker a second or two.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -39,10 +40,12 @@ FACTOR = np.random.default_rng(9).uniform(0.5, 3, N)
 @pytest.fixture(scope="module")
 def engine() -> Iterator[RayEngine]:
     """Two workers on a Ray of this machine."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Other tests of this process may have left another.
     yield RayEngine(Ray())
     import ray
 
     ray.shutdown()
+    signal.signal(signal.SIGTERM, before)
 
 
 def _workers() -> list[psutil.Process]:
@@ -226,8 +229,10 @@ def test_too_many_workers_are_refused(engine: RayEngine) -> None:
 
 def test_ray_of_this_machine_listens_to_this_machine_only(engine: RayEngine) -> None:
     list(engine.spread(None, []))
-    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    listening = [one for process in processes for one in process.net_connections("tcp") if one.status == "LISTEN"]
+    listening = []
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):  # It ended meanwhile.
+            listening += [one for one in process.net_connections("tcp") if one.status == "LISTEN"]
     assert listening
     assert all(one.laddr.ip in ("127.0.0.1", "::ffff:127.0.0.1", "::1") for one in listening)
 

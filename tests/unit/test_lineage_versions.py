@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import file_hash, write_table
+from novelsum_dagster.files import file_hash, write_json, write_table
 from novelsum_dagster.lineage.runs import find_run
 from novelsum_dagster.lineage.store import LineageStore
 
@@ -75,6 +75,40 @@ def _record(store: LineageStore, run_id: str, number: int) -> None:
     last = store.start_step(run_id, "lineage")
     store.keep_run(run_id, _outputs(run_id, number))
     store.end_step(run_id, "lineage", last, "key", None)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("write", ["keep_run", "end_step"])
+@pytest.mark.parametrize("is_written", [True, False])
+def test_a_run_that_is_killed_between_file_and_database_has_one_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str, is_written: bool
+) -> None:
+    store = LineageStore(tmp_path)
+    store.start_run("aaaa-1", "{}")
+    step = store.start_step("aaaa-1", "lineage")
+
+    def killed(*arguments: Any) -> None:
+        if is_written:
+            write_json(*arguments)
+        raise Killed
+
+    if write == "end_step":
+        store.keep_run("aaaa-1", _outputs("aaaa-1", 1))
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr("novelsum_dagster.lineage.store.write_json", killed)
+        if write == "keep_run":
+            store.keep_run("aaaa-1", _outputs("aaaa-1", 1))
+        else:
+            store.end_step("aaaa-1", "lineage", step, "key", None)
+    store.close_run("aaaa-1", "the process ended")
+    before = _rows(store)
+    assert len(before["run_outputs"]) == (is_written or write == "end_step")
+    assert "running" not in str(before["steps"])
+    assert store.rebuild() == 1
+    assert _rows(store) == before
 
 
 @pytest.fixture(scope="module")
