@@ -164,12 +164,12 @@ def reproduce(
 def rebuild_lineage(settings: SettingsFile = None) -> None:
     """Make the lineage database anew from what every run wrote beside it; a damaged one is kept aside."""
     from novelsum_dagster.lineage.models import build
+    from novelsum_dagster.storage.outputs import exchange_runs
     from novelsum_dagster.workspace import Workspace
 
     workspace = Workspace(settings_in(settings))
     store = workspace.lineage
-    if workspace.mirror is not None:
-        workspace.mirror.get_folder("runs")
+    exchange_runs(workspace.mirror)
     runs = store.rebuild()
     build(store)
     say(f"{runs:,} runs are in {store.path} again")

@@ -63,5 +63,11 @@ def live_runs(root: Path) -> list[str]:
     return found
 
 
+def dead_runs(root: Path) -> list[str]:
+    """Return the runs that were marked and whose process has ended; no mark is changed."""
+    alive = set(live_runs(root))
+    return [path.stem for path in sorted(_folder(root).glob("*.lock")) if path.stem not in alive]
+
+
 def _folder(root: Path) -> Path:
     return root / "runs"

@@ -13,6 +13,7 @@ from novelsum_dagster.progress import LogReporter, Reporter
 from novelsum_dagster.settings import Settings
 from novelsum_dagster.storage.lock import hold_storage
 from novelsum_dagster.storage.mirror import Mirror, mirror_of
+from novelsum_dagster.storage.outputs import exchange_runs
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Workspace:
         mirror = self.mirror
         is_new = hold_storage(self.root, run_id, mirror.remote if mirror else None)
         if is_new and mirror is not None:
-            mirror.get_folder("runs")
+            exchange_runs(mirror)
             self.lineage.take_in()
 
     def events(self, say: Callable[[str], object]) -> Events | None:

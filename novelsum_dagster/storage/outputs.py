@@ -10,6 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.lineage.provenance import Provenance, read_record, record_path
+from novelsum_dagster.lineage.store import run_file
+from novelsum_dagster.liveness import dead_runs
 from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.storage.mirror import Mirror
 
@@ -70,9 +72,19 @@ def publish(mirror: Mirror | None, *names: str) -> None:
         mirror.put(*names)
 
 
+def exchange_runs(mirror: Mirror | None) -> int:
+    """Send what runs that died here wrote last, and fetch what others wrote; return how many files were fetched."""
+    if mirror is None:
+        return 0
+    written = (run_file(run_id) for run_id in dead_runs(mirror.root))
+    # First: what is on S3 is older, and would replace it.
+    mirror.put(*(name for name in written if (mirror.root / name).exists()))
+    return mirror.get_folder("runs")
+
+
 def fetch_everything(mirror: Mirror, progress: Progress = no_progress) -> int:
     """Make the local folder as the storage on S3 is; return how many files were fetched. Others here are left."""
-    fetched = 0
+    fetched = exchange_runs(mirror)
     for number, folder in enumerate(FOLDERS):
         progress(number, len(FOLDERS))
         fetched += mirror.get_folder(folder)
