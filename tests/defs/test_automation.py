@@ -411,7 +411,7 @@ def skipped(instance: dg.DagsterInstance) -> None:
         landing = [state for state in instance.all_instigator_state() if state.instigator_name == "landing"]
         return [tick for state in landing for tick in instance.get_ticks(state.instigator_origin_id, state.selector_id)]
 
-    wait_for(ticks, 60)
+    wait_for(ticks, 200)
     assert not instance.get_runs_count()
 
 
