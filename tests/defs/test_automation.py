@@ -378,15 +378,15 @@ def test_the_daemon_starts_a_run_for_a_dropped_file(tmp_path: Path) -> None:
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     environment = {**os.environ, "DAGSTER_HOME": str(home), "NOVELSUM_SETTINGS": str(path)}
     command = [sys.executable, "-m", "dagster._daemon", "run", "-m", "novelsum_dagster.definitions"]
-    with (tmp_path / "daemon.log").open("w") as log:
+    # The instance comes first: two processes that make its tables at once get into each other's way.
+    with dg.DagsterInstance.from_config(str(home)) as instance, (tmp_path / "daemon.log").open("w") as log:
         daemon = subprocess.Popen(
             command, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=Path(__file__).parents[2]
         )
         try:
-            with dg.DagsterInstance.from_config(str(home)) as instance:
-                skipped(instance)
-                write_jsonl(tmp_path / "pool" / "one.jsonl", alpaca(25))
-                run = finished(instance)
+            skipped(instance)
+            write_jsonl(tmp_path / "pool" / "one.jsonl", alpaca(25))
+            run = finished(instance)
         finally:
             os.killpg(daemon.pid, signal.SIGINT)
             try:
