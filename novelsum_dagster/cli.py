@@ -411,7 +411,7 @@ def _instance(settings: Settings) -> Iterator[Any]:
     """Open the Dagster instance, with runs closed whose process died."""
     import dagster as dg
 
-    from novelsum_dagster.defs.steps import close_dead_runs
+    from novelsum_dagster.defs.dead_runs import close_dead_runs
     from novelsum_dagster.workspace import Workspace
 
     with dg.DagsterInstance.get() as instance:

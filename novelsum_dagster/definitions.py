@@ -5,10 +5,11 @@ Belongs here: putting assets, checks, resources and what starts runs together. D
 
 import dagster as dg
 
-from novelsum_dagster.defs.automation import carry_sensor, dead_runs_sensor, landing_sensor, recurate_schedule
+from novelsum_dagster.defs.automation import carry_sensor, landing_sensor, recurate_schedule
 from novelsum_dagster.defs.card import data_card
 from novelsum_dagster.defs.changes import changes
 from novelsum_dagster.defs.checks import asset_checks
+from novelsum_dagster.defs.dead_runs import dead_runs_sensor
 from novelsum_dagster.defs.embeddings import embeddings_asset
 from novelsum_dagster.defs.handles import HandleIOManager
 from novelsum_dagster.defs.lineage import lineage

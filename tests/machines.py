@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from novelsum_dagster.cli import main
@@ -91,13 +92,22 @@ def called(folder: Path, *arguments: str) -> Done:
     return Done(code, out.getvalue(), err.getvalue())
 
 
-def wait_for(address: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
+def kill_ray_head() -> None:
+    """Kill the head of the Ray cluster that this process started."""
+    for process in psutil.Process().children():
+        if process.name() == "gcs_server":
+            process.kill()
+            process.wait()
+
+
+def wait_for(address: str, server: "subprocess.Popen[bytes]", log: Path, **headers: str) -> None:
     """Wait until a server answers at an address."""
+    request = urllib.request.Request(address, headers=headers)
     for _ in range(240):
         if server.poll() is not None:
             pytest.fail(f"the server ended: {log.read_text()[-2000:]}")
         try:
-            with urllib.request.urlopen(address):
+            with urllib.request.urlopen(request):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)

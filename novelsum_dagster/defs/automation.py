@@ -1,9 +1,7 @@
 """What starts runs by itself: the sensor `landing`, the schedule `recurate`, the condition that carries a change on.
 
-Also the sensor `dead_runs`, which closes what would keep the others waiting.
-
 Belongs here: when a run starts, and the words for why one does not. Does not: the listing and its cursor
-(`pool.landing`), the job.
+(`pool.landing`), the job, runs that died (`defs.dead_runs`).
 """
 
 import time
@@ -12,8 +10,8 @@ from typing import Any
 
 import dagster as dg
 
+from novelsum_dagster.defs.dead_runs import unfinished_run
 from novelsum_dagster.defs.handles import read_handle
-from novelsum_dagster.defs.steps import close_dead_runs
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import read_json
 from novelsum_dagster.lineage.models import models
@@ -41,16 +39,6 @@ FILES_TAG = "novelsum/files"
 """Tag of a run: the first names of its batch."""
 REASON_TAG = "novelsum/because"
 """Tag of a run that the schedule started: what changed."""
-_UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
-_ASSET_JOB = "__ASSET_JOB"
-"""Dagster's name for runs of hand-picked assets; they write the same outputs."""
-_DEAD_AFTER_SECONDS = 60
-"""A run that started later is not looked at for whether its process lives: it may not have marked itself yet."""
 
 CARRY = (
     dg.AutomationCondition.any_deps_match(
@@ -92,7 +80,7 @@ def landing_sensor(settings: Settings, job: str, clock: Callable[[], float] = ti
             return _skipped(_nothing_new(context.instance, workspace, job, listing), _text(found.waiting))
         if read_listing(workspace.root, _newest_key(workspace)) == listing.marks:
             return _skipped(f"The newest pool has it already ({found.changes}).", _text(found.taken))
-        running = _unfinished_run(context.instance, workspace, job)
+        running = unfinished_run(context.instance, workspace, job)
         if running is not None:
             return _skipped(f"Run {running.run_id[:8]} is in progress; {found.changes} since.", _text(found.waiting))
         if found.unsettled:
@@ -104,31 +92,6 @@ def landing_sensor(settings: Settings, job: str, clock: Callable[[], float] = ti
         return dg.SensorResult(run_requests=[request], cursor=_text(found.taken))
 
     return landing
-
-
-def dead_runs_sensor(settings: Settings, job: str) -> dg.SensorDefinition:
-    """Return the sensor that closes runs whose process died together with the code server that had started it.
-
-    Nobody else does: Dagster's own launcher asks the code server alone, and a new one knows nothing of them. An open
-    run keeps its place in the queue, and the others out, for ever.
-
-    Args:
-        settings: all settings.
-        job: name of the job whose runs, beside those of hand-picked assets, are looked at.
-    """
-    workspace = Workspace(settings)
-
-    @dg.sensor(
-        name="dead_runs",
-        minimum_interval_seconds=30,
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Marks runs whose process has died as failed, which makes room for others. Starts nothing.",
-    )
-    def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-        running = _unfinished_run(context.instance, workspace, job)
-        return dg.SkipReason(f"Run {running.run_id[:8]} is in progress." if running else "No run is in progress.")
-
-    return dead_runs
 
 
 def recurate_schedule(settings: Settings, job: str) -> dg.ScheduleDefinition | None:
@@ -151,7 +114,7 @@ def recurate_schedule(settings: Settings, job: str) -> dg.ScheduleDefinition | N
         description="Starts a run unless files, settings and code are as they were at the last successful one.",
     )
     def recurate(context: dg.ScheduleEvaluationContext) -> dg.SkipReason | dg.RunRequest:
-        running = _unfinished_run(context.instance, workspace, job)
+        running = unfinished_run(context.instance, workspace, job)
         if running is not None:
             return dg.SkipReason(f"Run {running.run_id[:8]} is in progress.")
         try:
@@ -192,7 +155,7 @@ def _nothing_new(instance: dg.DagsterInstance, workspace: Workspace, job: str, l
     files = counted(len(listing.files), "file")
     if read_listing(workspace.root, _newest_key(workspace)) == listing.marks:
         return f"Nothing new: {files}, as in the newest pool."
-    running = _unfinished_run(instance, workspace, job)
+    running = unfinished_run(instance, workspace, job)
     if running is not None:
         return f"Nothing new since the last batch; run {running.run_id[:8]} is in progress."
     return (
@@ -224,21 +187,6 @@ def _start_cursor(workspace: Workspace, listing: Listing, unusable: str | None) 
     sums = {file.file: file.sha256 or "" for file in pool.files} if pool else {}
     read = read_listing(workspace.root, key) or {}
     return start_cursor(listing, workspace.settings.base, f"{key} {unusable or ''}", read, sums)
-
-
-def _unfinished_run(instance: dg.DagsterInstance, workspace: Workspace, job: str) -> dg.DagsterRun | None:
-    """Return a run that is in progress; one whose process died is closed first, or it would be waited for forever."""
-    found = _unfinished(instance, job)
-    begun = [record.start_time for record in found if record.start_time]  # Those in the queue have not.
-    if begun and time.time() - max(begun) > _DEAD_AFTER_SECONDS:
-        close_dead_runs(instance, workspace)
-        found = _unfinished(instance, job)
-    return found[0].dagster_run if found else None
-
-
-def _unfinished(instance: dg.DagsterInstance, job: str) -> list[dg.RunRecord]:
-    records = instance.get_run_records(dg.RunsFilter(statuses=_UNFINISHED))
-    return [record for record in records if record.dagster_run.job_name in (job, _ASSET_JOB)]
 
 
 def _changes(workspace: Workspace, instance: dg.DagsterInstance, job: str) -> Iterator[str]:

@@ -6,7 +6,7 @@ import dagster as dg
 import pyarrow as pa
 
 from novelsum_dagster.defs.automation import CARRY
-from novelsum_dagster.defs.gpu import gpu_pool, gpu_tags
+from novelsum_dagster.defs.gpu import gpu_op
 from novelsum_dagster.defs.steps import OWNERS, RETRY, column_schema, recorded
 from novelsum_dagster.embedding.encoder import identify
 from novelsum_dagster.embedding.store import VectorSet, embed
@@ -27,8 +27,7 @@ def embeddings_asset(settings: Settings) -> dg.AssetsDefinition:
         code_version=code_version("embeddings"),
         retry_policy=RETRY,
         automation_condition=CARRY,
-        pool=gpu_pool(settings),
-        op_tags=gpu_tags(settings),
+        **gpu_op(settings),
     )
     return made(embeddings)
 

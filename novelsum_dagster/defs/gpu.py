@@ -4,7 +4,7 @@ Belongs here: pool and tags. Does not: which device a step computes on (`devices
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from novelsum_dagster.settings import Settings
 
@@ -16,15 +16,15 @@ _TAGS = {
 }
 
 
-def gpu_pool(settings: Settings) -> str | None:
-    """Return the pool of a step that computes on the settings' device; None where that can be no CUDA device."""
-    return GPU_POOL if _may_use_gpu(settings) else None
+class GpuOp(TypedDict):
+    """Arguments of `dagster.asset` for a step that computes on the settings' device."""
+
+    pool: str | None
+    op_tags: Mapping[str, Any] | None
 
 
-def gpu_tags(settings: Settings) -> Mapping[str, Any] | None:
-    """Return the tags of such a step; None where the device can be no CUDA device, so that it waits for no card."""
-    return _TAGS if _may_use_gpu(settings) else None
-
-
-def _may_use_gpu(settings: Settings) -> bool:
-    return settings.device == "auto" or settings.device.startswith("cuda")
+def gpu_op(settings: Settings) -> GpuOp:
+    """Return pool and tags of such a step; neither where it can be no CUDA device, so that the step waits for none."""
+    if settings.device == "auto" or settings.device.startswith("cuda"):
+        return GpuOp(pool=GPU_POOL, op_tags=_TAGS)
+    return GpuOp(pool=None, op_tags=None)

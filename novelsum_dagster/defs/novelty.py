@@ -4,7 +4,7 @@ import dagster as dg
 import numpy as np
 
 from novelsum_dagster.defs.automation import CARRY
-from novelsum_dagster.defs.gpu import gpu_pool, gpu_tags
+from novelsum_dagster.defs.gpu import gpu_op
 from novelsum_dagster.defs.handles import newest_handle
 from novelsum_dagster.defs.steps import OWNERS, column_schema, picture, recorded
 from novelsum_dagster.devices import cuda_or_cpu
@@ -28,8 +28,7 @@ def novelty_assets(settings: Settings) -> list[dg.AssetsDefinition]:
             owners=OWNERS,
             code_version=code_version(step.__name__),
             automation_condition=CARRY,
-            pool=gpu_pool(settings),
-            op_tags=gpu_tags(settings),
+            **gpu_op(settings),
         )(step)
         for step, kind in ((density, "faiss"), (sample_novelty, "numpy"))
     ]

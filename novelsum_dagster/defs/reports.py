@@ -5,7 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from novelsum_dagster.defs.automation import CARRY
-from novelsum_dagster.defs.gpu import gpu_pool, gpu_tags
+from novelsum_dagster.defs.gpu import gpu_op
 from novelsum_dagster.defs.steps import OWNERS, Step, picture, recorded
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
@@ -34,8 +34,7 @@ def report_asset(settings: Settings) -> dg.AssetsDefinition:
         owners=OWNERS,
         code_version=code_version("novelsum_report"),
         automation_condition=CARRY,
-        pool=gpu_pool(settings),
-        op_tags=gpu_tags(settings),
+        **gpu_op(settings),
     )
     return made(novelsum_report)
 

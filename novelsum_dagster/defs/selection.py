@@ -4,7 +4,7 @@ import dagster as dg
 import pyarrow as pa
 
 from novelsum_dagster.defs.automation import CARRY
-from novelsum_dagster.defs.gpu import gpu_pool, gpu_tags
+from novelsum_dagster.defs.gpu import gpu_op
 from novelsum_dagster.defs.handles import newest_handle
 from novelsum_dagster.defs.steps import OWNERS, column_schema, picture, recorded
 from novelsum_dagster.diversity.tables import DensityTable
@@ -42,8 +42,7 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
         owners=OWNERS,
         code_version=code_version("selected_subset"),
         automation_condition=CARRY,
-        pool=gpu_pool(settings),
-        op_tags=gpu_tags(settings),
+        **gpu_op(settings),
     )
     def selected_subset(
         context: dg.AssetExecutionContext,

@@ -16,7 +16,7 @@ from novelsum_dagster.errors import InputError, disk_full, is_disk_full
 from novelsum_dagster.lineage.openlineage import Dataset
 from novelsum_dagster.lineage.provenance import Provenance, record, record_path, require_matching
 from novelsum_dagster.lineage.store import run_file
-from novelsum_dagster.liveness import ended_runs, hold
+from novelsum_dagster.liveness import hold
 from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.progress import Reporter
 from novelsum_dagster.storage.outputs import fetch_output, publish, publish_output
@@ -151,21 +151,6 @@ def _made(made: Provenance, metadata: Mapping[str, Any]) -> Dataset:
         rows=metadata.get("dagster/row_count"),
         bytes=sum(file.bytes for file in made.files.values()) or None,
     )
-
-
-def close_dead_runs(instance: dg.DagsterInstance, workspace: Workspace) -> None:
-    """Mark runs whose process died as failed and give back their pool slots, which a new run would wait for forever.
-
-    The Dagster daemon does the same for runs that it launched; a command line run has no daemon.
-    """
-    for run_id in ended_runs(workspace.root):
-        run = instance.get_run_by_id(run_id)
-        if run is not None and not run.is_finished:
-            instance.report_run_failed(run, "The process of this run ended before the run did.")
-            instance.event_log_storage.free_concurrency_slots_for_run(run_id)
-        workspace.lineage.close_run(run_id, "the process ended")
-        if (workspace.root / run_file(run_id)).exists():  # It may have died before it sent what it wrote last.
-            publish(workspace.mirror, run_file(run_id))
 
 
 def column_schema(schema: pa.Schema, **descriptions: str) -> dg.TableSchema:

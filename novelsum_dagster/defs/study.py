@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from novelsum_dagster.defs.gpu import gpu_pool, gpu_tags
+from novelsum_dagster.defs.gpu import gpu_op
 from novelsum_dagster.defs.steps import OWNERS, picture, recorded
 from novelsum_dagster.embedding.store import VectorSet
 from novelsum_dagster.lineage.provenance import code_version
@@ -77,8 +77,7 @@ def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         owners=OWNERS,
         code_version=code_version("study_measures"),
         partitions_def=partitions,
-        pool=gpu_pool(settings),
-        op_tags=gpu_tags(settings),
+        **gpu_op(settings),
     )
     def study_measures(
         context: dg.AssetExecutionContext,
@@ -101,8 +100,7 @@ def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         owners=OWNERS,
         code_version=code_version("study_performance"),
         partitions_def=partitions,
-        pool=gpu_pool(settings),
-        op_tags=gpu_tags(settings),
+        **gpu_op(settings),
     )
     def study_performance(
         context: dg.AssetExecutionContext,

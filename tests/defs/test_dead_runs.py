@@ -11,7 +11,7 @@ import dagster as dg
 import duckdb
 import pytest
 
-from novelsum_dagster.defs.steps import close_dead_runs
+from novelsum_dagster.defs.dead_runs import close_dead_runs
 from novelsum_dagster.liveness import ended_runs, hold
 from novelsum_dagster.settings import load_settings
 from novelsum_dagster.workspace import Workspace

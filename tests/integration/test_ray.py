@@ -8,15 +8,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
 import pytest
 from dagster import DagsterInstance, DagsterRun
 
@@ -24,7 +21,7 @@ from novelsum_dagster.embedding.store import embed
 from novelsum_dagster.engine.ray_engine import RayEngine
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.settings import Embedding, Ray
-from tests.machines import Machine
+from tests.machines import Machine, kill_ray_head, wait_for
 from tests.pools import alpaca, pairs, write_jsonl, write_settings
 from tests.s3 import free_port
 
@@ -72,10 +69,7 @@ def test_a_lost_head_keeps_the_vectors(tmp_path: Path) -> None:
     engine = RayEngine(Ray())
 
     def kill(*_: str) -> None:
-        for process in psutil.Process().children():
-            if process.name() == "gcs_server":
-                process.kill()
-                process.wait()
+        kill_ray_head()
         # Looked after at every block, not every few seconds.
         engine._cluster._looked = 0.0
 
@@ -124,23 +118,12 @@ def _running(log: Path, folder: Path) -> Iterator[Cluster]:
     with log.open("wb") as out:
         head = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
     try:
-        _wait_for_jobs(f"http://127.0.0.1:{dashboard}/api/jobs/", (folder / "token").read_text(), head, log)
+        token = (folder / "token").read_text()
+        wait_for(f"http://127.0.0.1:{dashboard}/api/jobs/", head, log, Authorization=f"Bearer {token}")
         yield Cluster(f"http://127.0.0.1:{dashboard}", environment)
     finally:
         os.killpg(head.pid, signal.SIGKILL)
         head.wait()
-
-
-def _wait_for_jobs(address: str, token: str, head: "subprocess.Popen[bytes]", log: Path) -> None:
-    for _ in range(240):
-        assert head.poll() is None, log.read_text()[-2000:]
-        request = urllib.request.Request(address, headers={"Authorization": f"Bearer {token}"})
-        try:
-            with urllib.request.urlopen(request):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    pytest.fail(f"no jobs can be submitted: {log.read_text()[-2000:]}")
 
 
 @pytest.fixture(scope="module")

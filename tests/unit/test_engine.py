@@ -32,6 +32,7 @@ from novelsum_dagster.selection.partitioned import partitioned
 from novelsum_dagster.selection.search import Candidates, Found, Round
 from novelsum_dagster.settings import Embedding, Ray, Settings
 from novelsum_dagster.spread import in_turn
+from tests.machines import kill_ray_head
 from tests.unit.test_checkpoint import COST, KINDS, QUALITY, ROWS, K, N
 
 FACTOR = np.random.default_rng(9).uniform(0.5, 3, N)
@@ -249,10 +250,7 @@ def test_a_lost_head_is_told_and_the_picks_are_kept(engine: RayEngine, tmp_path:
 
     def kill(done: int, _: int) -> None:
         if done > 300:
-            for process in psutil.Process().children():
-                if process.name() == "gcs_server":
-                    process.kill()
-                    process.wait()
+            kill_ray_head()
             # Asked at every answer, not every few seconds.
             engine._cluster._looked = 0.0
 
