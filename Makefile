@@ -11,7 +11,7 @@ setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip --editable ".[dev]"
 	touch $@
 
 demo: $(READY)
@@ -45,16 +45,20 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Known weaknesses of what is installed, and a list of it all (CycloneDX).
+# A list of all that is installed (CycloneDX), and its known weaknesses. PyPI knows no "+cpu" behind a version. Where
+# pip-audit cannot ask, it ends in a traceback, of which the last line says why.
 audit: $(READY)
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-file sbom.json $(BIN)/python
-	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
+	$(BIN)/pip list --exclude-editable --format freeze | sed 's/+.*//' > .venv/installed.txt
+	$(BIN)/pip-audit --strict --requirement .venv/installed.txt --no-deps --disable-pip 2> .venv/audit.log; \
+		status=$$?; tail -n 1 .venv/audit.log; exit $$status
 
-# docs/deploy.md. ENGINE: docker, podman or buildah, the first that is there.
-ENGINE ?= $(notdir $(firstword $(foreach one,docker podman buildah,$(shell command -v $(one)))))
+# docs/deploy.md. ENGINE: docker, podman or buildah, the first that answers.
+ANSWERS = $(shell for one in docker podman buildah; do $$one info > /dev/null 2>&1 && echo $$one && break; done)
+ENGINE ?= $(or $(ANSWERS),$(error neither docker nor podman nor buildah answers))
 IMAGE ?= novelsum-dagster:0.1.0
 PROFILE ?= cpu
-COMPOSE = docker compose --file docker/compose.yaml --profile $(PROFILE)
+COMPOSE = docker compose --file docker/compose.yaml
 
 image:
 	$(ENGINE) build --file docker/Dockerfile --tag $(IMAGE) \
@@ -63,11 +67,11 @@ image:
 
 up: docker/secrets
 	mkdir -p docker/pool
-	$(COMPOSE) up --build --detach
+	$(COMPOSE) --profile $(PROFILE) up --build --detach
 	@echo "http://127.0.0.1:3000 in a minute; new files in docker/pool start a run"
 
 down:
-	$(COMPOSE) down
+	$(COMPOSE) --profile cpu --profile gpu down
 
 # Others cannot enter the folder; the users in the containers can read the files.
 docker/secrets:

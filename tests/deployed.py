@@ -28,7 +28,7 @@ from tests.postgres import Postgres, running_postgres
 from tests.s3 import BUCKET, PASSWORD, USER, Gateway, free_port
 
 DOCKER = Path(__file__).resolve().parents[1] / "docker"
-WEBHOOK_TOKEN, LINEAGE_KEY = "planted-webhook-2d8e", "planted-lineage-key-66b0"
+WEBHOOK_TOKEN, LINEAGE_KEY, HUB_TOKEN = "planted-webhook-2d8e", "planted-lineage-key-66b0", "planted-hub-token-a37f"
 BIN = Path(sys.executable).parent
 _LAUNCH = """mutation ($selector: JobOrPipelineSelector!) {
   launchRun(executionParams: {selector: $selector}) {
@@ -84,7 +84,8 @@ class Deployment:
     @property
     def secrets(self) -> list[str]:
         """Every secret that some process is told."""
-        return [self.postgres.environment["DAGSTER_POSTGRES_PASSWORD"], PASSWORD, WEBHOOK_TOKEN, LINEAGE_KEY]
+        postgres = self.postgres.environment["DAGSTER_POSTGRES_PASSWORD"]
+        return [postgres, PASSWORD, WEBHOOK_TOKEN, LINEAGE_KEY, HUB_TOKEN]
 
     def start(self) -> None:
         """Start the processes of the image, and wait until they answer; the code server first, as compose.yaml does."""
@@ -208,6 +209,7 @@ class Deployment:
             "AWS_SECRET_ACCESS_KEY": PASSWORD,
             "OPENLINEAGE_API_KEY": LINEAGE_KEY,
             "CURATION_WEBHOOK": f"{self.receiver.address}/{WEBHOOK_TOKEN}",
+            "HF_TOKEN": HUB_TOKEN,
         }
         wanted = [variable.removesuffix("_FILE") for variable in compose()["services"][name]["environment"]]
         return {

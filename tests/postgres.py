@@ -5,9 +5,11 @@ Belongs here: starting and ending it. Does not: the tests.
 
 import getpass
 import os
+import re
 import shutil
 import subprocess
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +63,11 @@ class Postgres:
     def dump(self) -> str:
         """Return everything in it, as SQL."""
         return self._run("pg_dump", "-h", "127.0.0.1", "-p", str(self.port), "-U", USER, "-w", "postgres")
+
+    def packed(self) -> str:
+        """Return what Dagster stores compressed, which the dump shows as digits only."""
+        found = re.findall(r"\\\\x([0-9a-f]+)", self.dump())
+        return "\n".join(zlib.decompress(bytes.fromhex(one)).decode() for one in found)
 
     def log(self) -> str:
         """Return what it has logged."""

@@ -1,6 +1,7 @@
 """Two steps that use a GPU never run at once: real runs, on instances of the dagster.yaml files as they are shipped."""
 
 import multiprocessing
+import runpy
 import shutil
 import threading
 from multiprocessing.synchronize import Barrier
@@ -35,9 +36,10 @@ def test_two_gpu_steps_never_meet_in_a_deployment(tmp_path: Path, monkeypatch: p
 def require_apart(home: Path) -> None:
     pool = build_defs(Settings()).resolve_assets_def("embeddings").op.pool
     assert pool == "gpu"
+    make_pool = runpy.run_path(str(ROOT / "docker" / "prepare.py"))["make_pool"]
     with dg.DagsterInstance.from_config(str(home)) as instance:
-        # Else the first two runs ever, if they begin at once, both enter the pool in PostgreSQL, and one fails there.
-        instance.event_log_storage.initialize_concurrency_limit_to_default(pool)
+        for _ in range(2):  # A deployment does so at every start.
+            make_pool(instance)
     assert not meet(home, pool, 5)
     assert meet(home, None, 60), "without the pool they must meet, or this shows nothing"
 

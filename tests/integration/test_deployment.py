@@ -60,7 +60,9 @@ def test_no_secret_is_written_anywhere(deployment: Deployment) -> None:
 
 def require_no_secret(deployment: Deployment) -> None:
     """See that no log, no event, no object, no file and no table of the lineage holds a secret."""
-    texts = {"the database": deployment.postgres.dump(), "its log": deployment.postgres.log()}
+    server = deployment.postgres
+    texts = {"the database": server.dump(), "what is packed in it": server.packed(), "its log": server.log()}
+    assert "selected_subset" in texts["what is packed in it"], "Dagster's snapshots of its jobs are nowhere"
     for path in deployment.folder.rglob("*"):
         if path.is_file() and path.relative_to(deployment.folder).parts[0] != "s3":
             texts[str(path)] = text(path)
@@ -88,6 +90,12 @@ def text(path: Path) -> str:
             for schema, table in tables:
                 found += str(connection.execute(f'SELECT * FROM "{schema}"."{table}"').fetchall())
     return found
+
+
+def test_what_prepares_may_run_at_every_start(deployment: Deployment) -> None:
+    deployment.prepare()
+    pools = deployment.ask("{ instance { concurrencyLimits { concurrencyKey limit } } }")["instance"]
+    assert pools == {"concurrencyLimits": [{"concurrencyKey": "gpu", "limit": 1}]}
 
 
 def test_the_webserver_is_open_to_this_machine_only_unless_told_otherwise(tmp_path: Path) -> None:
