@@ -99,10 +99,12 @@ def run(settings: SettingsFile = None, as_json: AsJson = False) -> None:
     chosen = settings_in(settings)
     home, run_id = _prepare_home(chosen), str(uuid4())
     from novelsum_dagster.definitions import CURATE_JOB, build_defs
+    from novelsum_dagster.engine.engine import engine_of
     from novelsum_dagster.workspace import Workspace
 
-    # What the first step would refuse, storage that is in use or out of reach, is refused before all else.
+    # What a step would refuse, storage that is in use or out of reach, or a missing device, is refused before all else.
     Workspace(chosen).hold(run_id)
+    engine_of(chosen).device(chosen.device)
 
     job = build_defs(chosen, new_reporter()).resolve_job_def(CURATE_JOB)
     with _instance(chosen) as instance:

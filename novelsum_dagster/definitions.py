@@ -43,7 +43,7 @@ def build_defs(
         executor: runs the steps; default: one process for a run, so that they share the imported libraries, which cost
             seconds each.
     """
-    workspace = Workspace(settings, reporter)
+    workspace = Workspace(settings, reporter, steps_apart=executor is not dg.in_process_executor)
     curated = dg.AssetSelection.all() - dg.AssetSelection.groups(GROUP)
     curate = dg.define_asset_job(CURATE_JOB, curated, description="From sources to an audited subset.")
     schedule = recurate_schedule(settings, CURATE_JOB)

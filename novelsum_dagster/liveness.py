@@ -17,7 +17,7 @@ _held: "dict[Path, BaseFileLock]" = {}
 
 
 def hold(root: Path, run_id: str) -> None:
-    """Mark a run as alive until this process ends. Steps of one run in several processes share the mark."""
+    """Mark a run, all steps of which this process runs, as alive until the process ends."""
     from filelock import FileLock, Timeout
 
     path = _folder(root) / f"{run_id}.lock"

@@ -23,10 +23,12 @@ class Workspace:
     Attributes:
         settings: all settings.
         reporter: draws progress; None writes it to the log of whoever runs a step.
+        steps_apart: whether every step has a process of its own, so that a run may live while none of them does.
     """
 
     settings: Settings
     reporter: Reporter | None = None
+    steps_apart: bool = False
 
     @property
     def root(self) -> Path:

@@ -27,7 +27,7 @@ def embeddings_asset(settings: Settings) -> dg.AssetsDefinition:
         code_version=code_version("embeddings"),
         retry_policy=RETRY,
         automation_condition=CARRY,
-        **gpu_op(settings),
+        **gpu_op(settings, on_engine=True),
     )
     return made(embeddings)
 
@@ -40,6 +40,7 @@ def embeddings(
         samples = raw_pool.samples(workspace.root, ["id", "text"])
         ids, texts = samples["id"].to_pylist(), samples["text"].to_pylist()
         settings, mirror = workspace.settings.embedding, workspace.mirror
+        engine = engine_of(workspace.settings)
         if mirror is not None:
             mirror.get_folder(f"vectors/{identify(settings).key}")
         with step.reporter.step("embedding") as progress:
@@ -51,8 +52,8 @@ def embeddings(
                 raw_pool.key,
                 progress,
                 committed=partial(publish, mirror),
-                device=workspace.settings.device,
-                encoder_of=engine_of(workspace.settings).encoder,
+                device=engine.device(workspace.settings.device),
+                encoder_of=engine.encoder,
             )
         schema = pa.schema([("id", pa.string()), ("vector", pa.list_(pa.float32(), vectors.dimension))])
         return step.result(

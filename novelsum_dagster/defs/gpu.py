@@ -23,8 +23,16 @@ class GpuOp(TypedDict):
     op_tags: Mapping[str, Any] | None
 
 
-def gpu_op(settings: Settings) -> GpuOp:
-    """Return pool and tags of such a step; neither where it can be no CUDA device, so that the step waits for none."""
-    if settings.device == "auto" or settings.device.startswith("cuda"):
-        return GpuOp(pool=GPU_POOL, op_tags=_TAGS)
-    return GpuOp(pool=None, op_tags=None)
+def gpu_op(settings: Settings, *, on_engine: bool = False) -> GpuOp:
+    """Return pool and tags of such a step.
+
+    The pool where it may compute on a card, also with device `auto`. The tags, which make a cluster keep a card for it
+    or wait until there is one, only where the settings ask for CUDA.
+
+    Args:
+        settings: all settings.
+        on_engine: whether the engine does the work; on Ray its workers have the cards, and the step needs none.
+    """
+    is_cuda = settings.device.startswith("cuda")
+    keeps_card = is_cuda and not (on_engine and settings.engine == "ray")
+    return GpuOp(pool=GPU_POOL if is_cuda or settings.device == "auto" else None, op_tags=_TAGS if keeps_card else None)

@@ -7,7 +7,6 @@ from novelsum_dagster.defs.automation import CARRY
 from novelsum_dagster.defs.gpu import gpu_op
 from novelsum_dagster.defs.handles import newest_handle
 from novelsum_dagster.defs.steps import OWNERS, column_schema, picture, recorded
-from novelsum_dagster.devices import cuda_or_cpu
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable, build_density, build_novelty
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
 from novelsum_dagster.engine.engine import engine_of
@@ -28,7 +27,7 @@ def novelty_assets(settings: Settings) -> list[dg.AssetsDefinition]:
             owners=OWNERS,
             code_version=code_version(step.__name__),
             automation_condition=CARRY,
-            **gpu_op(settings),
+            **gpu_op(settings, on_engine=step is density),
         )(step)
         for step, kind in ((density, "faiss"), (sample_novelty, "numpy"))
     ]
@@ -47,6 +46,7 @@ def density(
     searched: list[str] = []
     with recorded(context, workspace, {"raw_pool": raw_pool, "embeddings": embeddings}) as step:
         ids, vectors = pool_vectors(workspace.root, raw_pool, embeddings)
+        engine = engine_of(workspace.settings)
         with step.reporter.step("density") as progress:
             table = build_density(
                 workspace.root,
@@ -55,8 +55,8 @@ def density(
                 embeddings.key,
                 settings=workspace.settings.novelsum,
                 earlier=_earlier(workspace),
-                spread=engine_of(workspace.settings).spread,
-                device=workspace.settings.device,
+                spread=engine.spread,
+                device=engine.device(workspace.settings.device),
                 say=searched.append,
                 progress=progress,
             )
@@ -115,7 +115,7 @@ def sample_novelty(
                 density,
                 vectors,
                 settings=workspace.settings.novelsum,
-                device=cuda_or_cpu(workspace.settings.device),
+                device=workspace.settings.device,
                 progress=progress,
             )
         rows = table.table(workspace.root)

@@ -42,7 +42,7 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
         owners=OWNERS,
         code_version=code_version("selected_subset"),
         automation_condition=CARRY,
-        **gpu_op(settings),
+        **gpu_op(settings, on_engine=True),
     )
     def selected_subset(
         context: dg.AssetExecutionContext,
@@ -79,7 +79,7 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
                     density_power=config.density_power,
                     proximity_power=config.proximity_power,
                     earlier=earlier,
-                    device=workspace.settings.device,
+                    device=engine.device(workspace.settings.device),
                     search_on=engine.search,
                     spread=engine.spread,
                     progress=progress,

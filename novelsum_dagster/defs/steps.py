@@ -116,7 +116,8 @@ def _begin(workspace: Workspace, run_id: str, name: str) -> int:
     """Take the storage for a step's run and record that the step begins; return its attempt."""
     try:
         workspace.hold(run_id)
-        hold(workspace.root, run_id)
+        if not workspace.steps_apart:
+            hold(workspace.root, run_id)
         workspace.lineage.start_run(run_id, workspace.settings.model_dump_json())
         return workspace.lineage.start_step(run_id, name)
     except Exception as error:

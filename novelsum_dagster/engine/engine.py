@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from novelsum_dagster.devices import accelerator_or_cpu
 from novelsum_dagster.embedding.encoder import Encoder, load_encoder
 from novelsum_dagster.selection.novelselect import local_search
 from novelsum_dagster.selection.search import Candidates, Search
@@ -18,6 +19,14 @@ from novelsum_dagster.spread import in_turn
 
 class Engine(Protocol):
     """Does the three kinds of work that a cluster helps with; what comes out is the same on every engine."""
+
+    def device(self, wanted: str) -> str:
+        """Return the device of the work below, where the settings name this one.
+
+        Raises:
+            InputError: where it can have no such device.
+        """
+        ...
 
     def encoder(self, settings: Embedding, dtype: str | None, device: str) -> Encoder:
         """Return the encoder that the settings name, as `load_encoder` does."""
@@ -36,6 +45,11 @@ class Engine(Protocol):
 
 class LocalEngine:
     """Works in this process, with all its cores."""
+
+    def device(self, wanted: str) -> str:
+        if wanted != "auto":
+            accelerator_or_cpu(wanted)
+        return wanted
 
     encoder = staticmethod(load_encoder)
     search = staticmethod(local_search)

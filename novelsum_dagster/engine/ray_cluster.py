@@ -6,6 +6,7 @@ What is sent between processes is pickled by Ray. It goes from this program to i
 is pickled, and nothing pickled is read from storage.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -15,7 +16,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from novelsum_dagster.errors import InputError
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _LOOK_SECONDS = 5.0
 """How often the cluster is looked after."""
+_ROOM_SECONDS = 0.2
+"""How often it is asked whether it has room."""
 _REACH_SECONDS = 5.0
 """How long it may take to answer."""
 _ADDRESS = "RAY_ADDRESS"
@@ -47,15 +49,13 @@ class Cluster:
         settings: the address, the workers and what each may use.
 
     Raises:
-        InputError: where Ray is not installed, the cluster cannot be reached, or it has no room for the workers.
+        InputError: where the cluster cannot be reached, or it has no room for the workers.
     """
 
     def __init__(self, settings: Ray) -> None:
         self.workers = settings.workers
         self.cpus, self.gpus = settings.cpus_per_worker, settings.gpus_per_worker
         self.threads = max(1, int(settings.cpus_per_worker))
-        if find_spec("ray") is None:
-            raise InputError('engine: ray needs Ray, which is not installed: pip install "novelsum-dagster[ray]"')
         address = settings.address or os.environ.get(_ADDRESS)
         self.is_local = address is None
         _connect(address)
@@ -69,6 +69,24 @@ class Cluster:
         self._looked = time.monotonic()
         there: Any = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self._require_room(there, "this machine" if address is None else f"the cluster at {address}")
+
+    def await_room(self) -> None:
+        """Wait until what the workers need is free; others may have it, or workers of the last step that are ending.
+
+        Raises:
+            InputError: where the cluster is lost.
+        """
+        import ray
+
+        since, has_said = time.monotonic(), False
+        while missing := self._missing(ray.available_resources()):  # type: ignore[no-untyped-call]
+            self.require_alive()
+            # Workers of a step that failed live as long as the error's traceback, which refers to itself.
+            gc.collect()
+            if not has_said and time.monotonic() - since > _LOOK_SECONDS:
+                _log.warning("Ray: waiting for room: the workers need %s", missing)
+                has_said = True
+            time.sleep(_ROOM_SECONDS)
 
     def worker(self, kind: type, *arguments: Any, **options: Any) -> "ray.actor.ActorHandle[Any]":
         """Start a worker that holds an object of the class, made with these arguments.
@@ -151,13 +169,20 @@ class Cluster:
             yield item
 
     def _require_room(self, there: dict[str, float], where: str) -> None:
+        if missing := self._missing(there):
+            raise InputError(
+                f"ray: {self.workers} workers need {missing} at {where}; lower ray.workers, ray.cpus_per_worker or"
+                " ray.gpus_per_worker"
+            )
+
+    def _missing(self, there: dict[str, float]) -> str:
+        """Say what the workers need and what there is of it; nothing where there is enough."""
         wanted = {"CPU": self.cpus * self.workers, "GPU": self.gpus * self.workers}
-        for name, number in wanted.items():
-            if number > there.get(name, 0) + 1e-9:
-                raise InputError(
-                    f"ray: {self.workers} workers need {number:g} {name}s together and {where} has"
-                    f" {there.get(name, 0):g}; lower ray.workers, ray.cpus_per_worker or ray.gpus_per_worker"
-                )
+        return " and ".join(
+            f"{number:g} {name}s together, of {there.get(name, 0):g}"
+            for name, number in wanted.items()
+            if number > there.get(name, 0) + 1e-9
+        )
 
 
 def _place(address: str) -> tuple[str, int]:
@@ -203,8 +228,9 @@ def _connect(address: str | None) -> None:
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             place = f"the cluster at {address} cannot be reached" if address else "Ray cannot start here"
             raise InputError(
-                f"ray.address: {place} ({str(error).splitlines()[0]}); this machine must be one of its nodes, and the"
-                " versions of Ray and Python the same"
+                f"ray.address: {place} ({str(error).splitlines()[0]}); this machine must be one of its nodes, the"
+                " versions of Ray and Python the same, and RAY_AUTH_MODE=token set here where the cluster asks for one,"
+                " as those do that `ray start` makes"
             ) from error
 
 

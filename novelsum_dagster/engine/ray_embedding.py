@@ -6,6 +6,7 @@ batches as without Ray, so that a text's vector does not depend on its block.
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from novelsum_dagster.embedding.encoder import Encoder, load_encoder
 from novelsum_dagster.engine.ray_cluster import Cluster
-from novelsum_dagster.engine.ray_spread import spread
+from novelsum_dagster.engine.ray_spread import TRIES, lost_again, spread
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.settings import Embedding
 
@@ -54,20 +55,29 @@ class RayEncoder:
 
     def _embedded(self, texts: list[str]) -> Iterator[pa.Table]:
         import ray.data
+        import ray.exceptions
 
+        self._cluster.await_room()
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        embedded = ray.data.from_arrow(self._blocks(texts)).map_batches(
-            _Embedder,
-            fn_constructor_args=(self._settings, self.dtype, self._asked, self._threads),
-            batch_size=None,
-            batch_format="pyarrow",
-            # Workers that are lost are started again, and their blocks embedded again, as often as that happens.
-            compute=ray.data.ActorPoolStrategy(size=self._cluster.workers, max_tasks_in_flight_per_actor=_AHEAD),
-            num_cpus=self._cluster.cpus,
-            num_gpus=self._cluster.gpus,
-        )
-        yield from embedded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+        with warnings.catch_warnings():
+            # Ray 2.64 will take back `max_task_retries`; so far nothing replaces it, and pyproject.toml stays below.
+            warnings.simplefilter("ignore")
+            embedded = ray.data.from_arrow(self._blocks(texts)).map_batches(
+                _Embedder,
+                fn_constructor_args=(self._settings, self.dtype, self._asked, self._threads),
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=self._cluster.workers, max_tasks_in_flight_per_actor=_AHEAD),
+                num_cpus=self._cluster.cpus,
+                num_gpus=self._cluster.gpus,
+                # Lost workers are started again as often as that happens; a block that ends every one of them is not.
+                max_task_retries=TRIES,
+            )
+        try:
+            yield from embedded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+        except ray.exceptions.RayError as error:
+            raise lost_again() from error
 
     def _blocks(self, texts: list[str]) -> list[pa.Table]:
         """Return texts of about one length together, so that few batches are filled up, in an order that mixes them."""

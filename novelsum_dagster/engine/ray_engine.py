@@ -6,6 +6,7 @@ Belongs here: `RayEngine`. Does not: the cluster (`ray_cluster`), what workers d
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from novelsum_dagster.engine.ray_cluster import Cluster
 from novelsum_dagster.engine.ray_embedding import RayEncoder
 from novelsum_dagster.engine.ray_selection import RaySearch
 from novelsum_dagster.engine.ray_spread import spread
+from novelsum_dagster.errors import InputError
 from novelsum_dagster.selection.search import Candidates, Search
 from novelsum_dagster.settings import Embedding, Ray
 
@@ -26,15 +28,34 @@ class RayEngine:
     Args:
         settings: the address, the workers and what each may use.
 
-    Every method raises an InputError where the cluster cannot be reached, has no room for the workers, or is lost.
+    Every method that works raises an InputError where the cluster cannot be reached, has no room for the workers, or is
+    lost.
+
+    Raises:
+        InputError: where Ray is not installed.
     """
 
     def __init__(self, settings: Ray) -> None:
+        if find_spec("ray") is None:
+            raise InputError("engine: ray needs Ray, which is not installed: install the extra ray of this package")
         self._settings = settings
 
     @cached_property
     def _cluster(self) -> Cluster:
         return Cluster(self._settings)
+
+    def device(self, wanted: str) -> str:
+        """Return the device of a worker: it has no GPU but what Ray gives it, and torch numbers that from 0.
+
+        Raises:
+            InputError: for a CUDA device, where the settings give workers none.
+        """
+        is_cuda = wanted.startswith("cuda")
+        if self._settings.gpus_per_worker:
+            return "cuda" if is_cuda else wanted
+        if is_cuda:
+            raise InputError(f"device {wanted} on Ray: ray.gpus_per_worker is 0; set it, or device: cpu")
+        return "cpu" if wanted == "auto" else wanted
 
     def encoder(self, settings: Embedding, dtype: str | None, device: str) -> Encoder:
         """Return an encoder whose batches are embedded by the workers."""

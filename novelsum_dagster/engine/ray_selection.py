@@ -49,6 +49,7 @@ class RaySearch(Search):
     ) -> None:
         super().__init__(candidates, weights)
         n = len(candidates.rows)
+        cluster.await_room()
         made = (weights, device, threads or cluster.threads)
         marks = np.linspace(0, n, min(cluster.workers, n) + 1).astype(int).tolist()
         self._parts = [_Part(cluster, candidates, first, last, made) for first, last in pairwise(marks)]

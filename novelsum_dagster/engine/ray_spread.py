@@ -12,7 +12,7 @@ from novelsum_dagster.errors import InputError
 
 _AHEAD = 2
 """Parts that a worker has at a time: the next one is there when it is done with one."""
-_TRIES = 3
+TRIES = 3
 """How often Ray starts a lost worker again, and does its part again."""
 
 
@@ -30,26 +30,33 @@ def spread(cluster: Cluster, shared: Any, asks: Iterable[Callable[[Any], Any]]) 
     """
     import ray
 
+    cluster.await_room()
     there = ray.put(shared)
     workers: list[Any] = []
     waiting: deque[Any] = deque()
     try:
         for number, ask in enumerate(asks):
             if number < cluster.workers:
-                workers.append(cluster.worker(_Worker, max_restarts=_TRIES, max_task_retries=_TRIES))
+                workers.append(cluster.worker(_Worker, max_restarts=TRIES, max_task_retries=TRIES))
             waiting.append(workers[number % cluster.workers].answer.remote([there], ask))
             if len(waiting) >= _AHEAD * cluster.workers:
                 yield cluster.get(waiting.popleft())
         while waiting:
             yield cluster.get(waiting.popleft())
     except WorkerLost as error:
-        raise InputError(
-            f"ray: workers were lost again and again ({error}); they may have too little memory: lower ray.workers"
-        ) from None
+        raise lost_again() from error
     finally:
         if ray.is_initialized():
             for worker in workers:
                 ray.kill(worker)
+
+
+def lost_again() -> InputError:
+    """Return what is told where workers were lost as often as they are started again."""
+    return InputError(
+        "ray: workers were lost again and again; they may have too little memory: lower ray.workers. What was done is"
+        " kept"
+    )
 
 
 class _Worker:

@@ -130,7 +130,7 @@ def novelselect(
         raise ValueError(f"verify is {verify}; it must be 0 or more")
     given = _given(initial, must_include, n)
     qualities = None if quality is None else check_quality(quality, n)
-    factor = factor_or_density(rows, density_factor, neighbors, density_power, cuda_or_cpu(device))
+    factor = factor_or_density(rows, density_factor, neighbors, density_power, device)
     units = unit_rows(rows)
     del rows
     saved = None
@@ -160,6 +160,7 @@ def novelselect(
     ):
         run = _Run(search, limits, given, most, verify, saved)
         run.go_on(seed, lambda: progress(*limits.spent()))
+        remaining = search.remaining()
     picks = run.trace.head(search.picked)
     return recorded(
         picks.indices,
@@ -169,7 +170,7 @@ def novelselect(
         score=picks.score,
         runner_up=picks.runner_up,
         runner_up_score=picks.runner_up_score,
-        remaining=_of_all(search.remaining(), picks),
+        remaining=_of_all(remaining, picks),
     )
 
 

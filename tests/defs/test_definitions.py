@@ -78,19 +78,29 @@ def test_every_suite_is_a_check_and_wrong_data_blocks() -> None:
 GPU_STEPS = {"embeddings", "density", "sample_novelty", "selected_subset", "novelsum_report"}
 
 
+BY_WORKERS = {"embeddings", "density", "selected_subset"}
+
+
 @pytest.mark.parametrize(
-    ("device", "steps"), [("auto", GPU_STEPS), ("cuda:1", GPU_STEPS), ("cpu", set()), ("mps", set())]
+    ("settings", "in_pool", "keep_a_card"),
+    [
+        (Settings(), GPU_STEPS, set()),
+        (Settings(device="cuda:1"), GPU_STEPS, GPU_STEPS),
+        (Settings(device="cuda", engine="ray"), GPU_STEPS, GPU_STEPS - BY_WORKERS),
+        (Settings(device="cpu"), set(), set()),
+        (Settings(device="mps"), set(), set()),
+    ],
 )
-def test_steps_that_may_use_a_gpu_ask_for_one(device: str, steps: set[str]) -> None:
-    graph = build_defs(Settings(device=device)).resolve_asset_graph()
+def test_steps_that_may_use_a_gpu_ask_for_one(settings: Settings, in_pool: set[str], keep_a_card: set[str]) -> None:
+    graph = build_defs(settings).resolve_asset_graph()
     assert graph.assets_def_for_key(dg.AssetKey("embeddings")).op.retry_policy is not None
     for asset in graph.assets_defs:
         if not isinstance(asset.node_def, dg.OpDefinition):
             continue
         name = asset.node_def.name
-        assert (asset.op.pool == "gpu") == (name in steps), name
-        assert ("nvidia.com/gpu" in asset.op.tags.get("dagster-k8s/config", "")) == (name in steps)
-        assert RayExecutionConfig.from_tags(asset.op.tags).num_gpus == (1 if name in steps else None)
+        assert (asset.op.pool == "gpu") == (name in in_pool), name
+        assert ("nvidia.com/gpu" in asset.op.tags.get("dagster-k8s/config", "")) == (name in keep_a_card), name
+        assert RayExecutionConfig.from_tags(asset.op.tags).num_gpus == (1 if name in keep_a_card else None), name
 
 
 def test_steps_of_a_study_that_may_use_a_gpu_ask_for_one() -> None:
