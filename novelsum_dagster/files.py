@@ -1,6 +1,7 @@
 """Writing so that a reader never sees half a file, and hashing what was written.
 
-Belongs here: atomic writes of bytes, JSON, Parquet and folders; content hashes. Does not: what the content means.
+Belongs here: atomic writes of bytes, JSON, Parquet and folders; content hashes; which names stay within a folder. Does
+not: what the content means.
 """
 
 import hashlib
@@ -26,6 +27,11 @@ def content_key(value: Any) -> str:
     """Return the key of a JSON-able value: the same for equal values, whatever the order of their keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def is_name(name: str) -> bool:
+    """Return whether a name, with forward slashes, can be that of a file within a folder."""
+    return "\0" not in name and not set(name.split("/")) & {"", ".", ".."}
 
 
 def file_hash(path: Path) -> str:

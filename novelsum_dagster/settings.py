@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -44,6 +45,18 @@ Label = Annotated[str, BeforeValidator(str)]
 Strategy = Literal["novelselect", "random", "farthest", "kmeans", "kcenter", "qdit", "repr_filter", "duplicate"]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+
+
+def _is_commit(revision: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise ValueError(
+            "must be a full commit, 40 hexadecimal digits, as the model's page on the hub shows under Files, History; a"
+            " branch or tag may be another model tomorrow"
+        )
+    return revision
+
+
+Commit = Annotated[str, AfterValidator(_is_commit)]
 
 
 class _Section(BaseModel):
@@ -95,7 +108,9 @@ class Embedding(_Section):
     """The model that turns a sample's text into a vector."""
 
     model: str = Field(PACKAGED_MODEL, description="The packaged model, a local folder, or a hub name.")
-    revision: str | None = Field(None, description="Commit of a hub model; required for one.")
+    revision: Commit | None = Field(
+        None, description="Commit of a hub model, all 40 hexadecimal digits; required for one."
+    )
     max_tokens: PositiveInt = Field(256, description="Texts are cut after this many tokens.")
     pooling: Literal["auto", "mean", "last_token"] = Field(
         "auto",
@@ -277,7 +292,9 @@ class Training(_Section):
     model: str | None = Field(
         None, description="Causal language model to fine-tune: folder or hub name; default: a small one from scratch."
     )
-    revision: str | None = Field(None, description="Commit of a hub model; required for one.")
+    revision: Commit | None = Field(
+        None, description="Commit of a hub model, all 40 hexadecimal digits; required for one."
+    )
     tokens: PositiveInt = Field(500_000, description="Tokens that each model is trained on.")
     context: Annotated[int, Field(ge=8)] = Field(128, description="Tokens in a training sequence.")
     batch_size: PositiveInt = Field(4, description="Sequences a step.")
@@ -333,9 +350,19 @@ class OpenLineage(_Section):
 
     file: str | None = Field(None, description="File that events are appended to, one JSON object a line.")
     url: str | None = Field(
-        None, description="HTTP endpoint, as http://127.0.0.1:5000; $OPENLINEAGE_API_KEY is its key."
+        None, description="HTTP endpoint, as http://127.0.0.1:5000; its key, if any, is in $OPENLINEAGE_API_KEY."
     )
     namespace: str = Field("novelsum", min_length=1, description="Namespace of jobs and datasets.")
+
+    @field_validator("url")
+    @classmethod
+    def _holds_no_secret(cls, url: str | None) -> str | None:
+        if url is not None and set(url) & set("@?#"):
+            raise ValueError(
+                "must have no user, password, query or fragment (no @, ? or #), for the lineage keeps all settings; a"
+                " key belongs in the environment variable OPENLINEAGE_API_KEY"
+            )
+        return url
 
     @model_validator(mode="after")
     def _one_place(self) -> "OpenLineage":
@@ -480,6 +507,13 @@ class Settings(_Section):
         description="Where the explore page is; Dagster's links lead there.",
     )
     base: Path = Field(default_factory=Path.cwd, exclude=True)
+
+    @field_validator("explore_url")
+    @classmethod
+    def _holds_no_password(cls, url: str) -> str:
+        if "@" in url:
+            raise ValueError("must have no user and password (no @), for the lineage keeps all settings")
+        return url
 
     @field_validator("storage")
     @classmethod

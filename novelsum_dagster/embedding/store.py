@@ -22,7 +22,7 @@ from novelsum_dagster.embedding.encoder import EncoderOf, Model, identify, load_
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import KEY_LENGTH, read_json, write_json, write_table
 from novelsum_dagster.memory import require_memory
-from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
+from novelsum_dagster.pool.snapshot import Handle, Key, PoolSnapshot
 from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.settings import Embedding
 
@@ -34,7 +34,7 @@ class VectorSet(Handle):
     """The vectors of a pool, in its order. `embedded` of its `samples` were new to the store."""
 
     folder: str
-    ids_from: str
+    ids_from: Key
     """Key of the pool snapshot whose order the vectors follow."""
     model: str
     revision: str

@@ -72,7 +72,6 @@ def _load(settings: Embedding, dtype: str) -> Any:
     try:
         return vllm.LLM(
             model=location,
-            revision=settings.revision,
             runner="pooling",
             dtype=dtype,
             max_model_len=settings.max_tokens,

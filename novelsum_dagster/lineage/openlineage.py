@@ -9,7 +9,6 @@ and home folders, and adds the address of the git remote to each event.
 """
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 from uuid import UUID, uuid5
 
 from novelsum_dagster.lineage.sending import NotSentError, problem, within
@@ -54,8 +53,8 @@ class Events:
     Args:
         namespace: of the jobs, and of datasets that have none of their own.
         file: events are appended to it, one a line.
-        url: in place of `file`: base of an endpoint, as `http://127.0.0.1:5000`. A user and password in it are sent as
-            basic authentication, else the key in `OPENLINEAGE_API_KEY`, where there is one, as a bearer token.
+        url: in place of `file`: base of an endpoint, as `http://127.0.0.1:5000`, without a secret in it. The key in
+            `OPENLINEAGE_API_KEY`, where there is one, is sent as a bearer token.
         say: is told, once, that events cannot be sent.
         seconds: the longest that an event is waited for.
 
@@ -77,7 +76,7 @@ class Events:
             self._place = str(file)
             self._deliver = partial(_append, file.absolute())
         elif url is not None and file is None:
-            self._place = without_secrets(url)
+            self._place = url
             self._deliver = partial(_post, url, seconds)
         else:
             raise ValueError("give either file or url")
@@ -132,11 +131,6 @@ class Events:
 def step_run_id(run_id: str, step: str, attempt: int) -> str:
     """Return the UUID of one attempt at a step: the same for all of its events, another for a retry."""
     return str(uuid5(UUID(run_id), f"{step}/{attempt}"))
-
-
-def without_secrets(url: str) -> str:
-    """Return a URL, well-formed or not, as it may be shown: without user, password, query and fragment."""
-    return re.split(r"[?#]", re.sub(r"^(\w+://)?.*@", r"\1", url, flags=re.DOTALL))[0]
 
 
 def _producer() -> str:
@@ -230,11 +224,8 @@ def _post(url: str, seconds: float, event: "RunEvent") -> None:
         session.trust_env = False  # No proxy, and no password from ~/.netrc in place of the key.
         session.max_redirects = 0
         session.stream = True  # The status is the answer; its text is not waited for.
-        if parts.username or parts.password:
-            session.auth = (unquote(parts.username or ""), unquote(parts.password or ""))
         config = HttpConfig(
-            # The slash keeps the last part of a path; user and password would be in the library's log.
-            url=f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}/",
+            url=f"{url.rstrip('/')}/",  # The slash keeps the last part of a path.
             timeout=seconds,
             auth=ApiKeyTokenProvider({"apiKey": key}) if key else TokenProvider({}),
             session=session,

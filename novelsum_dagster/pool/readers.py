@@ -8,9 +8,10 @@ import codecs
 import glob
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, takewhile
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def find_files(pattern: str, base: Path, success_marker: bool = False) -> list[P
         success_marker: leave out files whose folder has no file _SUCCESS.
 
     Raises:
-        InputError: where nothing matches, a match is a folder, or its format is not known.
+        InputError: where nothing matches, a match is a folder or leads out of the glob's folder, or its format is not
+            known.
     """
     path = base / Path(pattern).expanduser()
     files = _matches(pattern, base)
@@ -93,10 +95,26 @@ def unfinished_folders(pattern: str, base: Path) -> set[Path]:
 
 def _matches(pattern: str, base: Path) -> list[Path]:
     wanted = Path(pattern).expanduser()
-    is_glob = any(mark in pattern for mark in "*?[") and not (base / wanted).exists()
+    if not glob.has_magic(pattern) or (base / wanted).exists():
+        return [base / wanted]
     # Only the pattern is a glob: the base folder's own name may have brackets.
-    names = sorted(glob.glob(str(wanted), root_dir=base, recursive=True)) if is_glob else [wanted]
-    return [base / name for name in names if not (is_glob and (base / name).is_dir())]
+    names = sorted(glob.glob(str(wanted), root_dir=base, recursive=True))
+    files = [base / name for name in names if not (base / name).is_dir()]
+    folder = base.joinpath(*takewhile(lambda part: not glob.has_magic(part), wanted.parts))
+    outside = _first_outside(files, folder)
+    if outside is not None:
+        # Whoever may put files into the folder could have any file of this machine read by a link to it.
+        raise InputError(
+            f"{pattern}: {outside} leads out of {folder}, to {realpath(outside)}; name that file itself in"
+            " pool.sources, or take the link away"
+        )
+    return files
+
+
+def _first_outside(files: Iterable[Path], folder: Path) -> Path | None:
+    """Return the first file that is not in a folder once links are followed."""
+    within = realpath(folder)  # Path.resolve raises where a link leads to itself.
+    return next((file for file in files if not Path(realpath(file)).is_relative_to(within)), None)
 
 
 def shown_name(path: Path, base: Path) -> str:
@@ -179,24 +197,41 @@ def dataset_batches(name: str, split: str, revision: str | None) -> Iterator[pa.
     """Yield the rows of a Hugging Face dataset (hub name, folder of files, or saved dataset) as record batches.
 
     Raises:
-        InputError: where the dataset or the split cannot be loaded.
+        InputError: where the dataset or the split cannot be loaded, or it names files outside of its folder.
     """
     import datasets
 
+    data: Any
     try:
         if (Path(name) / "state.json").exists() or (Path(name) / "dataset_dict.json").exists():
-            loaded = datasets.load_from_disk(name)
+            loaded = datasets.load_from_disk(name, keep_in_memory=False)  # In memory, it would not tell its files.
             if isinstance(loaded, datasets.DatasetDict) and split not in loaded:
                 raise InputError(f"dataset {name}: no split {split}; it has {', '.join(loaded)}")
             data = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
+            _require_within(name, [file["filename"] for file in data.cache_files])
         else:
-            data = datasets.load_dataset(name, split=split, revision=revision, streaming=True)
+            builder = datasets.load_dataset_builder(name, revision=revision)
+            _require_within(name, [file for files in (builder.config.data_files or {}).values() for file in files])
+            data = builder.as_streaming_dataset(split=split)
         for table in data.with_format("arrow").iter(batch_size=_ROWS_PER_BATCH):
             yield from table.to_batches()
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:  # TypeError: files of unlike columns.
         raise InputError(f"dataset {name}, split {split}: cannot be loaded: {error}") from error
+
+
+def _require_within(name: str, files: Sequence[str]) -> None:
+    """Refuse files that a dataset names outside of its folder: of one on the hub, any on this machine."""
+    if Path(name).is_dir():
+        # Addresses, as `https://` and `zip://a::b`, are no paths.
+        outside = [file for file in files if "://" in file or _first_outside([Path(file)], Path(name))]
+    else:
+        outside = [file for file in files if not file.startswith("hf://")]
+    if outside:
+        raise InputError(
+            f"dataset {name}: names {outside[0]}, which is not in its folder; copy it there, or take it out"
+        )
 
 
 def json_record(original: bytes, schema: pa.Schema | None) -> str:

@@ -12,11 +12,14 @@ Belongs here: the tables' schemas, and reading them. Does not: building a snapsh
 
 import base64
 from pathlib import Path
+from typing import Annotated, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+
+from novelsum_dagster.files import is_name
 
 _PLACE = [("source", pa.string()), ("file", pa.string()), ("position", pa.int64()), ("line", pa.int64())]
 SAMPLES = pa.schema(
@@ -36,18 +39,44 @@ REJECTS = pa.schema([*_PLACE, ("reason", pa.string()), ("detail", pa.string()), 
 NEAR_DUPLICATES = pa.schema([("id", pa.string()), ("partner_id", pa.string()), ("score", pa.float64())])
 
 
+def _within_storage(name: str) -> str:
+    if not is_name(name) or "\\" in name:
+        raise ValueError(f"{name!r} cannot be the name of a file in the storage folder")
+    return name
+
+
+def _without_folders(key: str) -> str:
+    if "/" in _within_storage(key):
+        raise ValueError(f"{key!r} cannot be a key: it has a slash")
+    return key
+
+
+Key = Annotated[str, AfterValidator(_without_folders)]
+
+
 class Handle(BaseModel):
-    """What one step of the pipeline hands to the next: a small record; bulk data stays in files that it names."""
+    """What one step of the pipeline hands to the next: a small record; bulk data stays in files that it names.
+
+    Raises:
+        ValidationError: where its key or what it names would lead out of the storage folder.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    key: str
+    key: Key
     """Hash of the content: equal keys mean equal content."""
+
+    @model_validator(mode="after")
+    def _stays_in_storage(self) -> Self:
+        # Handles are read from files that others may have written, as those on S3.
+        if self.place is not None:
+            _within_storage(self.place)
+        return self
 
     @property
     def place(self) -> str | None:
         """File or folder with the output, in the storage folder; None where the handle is all of it."""
-        return getattr(self, "folder", None) or getattr(self, "file", None)
+        return getattr(self, "folder", getattr(self, "file", None))
 
 
 class SourceFile(BaseModel):

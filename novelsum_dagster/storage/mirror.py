@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import known_hash
+from novelsum_dagster.files import is_name, known_hash
 from novelsum_dagster.settings import S3, S3Place, Settings
-from novelsum_dagster.storage.s3 import Remote, RemoteFile, is_name
+from novelsum_dagster.storage.s3 import Remote, RemoteFile
 
 LAST = ("provenance/", "checks/", "runs/", "assets/")
 """Folders of small files that name others, in the order in which they are sent, after everything else."""

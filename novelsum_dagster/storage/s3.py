@@ -19,7 +19,7 @@ from threading import Lock
 from typing import Any
 
 from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import file_hash, replacing
+from novelsum_dagster.files import file_hash, is_name, replacing
 from novelsum_dagster.settings import S3, S3Place
 from novelsum_dagster.storage.faults import HEADERS, Patience, code_of, in_words, status_of
 
@@ -331,11 +331,6 @@ class _Download:
     def _forget(self) -> None:
         self._file.write_bytes(b"")
         self._etag = self._total = None
-
-
-def is_name(name: str) -> bool:
-    """Return whether an object's name can be that of a file within a folder."""
-    return "\0" not in name and not set(name.split("/")) & {"", ".", ".."}
 
 
 def _require(found: str, wanted: str | None) -> None:

@@ -20,7 +20,7 @@ from novelsum_dagster.progress import Progress, Reporter, no_progress
 from novelsum_dagster.selection.strategies import select
 from novelsum_dagster.settings import Measures, NovelSum, Settings, Strategy, Study
 from novelsum_dagster.study.pool import StudyData, once
-from novelsum_dagster.study.training import train_and_evaluate, weights_hashes
+from novelsum_dagster.study.training import named_model_hash, train_and_evaluate
 
 UNSEEDED: frozenset[Strategy] = frozenset({"farthest", "qdit"})
 """Strategies that draw nothing: one set of each size."""
@@ -220,7 +220,7 @@ def train_on_set(
     training = study.training
     described = {
         "set": study_set.key,
-        "training": {**training.model_dump(), **weights_hashes(training)},
+        "training": {**training.model_dump(), "files": named_model_hash(training)},
         "seed": study.seeds[0],
     }
     key = content_key(described)

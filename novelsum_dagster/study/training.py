@@ -9,15 +9,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from novelsum_dagster.devices import accelerator_or_cpu
+from novelsum_dagster.embedding.model_files import files_hash, model_folder
 from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import file_hash
 from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.settings import Training
 
@@ -147,11 +146,9 @@ def build_model(
     return LanguageModel(network.to(device), loaded, end, device)
 
 
-def weights_hashes(settings: Training) -> dict[str, str]:
-    """Return the SHA-256 of each file of weights of a model in a local folder; a hub model's commit says as much."""
-    if settings.model is None:
-        return {}
-    return {path.name: file_hash(path) for path in sorted(Path(settings.model).expanduser().glob("*.safetensors"))}
+def named_model_hash(settings: Training) -> str | None:
+    """Return the SHA-256 of the files of the model that the settings name; None for one from scratch."""
+    return None if settings.model is None else files_hash(model_folder(settings.model, settings.revision, "training"))
 
 
 def train(
@@ -393,23 +390,13 @@ def _pretrained(name: str, settings: Training) -> tuple[Any, "Tokenizer", int]:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    folder = Path(name).expanduser()
-    local = folder.is_dir()
-    if not local and settings.revision is None:
-        raise InputError(
-            f"training.model: {name} is no folder here; for a model on the hub, name its commit as training.revision"
-        )
+    folder = model_folder(name, settings.revision, "training")
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # It would be drawn over ours.
     try:
-        loaded = (
-            Tokenizer.from_file(str(folder / "tokenizer.json"))
-            if local
-            else Tokenizer.from_pretrained(name, revision=settings.revision or "")
-        )
+        loaded = Tokenizer.from_file(str(folder / "tokenizer.json"))
         network = AutoModelForCausalLM.from_pretrained(
-            str(folder) if local else name,
-            revision=settings.revision,
-            local_files_only=local,
+            str(folder),
+            local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
             dtype=torch.float32,

@@ -246,6 +246,15 @@ def test_a_source_without_files_is_an_error_in_words(tmp_path: Path) -> None:
         place.listing()
 
 
+def test_a_link_out_of_the_folder_is_an_error_in_words(tmp_path: Path) -> None:
+    place = Place(tmp_path / "base")
+    place.write("in/a.jsonl")
+    outside = write_jsonl(tmp_path / "outside" / "o.jsonl", [])
+    (place.base / "in" / "x.jsonl").symlink_to(outside)
+    with pytest.raises(InputError, match=r"in/\*: .*in/x\.jsonl leads out of .*, to .*o\.jsonl; name that file itself"):
+        place.listing()
+
+
 def test_a_file_at_two_sources_is_listed_once_and_one_outside_by_its_whole_path(tmp_path: Path) -> None:
     outside = write_jsonl(tmp_path / "outside" / "o.jsonl", [])
     place = Place(tmp_path / "base", {"path": "in/*"}, {"path": "in/a.jsonl"}, {"path": str(outside)})

@@ -18,7 +18,7 @@ from uuid import UUID
 
 import pytest
 
-from novelsum_dagster.lineage.openlineage import API_KEY_VARIABLE, Dataset, Events, step_run_id, without_secrets
+from novelsum_dagster.lineage.openlineage import API_KEY_VARIABLE, Dataset, Events, step_run_id
 
 GOES_ON = "the curation goes on"
 RUN = "0b3c8a52-8f5c-4d0e-9a59-0a4ed4d1f5b7"
@@ -270,51 +270,17 @@ def test_the_key_is_sent_and_never_logged(
     assert "s3cret" not in caplog.text
 
 
-def test_user_and_password_are_sent_and_never_said(endpoint: Endpoint, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG)
-    said: list[str] = []
-    events = Events("curation", url=f"http://someone:p%40ss@{endpoint.address}?token=t0ken", say=said.append)
-    events.start(RUN, "raw_pool", 1, [])
-    endpoint.status = 500
-    events.fail(RUN, "raw_pool", 1, "x")
-    # The base64 of someone:p@ss.
-    assert [headers["Authorization"] for _, headers, _ in endpoint.requests] == ["Basic c29tZW9uZTpwQHNz"] * 2
-    assert said == [f"{endpoint.url}: lineage events cannot be sent: it answered with HTTP status 500; " + GOES_ON]
-    for secret in ("someone", "p@ss", "p%40ss", "t0ken", "c29tZW9uZTpwQHNz"):
-        assert secret not in caplog.text + said[0]
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
-        ("https://u:p@host/base", "https://host/base"),
-        ("https://u:p@p@host", "https://host"),
-        ("https://u:p/w?q#x@host/base", "https://host/base"),
-        ("u:p@host:5000", "host:5000"),
-        ("https://u:p\n@host?key=a#b", "https://host"),
-        ("https://u:p[@host", "https://host"),
-        ("", ""),
-    ],
-)
-def test_a_url_is_shown_without_secrets(url: str, shown: str) -> None:
-    assert without_secrets(url) == shown
-
-
-@pytest.mark.parametrize(
-    "url", ["", "localhost:5000", "ftp://u:p@host", "http://u:p@", "http://u:p[@host", "http://u:p@host:99999"]
-)
+@pytest.mark.parametrize("url", ["", "localhost:5000", "ftp://host", "http://", "http://[host", "http://host:99999"])
 def test_a_url_that_is_none_is_said_once(url: str) -> None:
     said: list[str] = []
     _whole_step(Events("curation", url=url, say=said.append))
     assert len(said) == 1
-    assert said[0].startswith(without_secrets(url) + ": lineage events cannot be sent: ")
-    assert "u:p" not in said[0]
+    assert said[0].startswith(f"{url}: lineage events cannot be sent: ")
 
 
 def test_a_refused_connection_is_said_once_and_tried_again(endpoint: Endpoint) -> None:
     said: list[str] = []
-    events = Events("curation", url=f"http://u:p@{endpoint.address}", say=said.append)
+    events = Events("curation", url=endpoint.url, say=said.append)
     endpoint.shutdown()
     endpoint.socket.close()
     _whole_step(events)

@@ -165,7 +165,7 @@ def test_the_seed_is_the_one_that_was_drawn_with(original: Curated, tmp_path: Pa
         ({"embedding": {"max_tokens": 128}}, {"embeddings: embedding.max_tokens was 256, the settings say 128"}),
         ({"embedding": {"pooling": "mean"}}, {"embeddings: embedding.pooling was 'auto', the settings say 'mean'"}),
         (
-            {"embedding": {"model": "other/model", "revision": "abc"}},
+            {"embedding": {"model": "other/model", "revision": "c" * 40}},
             {f"{asset}: embedding.{name}" for asset in ("raw_pool", "embeddings") for name in ("model", "revision")},
         ),
         ({"pool": {"max_characters": 100}}, {"raw_pool: pool.max_characters was 200000, the settings say 100"}),

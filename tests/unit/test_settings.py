@@ -109,6 +109,29 @@ def test_a_mistake_is_named_with_file_line_and_key(tmp_path: Path, text: str, li
     assert mine.startswith(f"{line}: {key}: ") and says in mine
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "says"),
+    [
+        ("openlineage: {url: 'https://someone:planted@host'}", "openlineage.url", "OPENLINEAGE_API_KEY"),
+        ("openlineage: {url: 'https://host?key=planted'}", "openlineage.url", "OPENLINEAGE_API_KEY"),
+        ("openlineage: {url: 'https://host#planted'}", "openlineage.url", "OPENLINEAGE_API_KEY"),
+        ("explore_url: 'https://someone:planted@host'", "explore_url", "no user and password"),
+    ],
+)
+def test_no_setting_holds_a_secret(tmp_path: Path, text: str, key: str, says: str) -> None:
+    """The lineage keeps all settings."""
+    (error,) = refused(tmp_path, text)
+    assert error.startswith(f"1: {key}: must have no ") and says in error and "planted" not in error
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", "abc1234", "A" * 40, "a" * 41, "refs/pr/1"])
+@pytest.mark.parametrize("section", ["embedding: {{revision: {}}}", "study: {{training: {{revision: {}}}}}"])
+def test_a_models_revision_is_a_whole_commit(tmp_path: Path, section: str, revision: str) -> None:
+    (error,) = refused(tmp_path, section.format(revision))
+    assert "revision: must be a full commit, 40 hexadecimal digits, as the model's page on the hub shows" in error
+    load(tmp_path, section.format("'" + "0" * 40 + "'"))
+
+
 def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
     errors = refused(tmp_path, "typo: 1\npool:\n  max_characters: 0\nselection:\n  k: x\n")
     places = sorted(error.split(": ")[:2] for error in errors)

@@ -440,6 +440,43 @@ def test_what_cannot_be_found_or_read_says_what_to_do(tmp_path: Path, pattern: s
     assert pattern.rstrip("*/") in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "link"),
+    [("pool/*.jsonl", "pool/x.jsonl"), ("pool/**/x.*", "pool/in/x.jsonl"), ("po*/?.jsonl", "pool2/x.jsonl")],
+)
+def test_a_link_that_a_glob_finds_stays_in_the_globs_folder(tmp_path: Path, pattern: str, link: str) -> None:
+    base = tmp_path / "base"
+    for place in ("pool/a.jsonl", "pool2/b.jsonl", "pool/in/c.jsonl"):
+        write_jsonl(base / place, [])
+    secret = tmp_path / "secrets" / "password"
+    secret.parent.mkdir()
+    secret.write_text("s3cret")
+    (base / link).symlink_to(base / "pool" / "a.jsonl")
+    assert base / link in find_files(pattern, base)
+    (base / link).unlink()
+    (base / link).symlink_to(secret)
+    with pytest.raises(InputError, match=r"name that file itself in pool\.sources") as error:
+        find_files(pattern, base)
+    assert f"{pattern}: {base / link} leads out of " in str(error.value)
+    assert find_files(link, base) == [base / link]  # Whoever writes the settings may name what they like.
+
+
+def test_a_linked_folder_that_a_glob_finds_files_in_is_refused(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "outside" / "a.jsonl", [])
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool" / "in").symlink_to(tmp_path / "outside")
+    with pytest.raises(InputError, match="leads out of"):
+        find_files("pool/*/a.jsonl", tmp_path)
+    (tmp_path / "linked").symlink_to(tmp_path / "outside")
+    assert find_files("linked/*.jsonl", tmp_path) == [tmp_path / "linked" / "a.jsonl"]
+
+
+def test_a_link_to_itself_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").symlink_to(tmp_path / "a.jsonl")
+    with pytest.raises(InputError, match="no such file"):
+        find_files("*.jsonl", tmp_path)
+
+
 @pytest.mark.parametrize("name", ["a", "a.csv", "a.gz", "a.json.bz2", "a.json.bak"])
 def test_unknown_suffixes_are_refused(name: str) -> None:
     with pytest.raises(InputError, match="unknown format"):
@@ -466,6 +503,43 @@ def test_a_saved_dataset_is_read(tmp_path: Path, splits: bool) -> None:
     data = datasets.Dataset.from_list(alpaca(25))
     (datasets.DatasetDict(train=data, test=data) if splits else data).save_to_disk(str(tmp_path / "set"))
     assert [record.value for record in read_rows(dataset_batches(str(tmp_path / "set"), "train", None))] == alpaca(25)
+
+
+@pytest.mark.parametrize("place", ["../outside/o.jsonl", "{outside}/o.jsonl", "file://{outside}/o.jsonl", "data/*"])
+def test_a_dataset_names_no_files_outside_of_its_folder(tmp_path: Path, place: str) -> None:
+    write_jsonl(tmp_path / "outside" / "o.jsonl", alpaca(3))
+    folder = hub_folder(tmp_path / "set", ".jsonl")
+    (folder / "data" / "link.jsonl").symlink_to(tmp_path / "outside" / "o.jsonl")
+
+    def read_it(files: str) -> list[Any]:
+        (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: '{files}'\n---\n")
+        return [record.value for record in read_rows(dataset_batches(str(folder), "train", None))]
+
+    with pytest.raises(InputError, match="which is not in its folder") as error:
+        read_it(place.format(outside=tmp_path / "outside"))
+    assert f"dataset {folder}: names " in str(error.value)
+    assert read_it("data/train*") == alpaca(30)
+
+
+@pytest.mark.parametrize("way", ["state", "splits", "link"])
+def test_a_saved_dataset_names_no_files_outside_of_its_folder(tmp_path: Path, way: str) -> None:
+    for name in ("set", "outside"):
+        datasets.DatasetDict(train=datasets.Dataset.from_list(alpaca(3))).save_to_disk(str(tmp_path / name))
+    (file,) = (tmp_path / "outside" / "train").glob("*.arrow")
+    train = tmp_path / "set" / "train"
+    split = "train"
+    if way == "state":
+        state = json.loads((train / "state.json").read_text())
+        state["_data_files"] = [{"filename": f"../../outside/train/{file.name}"}]
+        (train / "state.json").write_text(json.dumps(state))
+    elif way == "splits":
+        split = "../outside/train"
+        (tmp_path / "set" / "dataset_dict.json").write_text(json.dumps({"splits": [split]}))
+    else:
+        (train / file.name).unlink()
+        (train / file.name).symlink_to(file)
+    with pytest.raises(InputError, match=r"names .*\.arrow, which is not in its folder"):
+        list(dataset_batches(str(tmp_path / "set"), split, None))
 
 
 @pytest.mark.parametrize("saved", [True, False])
