@@ -12,17 +12,23 @@ import typer
 
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.memory import readable_bytes
-from novelsum_dagster.settings import Embedding, Settings
+from novelsum_dagster.progress import counted
+from novelsum_dagster.settings import PACKAGED_MODEL, Embedding, Settings
 from novelsum_dagster.terminal import AsJson, SettingsFile, say, settings_in
 
 if TYPE_CHECKING:
     from novelsum_dagster.plan import Need, Room, Size
 
+_UNKNOWN = "unknown until downloaded"
+"""What a step needs for a model that is not here yet."""
+
 
 def plan(
     samples: Annotated[int | None, typer.Option(min=1, help="Samples in the pool. Default: counted.")] = None,
     dimension: Annotated[int | None, typer.Option(min=1, help="Of a vector. Default: the model's.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Ray workers. Default: the settings'.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Plan for the engine ray with so many. Default: the settings'.")
+    ] = None,
     settings: SettingsFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -36,14 +42,17 @@ def plan(
     from novelsum_dagster.plan import plan as planned
 
     chosen = settings_in(settings)
-    counted, text = (samples, None) if samples is not None else _pool_size(chosen)
-    size = Size(counted, dimension or _dimension(chosen), text, _weights(chosen.embedding))
+    number, text = (samples, None) if samples is not None else _pool_size(chosen)
+    folder = _model_folder(chosen.embedding)
+    size = Size(number, dimension or _dimension(chosen, folder), text, _weights(folder))
+    if workers is not None:
+        chosen = chosen.model_copy(update={"engine": "ray"})
     asked = workers or (chosen.ray.workers if chosen.engine == "ray" else 1)
-    needs, there = planned(size, chosen, asked), room(chosen)
+    needs, there = planned(size, chosen, asked), room(chosen, asked)
     if as_json:
         print(json.dumps(_as_json(size, asked, needs, there), indent=2))
     else:
-        _print(size, asked, needs, there)
+        _print(size, asked if chosen.engine == "ray" else None, needs, there)
 
 
 def _pool_size(settings: Settings) -> tuple[int, int | None]:
@@ -66,42 +75,67 @@ def _pool_size(settings: Settings) -> tuple[int, int | None]:
     return count, None
 
 
-def _dimension(settings: Settings) -> int:
+def _model_folder(embedding: Embedding) -> Path | None:
+    """Return the folder of the model; None for one on the hub that is not here yet, or not whole.
+
+    Raises:
+        InputError: for a hub model without a revision, or a folder that is no model's.
+    """
+    from novelsum_dagster.embedding.encoder import model_location
+    from novelsum_dagster.files import read_json
+
+    is_here = embedding.model == PACKAGED_MODEL or Path(embedding.model).expanduser().is_dir()
+    if is_here or embedding.revision is None:
+        return model_location(embedding)
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(embedding.model, revision=embedding.revision, local_files_only=True))
+    except (OSError, ValueError):  # As the hub's client says that there is none.
+        return None
+    index = folder / "model.safetensors.index.json"
+    weights = set(read_json(index)["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    return folder if all((folder / name).exists() for name in weights) else None
+
+
+def _dimension(settings: Settings, folder: Path | None) -> int:
     """Return the length of the model's vectors, as its last vectors or its configuration have it.
+
+    Args:
+        settings: that name the model.
+        folder: of the model; None asks the hub for its configuration.
 
     Raises:
         InputError: where the configuration cannot be read, or does not say.
     """
-    from novelsum_dagster.embedding.encoder import identify, model_location
+    from novelsum_dagster.embedding.encoder import identify
     from novelsum_dagster.files import read_json
 
-    made = settings.storage_path / "vectors" / identify(settings.embedding).key / "model.json"
-    if made.exists():
-        return int(read_json(made)["dimension"])
-    location = model_location(settings.embedding)
-    if isinstance(location, Path):
-        dense = sorted(location.glob("*_Dense/config.json"))
+    if folder is not None:
+        made = settings.storage_path / "vectors" / identify(settings.embedding).key / "model.json"
+        if made.exists():
+            return int(read_json(made)["dimension"])
+        dense = sorted(folder.glob("*_Dense/config.json"))
         if dense:
             return int(read_json(dense[-1])["out_features"])
     from transformers import AutoConfig
 
+    model = settings.embedding.model
     try:
         config = AutoConfig.from_pretrained(
-            str(location), revision=settings.embedding.revision, trust_remote_code=False
+            str(folder or model),
+            revision=settings.embedding.revision,
+            local_files_only=folder is not None,
+            trust_remote_code=False,
         )
         return int(config.get_text_config().hidden_size)
     except Exception as error:  # A damaged configuration raises many kinds.
-        raise InputError(
-            f"the dimension of {settings.embedding.model} is not known ({error}); give --dimension"
-        ) from None
+        raise InputError(f"the dimension of {model} is not known ({error}); give --dimension") from None
 
 
-def _weights(embedding: Embedding) -> int:
-    """Return the bytes of a model's files of weights; 0 for one that is not in a folder here."""
-    from novelsum_dagster.embedding.encoder import model_location
-
-    location = model_location(embedding)
-    return sum(path.stat().st_size for path in location.glob("*.safetensors")) if isinstance(location, Path) else 0
+def _weights(folder: Path | None) -> int | None:
+    """Return the bytes of a model's files of weights; None for one that is not here."""
+    return None if folder is None else sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def _as_json(size: "Size", workers: int, needs: "list[Need]", there: "Room") -> dict[str, Any]:
@@ -114,20 +148,27 @@ def _as_json(size: "Size", workers: int, needs: "list[Need]", there: "Room") -> 
     }
 
 
-def _print(size: "Size", workers: int, needs: "list[Need]", there: "Room") -> None:
+def _print(size: "Size", workers: int | None, needs: "list[Need]", there: "Room") -> None:
     from rich.console import Console
     from rich.table import Table
 
     title = f"{size.samples:,} samples, vectors of {size.dimension:,} dimensions"
     table = Table(title=title, title_justify="left")
-    own = f"each of {workers} workers" if workers > 1 else "a worker"
-    for name in ("step", "memory", own, "GPU", "disk", "fits here"):
-        table.add_column(name, justify="left" if name in ("step", "fits here") else "right")
+    own = () if workers is None else (f"each of {counted(workers, 'worker')}",)
+    for name in ("step", "memory", *own, "GPU", "disk", "fits here"):
+        is_text = name in ("step", "fits here")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=name == "step")
+    uses_gpu = any(need.device is not None for need in needs)
     for need in needs:
-        shown = (_shown(value) for value in (need.memory, need.worker, need.device, need.disk))
-        table.add_row(need.step, *shown, "yes" if there.fits(need) else "no")
+        over = "" if need.is_known else "over "
+        memory, worker = over + _shown(need.memory), over * (need.worker is not None) + _shown(need.worker)
+        gpu = _UNKNOWN if uses_gpu and not need.is_known else _shown(need.device)
+        fits = "no" if not there.fits(need) else "yes" if need.is_known else _UNKNOWN
+        table.add_row(need.step, memory, *([worker] * len(own)), gpu, _shown(need.disk), fits)
     table.add_section()
-    table.add_row("there is", _shown(there.memory), "", _shown(there.device), _shown(there.disk), "")
+    blank = [""] * len(own)
+    table.add_row("all", "", *blank, "", _shown(sum(need.disk for need in needs)), "")
+    table.add_row("there is", _shown(there.memory), *blank, _shown(there.device), _shown(there.disk), "")
     Console().print(table)
     if any(not there.fits(need) for need in needs):
         say("A step that does not fit refuses before it works; docs/gpu.md says what makes it smaller.")

@@ -1,10 +1,11 @@
 """Which device torch computes on.
 
-Belongs here: the setting `device` and what it becomes on this machine, memory that is free there. Does not: anything
-that is computed.
+Belongs here: the setting `device` and what it becomes on this machine, memory that is free there or runs out. Does not:
+anything that is computed.
 """
 
 import ctypes
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from novelsum_dagster.errors import InputError
@@ -12,6 +13,10 @@ from novelsum_dagster.memory import NotEnoughMemory, readable_bytes
 
 if TYPE_CHECKING:
     import torch
+
+_OUT_OF_MEMORY = ("out of memory", "_status_alloc_failed")
+"""What CUDA, torch's own memory and libraries as cuBLAS say, in lower case."""
+_INSTEAD = "end what else uses it, or use device cpu, or a smaller pool"
 
 
 def cuda_or_cpu(wanted: str) -> str:
@@ -55,31 +60,52 @@ def torch_device(name: str) -> "torch.device":
 
 
 def free_device_memory(device: "torch.device") -> int | None:
-    """Return the bytes that are free on a CUDA device; None on any other, whose memory is the machine's."""
+    """Return the bytes that this process can still take on a CUDA device; None on any other, with the machine's memory.
+
+    What torch has taken there and holds nothing in, it gives to whoever asks next.
+    """
     if device.type != "cuda":
         return None
     import torch
 
-    return int(torch.cuda.mem_get_info(device)[0])
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + held)
 
 
-def require_device_memory(device: "torch.device", needed: int, what: str) -> None:
-    """Refuse work that would not fit on a CUDA device; any other device has the machine's memory.
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Tell whether an error says that a device's memory ran out; torch has several kinds for that."""
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+class DeviceMemory:
+    """What some work needs on a device: looked for at once, and where it runs out all the same, that is told.
+
+    The work is done `with` it, at once or part by part.
 
     Args:
-        device: where.
+        device: where; only a CUDA device is asked, for any other has the machine's memory.
         needed: bytes at the peak.
         what: the work, as in "NovelSelect of 10 out of 100".
 
     Raises:
-        NotEnoughMemory: where so much is not free there.
+        NotEnoughMemory: where so much is not free there, or torch finds no more within the work.
     """
-    free = free_device_memory(device)
-    if free is not None and needed > free:
-        raise NotEnoughMemory(
-            f"{what} needs about {readable_bytes(needed)} on {device} and {readable_bytes(free)} are free there;"
-            " use device cpu, or a smaller pool"
-        )
+
+    def __init__(self, device: "torch.device", needed: int, what: str) -> None:
+        self._needs = f"{what} needs about {readable_bytes(needed)} on {device}"
+        free = free_device_memory(device)
+        if free is not None and needed > free:
+            raise NotEnoughMemory(f"{self._needs} and {readable_bytes(free)} are free there; {_INSTEAD}")
+
+    def __enter__(self) -> None:
+        """Begin some of the work."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if is_out_of_memory(error):
+            words = str(error).splitlines()[0]
+            raise NotEnoughMemory(f"{self._needs}, whose memory ran out ({words}); {_INSTEAD}") from error
 
 
 def _present(wanted: str) -> str:

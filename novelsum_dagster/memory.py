@@ -5,12 +5,14 @@ Belongs here: the limit of this process's machine or container, the refusal. Doe
 
 from pathlib import Path
 
+from novelsum_dagster.errors import InputError
+
 _CGROUP = Path("/sys/fs/cgroup")
 """Where Linux tells a container its limit (cgroup v2)."""
 
 
-class NotEnoughMemory(ValueError):
-    """Work would not fit; the message says what would."""
+class NotEnoughMemory(InputError):
+    """Work does not fit; the message says what would."""
 
 
 def available_memory() -> int:

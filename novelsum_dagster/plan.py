@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from novelsum_dagster.devices import cuda_or_cpu, free_device_memory, torch_device
 from novelsum_dagster.diversity import density_torch
-from novelsum_dagster.diversity.density import search_memory_needed, searches_lists
+from novelsum_dagster.diversity.density import index_bytes, search_memory_needed, searches_lists
 from novelsum_dagster.diversity.novelsum import device_memory_needed as novelsum_on_device
 from novelsum_dagster.diversity.novelsum import memory_needed as novelsum_memory
 from novelsum_dagster.embedding import store
@@ -34,6 +34,12 @@ _READ_BYTES = 300
 """Memory for a record that was read: its id, whether it came before."""
 _TABLE_BYTES = 400
 """Disk for a sample in the tables of ids, places, densities, novelties and scores."""
+_PART_BYTES = 64
+"""Memory for a sample where parts of the pool select: its part, its place there, what is known of it in the end."""
+_UNPACKED = 3
+"""A worker holds the index so often while it unpacks it: as it came, as FAISS reads it, as it is searched."""
+_AHEAD = 2
+"""Parts of the pool that wait for a worker or are with it (`ray_spread`)."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class Need:
         worker: of each worker, where the engine is ray.
         device: of a CUDA device, where the settings allow one.
         disk: that it adds to the storage folder.
+        store: of `worker`, what is in Ray's object store; on this machine that is in `memory`, where the engine is ray.
+        is_known: whether the model's size is; where not, `memory` and `worker` are without it, and `device` is None.
     """
 
     step: str
@@ -53,20 +61,30 @@ class Need:
     worker: int | None
     device: int | None
     disk: int
+    store: int = 0
+    is_known: bool = True
 
 
 @dataclass(frozen=True)
 class Room:
-    """What there is, in bytes: memory and disk of this machine, memory of the device, None where there is none."""
+    """What there is.
+
+    Attributes:
+        memory, disk: of this machine, in bytes.
+        device: memory of the device; None where there is none.
+        workers: of Ray that share this machine with the step.
+    """
 
     memory: int
     device: int | None
     disk: int
+    workers: int = 0
 
     def fits(self, need: Need) -> bool:
-        """Tell whether a step fits on this machine; what a worker has is not known here."""
+        """Tell whether a step fits on this machine; what workers on others have is not known here."""
         on_device = need.device is None or self.device is None or need.device <= self.device
-        return need.memory <= self.memory and need.disk <= self.disk and on_device
+        beside = 0 if need.worker is None else self.workers * (need.worker - need.store)
+        return need.memory + beside <= self.memory and need.disk <= self.disk and on_device
 
 
 @dataclass(frozen=True)
@@ -77,13 +95,13 @@ class Size:
         samples: in the pool.
         dimension: of a vector.
         text: bytes of all texts together; None takes 2,000 a sample.
-        weights: bytes of the model's weights in float32; 0 where they are not known.
+        weights: bytes of the model's weights in float32; None where they are not known.
     """
 
     samples: int
     dimension: int
     text: int | None = None
-    weights: int = 0
+    weights: int | None = None
 
     @property
     def texts(self) -> int:
@@ -105,13 +123,15 @@ def plan(size: Size, settings: Settings, workers: int = 1) -> list[Need]:
     may_use_device = on_device or settings.device == "auto"
     n, d = size.samples, size.dimension
     held = LIBRARIES + _BUFFERS + store.memory_needed(n, d)
-    part = -(-n // workers)
     neighbors = settings.novelsum.neighbors
     lists = searches_lists(n, n, settings.novelsum.density_index, settings.novelsum.min_recall)
     search = search_memory_needed(n, d, neighbors, lists, keeps=not lists)
     threads = len(os.sched_getaffinity(0))
-    model = LIBRARIES + _BUFFERS + _MODEL_COPIES * size.weights
+    index = index_bytes(n, d) if lists else 0
+    on_ray = settings.engine == "ray"
+    model = LIBRARIES + _BUFFERS + _MODEL_COPIES * (size.weights or 0)
     k = _picks(settings.selection, n)
+    here, worker, waiting = _selection(settings.selection, n, d, k, workers)
     near = duplicates.BYTES_PER_SAMPLE if settings.pool.near_duplicates.method == "minhash" else 0
     return [
         Need(
@@ -121,15 +141,17 @@ def plan(size: Size, settings: Settings, workers: int = 1) -> list[Need]:
             "embeddings",
             max(model + _TEXT_COPIES * size.texts, held + 2 * size.texts),
             model + _TEXT_COPIES * size.texts // workers,
-            (size.weights or None) if may_use_device else None,
+            size.weights if may_use_device else None,
             4 * n * d + n * _TABLE_BYTES,
+            is_known=size.weights is not None,
         ),
         Need(
             "density",
-            held + search,
-            LIBRARIES + _BUFFERS + 4 * n * d + search_memory_needed(0, d, neighbors, False),
+            held + search + (4 * n * d + 2 * index if on_ray else 0),
+            LIBRARIES + _BUFFERS + 4 * n * d + (1 + _UNPACKED) * index + search_memory_needed(0, d, neighbors, False),
             density_torch.device_memory_needed(n, d) if may_use_device and not lists else None,
             n * (_TABLE_BYTES + 8 * (neighbors + 1)),
+            4 * n * d + index,
         ),
         Need(
             "sample_novelty",
@@ -140,10 +162,11 @@ def plan(size: Size, settings: Settings, workers: int = 1) -> list[Need]:
         ),
         Need(
             "selected_subset",
-            held + 4 * n * d + _strategy_memory(settings.selection, n, d, k),
-            LIBRARIES + _BUFFERS + 4 * part * d + _strategy_memory(settings.selection, part, d, k),
+            held + here + (waiting if on_ray else 0),
+            LIBRARIES + _BUFFERS + worker,
             _strategy_device_memory(settings.selection, n, d, k) if may_use_device else None,
             n * _TABLE_BYTES + k * 4 * d + 3 * size.texts * k // n,
+            waiting // workers,
         ),
         Need(
             "novelsum_report",
@@ -155,15 +178,17 @@ def plan(size: Size, settings: Settings, workers: int = 1) -> list[Need]:
     ]
 
 
-def room(settings: Settings) -> Room:
-    """Return what this machine has for a curation, now."""
+def room(settings: Settings, workers: int) -> Room:
+    """Return what this machine has for a curation, now; `workers` are those of the engine ray."""
     import psutil
 
+    is_local = settings.engine == "ray" and not (settings.ray.address or os.environ.get("RAY_ADDRESS"))
     existing = next(path for path in (settings.storage_path, *settings.storage_path.parents) if path.exists())
     return Room(
         memory=available_memory(),
         device=_free_on_device(settings.device),
         disk=psutil.disk_usage(str(existing)).free,
+        workers=workers if is_local else 0,
     )
 
 
@@ -178,6 +203,32 @@ def _free_on_device(name: str) -> int | None:
 def _picks(selection: Selection, n: int) -> int:
     """Return how many picks there can be; a budget of tokens allows as many as there are samples."""
     return n if selection.k is None else min(selection.k, n)
+
+
+def _stages(selection: Selection, n: int, k: int) -> list[tuple[int, int]]:
+    """Return out of how many samples how many are picked, one selection after the other; the last is the subset's."""
+    if selection.partitions is None:
+        return [(n, k)]
+    part = -(-n // selection.partitions)
+    forward = min(n, k * selection.partitions)
+    return [(part, min(k, part)), (forward, k)]
+
+
+def _selection(selection: Selection, n: int, d: int, k: int, workers: int) -> tuple[int, int, int]:
+    """Return what choosing takes beside the vectors: here, on a worker, in Ray's object store for all workers."""
+    stages = _stages(selection, n, k)
+    (parted, _), (last, _) = stages[0], stages[-1]
+    own = -(-last // workers)
+    # A worker's rows are in the store, and copied out of it.
+    worker = 2 * 4 * own * d + _strategy_memory(selection, own, d, k)
+    waiting = 4 * own * d * workers
+    if selection.partitions is None:
+        return 4 * n * d + _strategy_memory(selection, n, d, k), worker, waiting
+    # The rows of a part or of what the parts picked are copied out of the pool's, and made unit rows of.
+    here = max(2 * 4 * size * d + _strategy_memory(selection, size, d, picks) for size, picks in stages)
+    rows = 4 * parted * d
+    on_part = (_AHEAD + 1) * rows + _strategy_memory(selection, parted, d, stages[0][1])
+    return here + _PART_BYTES * n, max(worker, on_part), max(waiting, _AHEAD * rows * workers)
 
 
 def _strategy_memory(selection: Selection, n: int, d: int, k: int) -> int:
@@ -198,4 +249,4 @@ def _strategy_device_memory(selection: Selection, n: int, d: int, k: int) -> int
         return None
     from novelsum_dagster.selection import search_torch
 
-    return search_torch.device_memory_needed(n, d, k)
+    return max(search_torch.device_memory_needed(size, d, picks) for size, picks in _stages(selection, n, k))

@@ -7,7 +7,7 @@ distances between samples of a set (`novelsum`), what is done on a GPU (`density
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -223,9 +223,15 @@ def search_memory_needed(size: int, dimensions: int, neighbors: int, approximate
     return copies * dimensions * 4 + (64 + kept) * size + _tile_bytes(dimensions, neighbors)
 
 
+def index_bytes(size: int, dimensions: int) -> int:
+    """Return the bytes of the tuned index of `size` points: themselves, their numbers, the centres of the lists."""
+    return 4 * (size + _list_count(size)) * dimensions + 8 * size
+
+
 def _tile_bytes(dimensions: int, neighbors: int) -> int:
     asked = neighbors + 1 + _SPARE
-    return _TILE * asked * 32 + 2 * max(_BLOCK_VALUES, asked * dimensions) * 4
+    rows = 2 * _TILE * dimensions  # Of the tile that is searched and of the next.
+    return _TILE * asked * 32 + 2 * max(_BLOCK_VALUES, asked * dimensions) * 4 + 4 * rows + 8 * _PRODUCTS
 
 
 def require_search_memory(
@@ -362,22 +368,36 @@ class ExactSearch:
             known: found before, -1 at an infinite distance where there is none.
             among: the points to look at, (m,), none of them known; None looks at all.
         """
-        points = self.points if among is None else self.points[among]
+        if not len(rows):
+            return known
+        if among is None:
+            among = np.arange(len(self.points))
         squared, near = known[0].copy(), known[1].copy()
-        lengths = self._rounding.shortened(self._all_squares if among is None else self._all_squares[among])
+        lengths = self._rounding.shortened(self._all_squares[among])
         bound = self._rounding.bound(limit, _squares(rows))
-        tile = max(1, _PRODUCTS // len(points)) if self._there is None else _TILE
-        for start in range(0, len(rows), tile):
-            part = slice(start, start + tile)
-            if self._there is None:
-                row, point = _within(rows[part], bound[part], points, lengths)
-            else:
-                row, point = self._there.within(rows[part], bound[part], lengths, among)
-            exact = _squared(rows[part], row, points, point)
-            inside = exact <= limit[part][row]
-            row, point, exact = row[inside], point[inside], exact[inside]
-            _insert(squared[part], near[part], row, point if among is None else among[point], exact)
+        within = self._within if self._there is None else self._there.within
+        for row, point in within(rows, bound, lengths, among):
+            exact = _squared(rows, row, self.points, point)
+            inside = exact <= limit[row]
+            _insert(squared, near, row[inside], point[inside], exact[inside])
         return squared, near
+
+    def _within(
+        self,
+        rows: NDArray[np.float32],
+        bound: NDArray[np.float32],
+        lengths: NDArray[np.float32],
+        among: NDArray[np.int64],
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield pairs as `PointsOnDevice.within` does."""
+        tile = max(1, min(_PRODUCTS // len(rows), _BLOCK_VALUES // rows.shape[1]))
+        for start in range(0, len(among), tile):
+            part = slice(start, start + tile)
+            rough = rows @ self.points[among[part]].T
+            rough *= -2
+            rough += lengths[part]
+            row, place = np.nonzero(rough <= bound[:, None])
+            yield row, among[part][place]
 
     def distances(self, rows: NDArray[np.float32], near: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the squared distances of rows, (n, d), to points of theirs, (n, asked)."""
@@ -394,17 +414,6 @@ class ExactSearch:
         with ThreadPoolExecutor(threads) as workers:
             list(workers.map(compute, range(0, len(rows), block)))
         return squared
-
-
-def _within(
-    rows: NDArray[np.float32], bound: NDArray[np.float32], points: NDArray[np.float32], lengths: NDArray[np.float32]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the pairs of rows and points for which `length - 2xy` is at most the row's bound: int64, (pairs,)."""
-    rough = rows @ points.T
-    rough *= -2
-    rough += lengths
-    row, point = np.nonzero(rough <= bound[:, None])
-    return row, point
 
 
 def _squared(

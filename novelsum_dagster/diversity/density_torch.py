@@ -4,24 +4,30 @@ Belongs here: what is searched on a GPU. Does not: exact distances, which are co
 same everywhere (`density`).
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
-from novelsum_dagster.devices import require_device_memory, torch_device
+from novelsum_dagster.devices import DeviceMemory, torch_device
 
 _TILE_VALUES = 2**27
 """Products of rows and points held at a time: 512 MiB of float32."""
 _COPIES = 3
 """So many times a tile is held: products, what is sorted out of them, room of the library."""
+_ROWS = 2**14
+"""Rows of which products are made at a time, at most."""
 
 
 def device_memory_needed(size: int, dimensions: int) -> int:
     """Return the bytes that a search in points, (size, dimensions), takes on the device at most."""
-    return size * (4 * dimensions + 4) + 4 * _COPIES * max(_TILE_VALUES, size) + 4 * _rows_at_once(size) * dimensions
+    # Rows that are sent, and points that some are compared with, picked out of all.
+    rows = 2 * _ROWS * dimensions
+    return size * (4 * dimensions + 4) + 4 * _COPIES * max(_TILE_VALUES, size) + 4 * rows
 
 
-def _rows_at_once(points: int) -> int:
-    return min(2**14, max(1, _TILE_VALUES // points))
+def _at_once(others: int) -> int:
+    return min(_ROWS, max(1, _TILE_VALUES // others))
 
 
 class PointsOnDevice:
@@ -33,7 +39,7 @@ class PointsOnDevice:
         device: as torch names it.
 
     Raises:
-        NotEnoughMemory: where they do not fit there.
+        NotEnoughMemory: where they do not fit there, or what is searched for beside them.
     """
 
     def __init__(self, points: NDArray[np.float32], squares: NDArray[np.float64], device: str) -> None:
@@ -41,11 +47,13 @@ class PointsOnDevice:
 
         size, dimensions = points.shape
         self._device = torch_device(device)
-        require_device_memory(self._device, device_memory_needed(size, dimensions), f"density against {size:,} points")
+        needed = device_memory_needed(size, dimensions)
+        self._memory = DeviceMemory(self._device, needed, f"density against {size:,} points")
         # Rounded to TF32, a product would be off by more than the bounds allow for.
         torch.set_float32_matmul_precision("highest")
-        self._points = torch.from_numpy(points).to(self._device)
-        self._squares = torch.from_numpy(squares.astype(np.float32)).to(self._device)
+        with self._memory:
+            self._points = torch.from_numpy(points).to(self._device)
+            self._squares = torch.from_numpy(squares.astype(np.float32)).to(self._device)
 
     def nearest(self, rows: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the nearest points of rows, (n, d): squared distances `|x|^2 + |y|^2 - 2xy` and points, (n, count).
@@ -56,14 +64,15 @@ class PointsOnDevice:
 
         squared = np.empty((len(rows), count), dtype=np.float32)
         near = np.empty((len(rows), count), dtype=np.int64)
-        tile = _rows_at_once(len(self._points))
-        for start in range(0, len(rows), tile):
-            part = slice(start, start + tile)
-            some = torch.from_numpy(rows[part]).to(self._device)
-            rough = torch.addmm(self._squares, some, self._points.T, alpha=-2)
-            found = rough.topk(count, dim=1, largest=False)
-            own = (some * some).sum(dim=1, keepdim=True)
-            squared[part], near[part] = (found.values + own).cpu().numpy(), found.indices.cpu().numpy()
+        tile = _at_once(len(self._points))
+        with self._memory:
+            for start in range(0, len(rows), tile):
+                part = slice(start, start + tile)
+                some = torch.from_numpy(rows[part]).to(self._device)
+                rough = torch.addmm(self._squares, some, self._points.T, alpha=-2)
+                found = rough.topk(count, dim=1, largest=False)
+                own = (some * some).sum(dim=1, keepdim=True)
+                squared[part], near[part] = (found.values + own).cpu().numpy(), found.indices.cpu().numpy()
         return squared, near
 
     def within(
@@ -71,30 +80,28 @@ class PointsOnDevice:
         rows: NDArray[np.float32],
         bound: NDArray[np.float32],
         lengths: NDArray[np.float32],
-        among: NDArray[np.int64] | None,
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the pairs of rows and points for which `length - 2xy` is at most the row's bound.
+        among: NDArray[np.int64],
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield the pairs of rows and points for which `length - 2xy` is at most the row's bound, some at a time.
 
         Args:
             rows: (n, d).
             bound: (n,).
             lengths: of the points looked at, (m,).
-            among: these points, (m,); None looks at all.
+            among: these points, (m,).
 
-        Returns:
-            Rows and places among the points looked at: int64, (pairs,), in order.
+        Yields:
+            Rows and points: int64, (pairs,).
         """
         import torch
 
-        points = self._points if among is None else self._points[torch.from_numpy(among).to(self._device)]
-        added = torch.from_numpy(lengths).to(self._device)
-        found: list[NDArray[np.int64]] = [np.empty((0, 2), dtype=np.int64)]
-        tile = _rows_at_once(len(points))
-        for start in range(0, len(rows), tile):
+        tile = _at_once(len(rows))
+        with self._memory:
+            sent, most = torch.from_numpy(rows).to(self._device), torch.from_numpy(bound).to(self._device)
+        for start in range(0, len(among), tile):
             part = slice(start, start + tile)
-            some = torch.from_numpy(rows[part]).to(self._device)
-            most = torch.from_numpy(bound[part]).to(self._device)
-            rough = torch.addmm(added, some, points.T, alpha=-2)
-            found.append((rough <= most[:, None]).nonzero().cpu().numpy() + np.array([start, 0]))
-        pairs = np.concatenate(found)
-        return pairs[:, 0], pairs[:, 1]
+            with self._memory:
+                points = self._points[torch.from_numpy(among[part]).to(self._device)]
+                rough = torch.addmm(torch.from_numpy(lengths[part]).to(self._device), sent, points.T, alpha=-2)
+                row, place = (rough <= most[:, None]).nonzero().cpu().numpy().T
+            yield row, among[part][place]

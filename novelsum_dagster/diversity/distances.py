@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from novelsum_dagster.devices import cuda_or_cpu
+from novelsum_dagster.devices import DeviceMemory, cuda_or_cpu, torch_device
 from novelsum_dagster.diversity.measured import Measured
 from novelsum_dagster.diversity.vectors import as_rows, find_rows, unit_rows
 from novelsum_dagster.progress import Progress, no_progress
@@ -32,11 +32,27 @@ def distsum_l2(target: ArrayLike, *, device: str = "cpu", progress: Progress = n
 
     Raises:
         ValueError: for bad rows.
+        NotEnoughMemory: where the device has too little.
     """
+    rows = as_rows(target, "target")
+    there = torch_device(cuda_or_cpu(device))
+    with DeviceMemory(there, _distsum_memory_needed(*rows.shape), f"DistSum L2 of {len(rows):,} samples"):
+        means = _mean_distances(rows, there, progress)
+    value = float(means.mean())
+    return Measured(value, 2 * (means - value))
+
+
+def _distsum_memory_needed(n: int, d: int) -> int:
+    """Return the bytes that DistSum L2 of n samples takes on a device at most."""
+    # The rows in float64, and what is made of them: centred ones, then their squares. A tile, the next, what is added.
+    return 2 * 8 * n * d + 2 * 8 * n + 3 * 8 * max(_TILE_VALUES // 2, n)
+
+
+def _mean_distances(target: NDArray[np.float32], device: "torch.device", progress: Progress) -> NDArray[np.float64]:
+    """Return the mean Euclidean distance of each row, (n, d), to all: float64, (n,)."""
     import torch
 
-    device = cuda_or_cpu(device)
-    rows = torch.from_numpy(as_rows(target, "target")).to(device).double()
+    rows = torch.from_numpy(target).to(device).double()
     # Distances stay, and what cancels in |x|^2 + |y|^2 - 2xy becomes small.
     rows = rows - rows.mean(dim=0)
     squares = (rows * rows).sum(dim=1)
@@ -50,8 +66,7 @@ def distsum_l2(target: ArrayLike, *, device: str = "cpu", progress: Progress = n
         distances[own, start + own] = 0
         means[start:stop] = distances.clamp_(min=0).sqrt_().mean(dim=1).cpu().numpy()
         progress(stop, size)
-    value = float(means.mean())
-    return Measured(value, 2 * (means - value))
+    return means
 
 
 def knn_distance(

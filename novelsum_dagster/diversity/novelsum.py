@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
-from novelsum_dagster.devices import cuda_or_cpu, require_device_memory, torch_device
+from novelsum_dagster.devices import DeviceMemory, cuda_or_cpu, torch_device
 from novelsum_dagster.diversity.density import DensityIndex, NeighborPolicy, densities
 from novelsum_dagster.diversity.measured import mean_interval
 from novelsum_dagster.diversity.vectors import as_rows, distinct_rows, find_rows, unit_rows
@@ -350,8 +350,6 @@ def _rank_sums(
     require_memory(
         memory_needed(size, units.shape[1], threads), f"NovelSum of {size:,} samples", "measure fewer samples"
     )
-    if device != "cpu":
-        require_device_memory(torch_device(device), device_memory_needed(*units.shape), f"NovelSum of {size:,} samples")
     group = find_rows(units, units)
     repeated = group if (group != np.arange(size)).any() else None
     job = _Job(units, repeated, weights, columns, without_self)
@@ -410,16 +408,23 @@ class _Job:
         return found
 
     def on(self, device: str) -> Callable[[int, int], NDArray[np.float64]]:
-        """Return the same computation on a torch device, where the rows stay."""
+        """Return the same computation on a torch device, where the rows stay.
+
+        Raises:
+            NotEnoughMemory: where the device has too little; so does the computation.
+        """
         import torch
 
+        needed, what = device_memory_needed(*self.units.shape), f"NovelSum of {len(self.units):,} samples"
+        memory = DeviceMemory(torch_device(device), needed, what)
         torch.set_float32_matmul_precision("highest")  # TF32 would cost three digits.
-        units = torch.from_numpy(self.units).to(device)
-        repeated = None if self.repeated is None else torch.from_numpy(self.repeated).to(device)
-        weights = torch.from_numpy(self.weights).to(device)
-        columns = None if self.columns is None else torch.from_numpy(self.columns).to(device)
+        with memory:
+            units = torch.from_numpy(self.units).to(device)
+            repeated = None if self.repeated is None else torch.from_numpy(self.repeated).to(device)
+            weights = torch.from_numpy(self.weights).to(device)
+            columns = None if self.columns is None else torch.from_numpy(self.columns).to(device)
 
-        def work(start: int, stop: int) -> NDArray[np.float64]:
+        def sums(start: int, stop: int) -> NDArray[np.float64]:
             distances = (1 - units[start:stop] @ units.T).clamp_(min=0)
             own = torch.arange(len(distances), device=device)
             if repeated is not None:
@@ -435,5 +440,9 @@ class _Job:
                 weighted.scatter_(1, order, weights[:, number].expand_as(order))
                 parts.append((weighted * distances) @ columns)
             return np.asarray(torch.stack(parts, dim=1).cpu().numpy())
+
+        def work(start: int, stop: int) -> NDArray[np.float64]:
+            with memory:
+                return sums(start, stop)
 
         return work

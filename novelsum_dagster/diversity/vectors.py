@@ -17,8 +17,15 @@ _LARGEST_NORM = 1e18
 """FAISS forms up to (|x| + |y|)^2 in float32, which ends at 3.4e38; past it, k-means ends the process."""
 
 
-def as_rows(embeddings: ArrayLike, name: str = "embeddings") -> NDArray[np.float32]:
+def as_rows(
+    embeddings: ArrayLike, name: str = "embeddings", places: NDArray[np.int64] | None = None
+) -> NDArray[np.float32]:
     """Return embeddings as C-contiguous float32 rows, (n, d), without a copy where they are that already.
+
+    Args:
+        embeddings: (n, d).
+        name: what they are called in a refusal.
+        places: (n,), by which it names rows; None takes 0 to n - 1.
 
     Raises:
         ValueError: where the shape is not (n, d) with n, d >= 1, or a value is NaN or infinite; names the first row.
@@ -29,15 +36,30 @@ def as_rows(embeddings: ArrayLike, name: str = "embeddings") -> NDArray[np.float
     # A row's sum is finite only if its values are; summing in float64 cannot overflow on float32 values.
     bad = np.flatnonzero(~np.isfinite(rows.sum(1, dtype=np.float64)))
     if len(bad):
-        raise ValueError(f"{name}: row {bad[0]} has a NaN or infinite value ({len(bad)} such rows); embed it again")
+        row = bad[0] if places is None else places[bad[0]]
+        raise ValueError(f"{name}: row {row} has a NaN or infinite value ({len(bad)} such rows); embed it again")
     return rows
+
+
+def require_directions(
+    rows: NDArray[np.float32], name: str = "embeddings", places: NDArray[np.int64] | None = None
+) -> None:
+    """Refuse rows, (n, d), of which one is zero, for which no cosine is defined; arguments as in `as_rows`.
+
+    Raises:
+        ValueError: then; names the first.
+    """
+    zero = np.flatnonzero(~rows.any(axis=1))
+    if len(zero):
+        row = zero[0] if places is None else places[zero[0]]
+        raise ValueError(f"{name}: row {row} is all zeros; it has no direction, so leave it out")
 
 
 def unit_rows(rows: NDArray[np.float32], name: str = "embeddings") -> NDArray[np.float32]:
     """Return rows scaled to length 1, float32, (n, d).
 
     Raises:
-        ValueError: where a row is zero, for which no cosine is defined; names the first.
+        ValueError: as `require_directions` does.
     """
     units = np.empty_like(rows)
     size = max(1, _VALUES // rows.shape[1])
@@ -46,9 +68,8 @@ def unit_rows(rows: NDArray[np.float32], name: str = "embeddings") -> NDArray[np
         # In float64, so that neither large nor small rows leave the range of their squares.
         tile = rows[start : start + size].astype(np.float64)
         norms = np.sqrt(np.einsum("ij,ij->i", tile, tile))
-        zero = np.flatnonzero(norms == 0)
-        if len(zero):
-            raise ValueError(f"{name}: row {start + zero[0]} is all zeros; it has no direction, so leave it out")
+        if not norms.all():
+            require_directions(rows, name)
         tile /= norms[:, None]
         units[start : start + size] = tile
 

@@ -6,6 +6,7 @@ machines. No part knows of another; only the last selection does.
 Belongs here: the parts, what is kept of finished ones. Does not: the selection of a part (`novelselect`).
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from operator import methodcaller
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from novelsum_dagster.diversity.vectors import as_rows, require_directions
 from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.selection.checkpoint import Checkpoint, Trace, selection_key
 from novelsum_dagster.selection.inputs import check_density_factor, check_k, check_quality
@@ -81,10 +83,7 @@ def partitioned(
         saved = Checkpoint(checkpoint.with_suffix(".parts.parquet"), key)
     forward = _loaded(saved, counts)
     left = parts[len(forward) :]
-    asks = (
-        methodcaller("picks", embeddings[part], factor[part], None if qualities is None else qualities[part])
-        for part in left
-    )
+    asks = _asks(embeddings, left, factor, qualities)
     for part, picks in zip(left, spread(_Part(k, seed, proximity_power, device, verify), asks), strict=True):
         forward.append(part[picks])
         if saved:
@@ -135,6 +134,23 @@ class _Part:
             device=self.device,
             verify=self.verify,
         ).indices
+
+
+def _asks(
+    embeddings: NDArray[Any],
+    parts: list[NDArray[np.int64]],
+    factor: NDArray[np.float64],
+    quality: NDArray[np.float64] | None,
+) -> Iterator[Callable[[_Part], NDArray[np.int64]]]:
+    """Yield what each part is asked, one after the other.
+
+    Raises:
+        ValueError: for NaN, infinite or zero rows; names the first of a part by its place in the pool.
+    """
+    for part in parts:
+        rows = embeddings[part]
+        require_directions(as_rows(rows, places=part), places=part)
+        yield methodcaller("picks", rows, factor[part], None if quality is None else quality[part])
 
 
 def _loaded(saved: Checkpoint | None, counts: list[int]) -> list[NDArray[np.int64]]:

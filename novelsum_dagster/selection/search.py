@@ -153,8 +153,12 @@ class Search(ABC):
         sums = exact_scores(candidates, self._rows, self._factor, self.picks[: self.picked], self._weights)
         scores = sums * self._quality[candidates] * self._unit
         limit = found.second_score if found.second >= 0 else found.score
-        # Devices add up in different orders; float64 keeps that far below this.
-        allowance = _AGREE * abs(limit) + _ROUNDING * self._unit * self._quality[found.best] * self._weights.sum()
+        # Devices add up in different orders. Float64 keeps that far below `_AGREE`, but where rows are nearly alike,
+        # most of a distance is rounding, as large as that of a distance of 1.
+        compared = candidates if found.second < 0 else np.append(candidates, found.second)
+        farthest = self._factor[compared] + self._factor[self.picks[: self.picked]].max()
+        rounding = _ROUNDING * self._unit * (self._quality[compared] * farthest).max() * self._weights.sum()
+        allowance = _AGREE * abs(limit) + rounding
         better = np.flatnonzero(scores[1:] > limit + allowance)
         if len(better) or abs(scores[0] - found.score) > allowance:
             raise VerificationError(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from novelsum_dagster.devices import require_device_memory, torch_device
+from novelsum_dagster.devices import DeviceMemory, torch_device
 from novelsum_dagster.selection.search import Candidates, Found, Round, Search, bin_edges, cosine_slack
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class TorchSearch(Search):
 
     Raises:
         ValueError: for a device that torch does not have.
-        NotEnoughMemory: where the device has too little.
+        NotEnoughMemory: where the device has too little, here or later.
     """
 
     def __init__(self, candidates: Candidates, weights: NDArray[np.float64], device: str) -> None:
@@ -89,14 +89,22 @@ class TorchSearch(Search):
         n, d = candidates.rows.shape
         k = len(weights)
         self._torch, self._device = torch, torch_device(device)
-        require_device_memory(self._device, device_memory_needed(n, d, k), f"NovelSelect of {k:,} out of {n:,}")
+        self._memory = DeviceMemory(self._device, device_memory_needed(n, d, k), f"NovelSelect of {k:,} out of {n:,}")
         # Rounded to TF32, a cosine would be off by more than the bounds allow for.
         torch.set_float32_matmul_precision("highest")
+        with self._memory:
+            self._allocate(k)
+
+    def _allocate(self, k: int) -> None:
+        """Make what is held on the device."""
+        import torch
+
         to = self._device
+        n, d = self._rows.shape
         self._x = torch.from_numpy(self._rows).to(to)
         self._f = torch.from_numpy(self._factor).to(to)
         self._q = torch.from_numpy(self._quality).to(to)
-        self._w = torch.from_numpy(weights).to(to)
+        self._w = torch.from_numpy(self._weights).to(to)
         self._sw = torch.cat([torch.zeros(1, dtype=torch.float64, device=to), self._w.cumsum(0)])
         self._slack = cosine_slack(d)
         self._edges = bin_edges(k)
@@ -125,6 +133,16 @@ class TorchSearch(Search):
         self._x = self._new = self._summary = self._picked_x = self._torch.empty(0)
         if self._near is not None:
             self._near = _Near(self._near.places, self._x)
+
+    def take(self, row: NDArray[np.float32], factor: float, own: int) -> None:
+        """Append a pick, as every search does."""
+        with self._memory:
+            super().take(row, factor, own)
+
+    def best(self) -> Found | None:
+        """Return the best two, as every search does."""
+        with self._memory:
+            return super().best()
 
     def allow(self, allowed: NDArray[np.bool_]) -> None:
         """Look only at candidates that are allowed, bool, (n,); picks never are."""

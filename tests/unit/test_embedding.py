@@ -26,6 +26,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
 )
 
 from novelsum_dagster.embedding import encoder as encoder_module
@@ -305,21 +307,24 @@ def test_the_key_of_a_model_is_what_it_was_unless_its_vectors_differ() -> None:
 class _Small(torch.nn.Module):
     """A module that fits only so many texts at a time, as a GPU that is too small."""
 
-    def __init__(self, inner: torch.nn.Module, fits: int) -> None:
+    def __init__(self, inner: torch.nn.Module, fits: int, error: RuntimeError) -> None:
         super().__init__()
-        self.inner, self.fits, self.batches = inner, fits, list[int]()
+        self.inner, self.fits, self.error, self.batches = inner, fits, error, list[int]()
 
     def forward(self, features: dict[str, torch.Tensor], **options: object) -> dict[str, torch.Tensor]:
         self.batches.append(len(features["input_ids"]))
         if self.batches[-1] > self.fits:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB\nmore words")
+            raise self.error
         found: dict[str, torch.Tensor] = self.inner(features, **options)
         return found
 
 
-def _too_small(fits: int) -> tuple[SentenceTransformerEncoder, _Small]:
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB\nmore words")
+
+
+def _too_small(fits: int, error: RuntimeError = OUT_OF_MEMORY) -> tuple[SentenceTransformerEncoder, _Small]:
     encoder = SentenceTransformerEncoder(FLOAT32, "float32", "cpu")
-    small = _Small(encoder._model[1], fits)
+    small = _Small(encoder._model[1], fits, error)
     encoder._model[1] = small
     return encoder, small
 
@@ -343,6 +348,47 @@ def test_too_little_memory_on_a_device_halves_the_batch(
 def test_a_device_too_small_for_one_text_is_refused() -> None:
     with pytest.raises(InputError, match=r"too small for one text; lower embedding\.max_tokens \(CUDA out of memory"):
         encoded(_too_small(0)[0], TEXTS[:2])
+
+
+@pytest.mark.parametrize("words", ["CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "out of memory"])
+def test_every_kind_of_out_of_memory_halves_the_batch(words: str) -> None:
+    other, small = _too_small(5, RuntimeError(f"CUDA error: {words}"))
+    assert np.isfinite(encoded(other, TEXTS[:20])).all()
+    assert set(small.batches[2:]) == {4}
+
+
+def test_other_errors_of_torch_are_not_taken_for_it() -> None:
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        encoded(_too_small(5, RuntimeError("CUDA error: device-side assert triggered"))[0], TEXTS[:20])
+
+
+def test_batches_are_filled_up_on_the_cpu_only(encoder: SentenceTransformerEncoder) -> None:
+    exact = encoded(encoder, TEXTS[:3])
+    on_cpu, filled = _too_small(16)
+    encoded(on_cpu, TEXTS[:3])
+    assert set(filled.batches) == {16}
+    elsewhere, small = _too_small(16)
+    elsewhere.device = "cuda"  # In name.
+    np.testing.assert_allclose(encoded(elsewhere, TEXTS[:3]), exact, atol=1e-6)
+    assert sum(small.batches) == 3
+
+
+def test_more_tokens_than_a_model_has_positions_for_are_refused(causal: Path, tmp_path: Path) -> None:
+    most = SentenceTransformerEncoder(FLOAT32.model_copy(update={"max_tokens": 512}), "float32", "cpu")
+    assert np.isfinite(encoded(most, ["word " * 900])).all()
+    words = r"embedding\.max_tokens is {} and .* has positions for {} tokens; .* set it to {} or less"
+    with pytest.raises(InputError, match=words.format(513, 512, 512)):
+        SentenceTransformerEncoder(FLOAT32.model_copy(update={"max_tokens": 513}), "float32", "cpu")
+    small: dict[str, Any] = {"vocab_size": 300, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    config = RobertaConfig(**small, num_hidden_layers=1, max_position_embeddings=40, pad_token_id=1)
+    RobertaModel(config).save_pretrained(tmp_path)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(causal / file, tmp_path / file)
+    settings = Embedding(model=str(tmp_path), dtype="float32", max_tokens=33)
+    with pytest.raises(InputError, match=words.format(33, 38, 32)):
+        SentenceTransformerEncoder(settings, "float32", "cpu")
+    fits = SentenceTransformerEncoder(settings.model_copy(update={"max_tokens": 32}), "float32", "cpu")
+    assert np.isfinite(encoded(fits, ["word " * 100])).all()
 
 
 def test_vllm_that_is_not_there_is_named() -> None:

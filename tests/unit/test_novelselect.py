@@ -341,6 +341,20 @@ def test_verification_accepts_equal_scores(same: int) -> None:
     assert novelselect(rows, 40, density_power=0, verify=5).indices.tolist() == expected
 
 
+@pytest.mark.parametrize("noise", [0, 1e-7, 1e-5, 1e-3])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("scale", [1e-4, 1, 1e4])
+def test_verification_accepts_what_another_device_rounds_otherwise(noise: float, seed: int, scale: float) -> None:
+    """Among rows that are nearly alike most of a distance is rounding, whatever the factors are scaled by."""
+    generator = np.random.default_rng(seed)
+    dimensions = int(generator.integers(4, 200))
+    rows = generator.normal(size=dimensions) * (1 + noise * generator.normal(size=(60, dimensions)))
+    factor = np.full(60, scale) if noise == 0 else scale * generator.uniform(0.5, 3, 60)
+    quality = generator.uniform(0.1, 9, 60) if seed else None
+    picks = novelselect(rows, 60, density_factor=factor, quality=quality, device="cpu:0", verify=60)
+    assert len(set(picks.indices.tolist())) == 60
+
+
 def test_large_density_powers_do_not_overflow() -> None:
     generator = np.random.default_rng(0)
     rows = generator.normal(size=(60, 6)).astype(np.float32)

@@ -118,6 +118,16 @@ def test_finished_parts_of_another_selection_are_refused(tmp_path: Path) -> None
         partitioned(ROWS, K, seed=1, **options)
 
 
+def test_a_bad_row_is_named_by_its_place_in_the_pool() -> None:
+    for bad, words in ((np.nan, "has a NaN"), (0, "is all zeros")):
+        rows = ROWS.copy()
+        rows[3] = bad
+        with pytest.raises(ValueError, match=f"embeddings: row 3 {words}"):
+            partitioned(rows, K, partitions=4, density_factor=FACTOR)
+        with pytest.raises(ValueError, match=f"embeddings: row 3 {words}"):
+            partitioned(rows, N // 2, partitions=4, density_factor=FACTOR)  # Parts that pick all that they have.
+
+
 def test_more_parts_than_samples_are_refused() -> None:
     with pytest.raises(ValueError, match="partitions is 401 and the pool has 400 samples"):
         partitioned(ROWS, K, partitions=401, density_factor=FACTOR)

@@ -17,11 +17,13 @@ from novelsum_dagster.embedding import store
 from novelsum_dagster.embedding.store import load_vectors
 from novelsum_dagster.memory import NotEnoughMemory
 from novelsum_dagster.plan import LIBRARIES, Need, Room, Size, plan, room
-from novelsum_dagster.settings import Embedding, NovelSum, Selection, Settings
+from novelsum_dagster.settings import Embedding, NovelSum, Ray, Selection, Settings
 from tests.pools import alpaca, write_jsonl, write_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES, DIMENSION, PICKS = 20_000, 384, 1000
+SIZES = {"density grown": (6000, 8192)}
+"""Of steps whose tiles, and not the pool, would else be most of what they take."""
 SETTINGS = Settings(selection=Selection(k=PICKS), device="cpu")
 PROGRAM = """
 import json, sys
@@ -31,11 +33,13 @@ import psutil
 from novelsum_dagster.diversity.growth import nearest_in_pool
 from novelsum_dagster.diversity.density import density
 from novelsum_dagster.diversity.novelsum import novelsum_with_densities
+from novelsum_dagster.diversity.tables import build_density
 from novelsum_dagster.embedding.encoder import Model
 from novelsum_dagster.embedding.store import VectorStore, load_vectors
 from novelsum_dagster.pool.ingest import build_snapshot
+from novelsum_dagster.selection.partitioned import partitioned
 from novelsum_dagster.selection.strategies import select
-from novelsum_dagster.settings import Pool, Source
+from novelsum_dagster.settings import NovelSum, Pool, Source
 
 step, folder, samples, dimension, k = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])
 generator = np.random.default_rng(0)
@@ -54,7 +58,15 @@ def write(samples, name):
         part = ids[start : min(start + 512, samples)]
         kept.add(part, generator.normal(size=(len(part), dimension)).astype(np.float32), "float32")
 
+def density_table(samples, name, earlier=None):
+    vectors = load_vectors(next((folder / name / "vectors").iterdir()), ids[:samples])
+    return build_density(
+        folder / name, ids[:samples], vectors, "key", settings=NovelSum(density_index="exact"), earlier=earlier
+    )
+
 def work(samples, name):
+    if step == "density grown":
+        return density_table(samples, name, grown)
     if step == "raw_pool":
         pool = Pool(sources=(Source(path=f"{name}.jsonl"),))
         return build_snapshot(pool, folder, folder / name, lambda texts: [len(text) for text in texts])
@@ -66,11 +78,16 @@ def work(samples, name):
         return density(vectors, index="ivf", min_recall=0.5)
     if step == "sample_novelty":
         return novelsum_with_densities(vectors, {(10, 0.5): factor})
+    if step == "selected_subset in parts":
+        return partitioned(vectors, min(k, samples), partitions=8, density_factor=factor)
     return select(step.partition(" ")[2], vectors, min(k, samples), density_factor=factor)
 
 write(60, "few")
 write(samples, "many")
+grown = None
 work(60, "few")  # Loads and compiles.
+if step == "density grown":
+    grown = density_table(samples * 6 // 10, "many")
 process = psutil.Process()
 before = process.memory_info().rss
 Path("/proc/self/clear_refs").write_text("5")  # Forgets the peak so far.
@@ -90,7 +107,9 @@ def _need(step: str, settings: Settings = SETTINGS, **size: Any) -> Need:
     [
         ("density", SETTINGS),
         ("sample_novelty", SETTINGS),
+        ("density grown", SETTINGS),
         ("selected_subset novelselect", SETTINGS),
+        ("selected_subset in parts", SETTINGS.model_copy(update={"selection": Selection(k=PICKS, partitions=8)})),
         *(
             pytest.param(step, SETTINGS.model_copy(update=update), marks=pytest.mark.slow)
             for step, update in (
@@ -104,14 +123,16 @@ def _need(step: str, settings: Settings = SETTINGS, **size: Any) -> Need:
 )
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are measured as Linux tells them")
 def test_a_step_takes_what_the_plan_says(tmp_path: Path, step: str, settings: Settings) -> None:
+    samples, dimension = SIZES.get(step, (SAMPLES, DIMENSION))
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, step, str(tmp_path), str(SAMPLES), str(DIMENSION), str(PICKS)],
+        [sys.executable, "-c", PROGRAM, step, str(tmp_path), str(samples), str(dimension), str(PICKS)],
         stdout=subprocess.PIPE,
         check=True,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    took, planned = int(done.stdout), _need(step.split()[0], settings).memory - LIBRARIES
+    need = _need(step.split()[0], settings, samples=samples, dimension=dimension)
+    took, planned = int(done.stdout), need.memory - LIBRARIES
     assert took <= planned < 5 * took
 
 
@@ -150,9 +171,82 @@ def test_what_does_not_fit_is_told() -> None:
     assert not Room(9, 5, 3).fits(need)
     assert not Room(10, 4, 3).fits(need)
     assert not Room(10, 5, 2).fits(need)
-    there = room(Settings(device="cuda:7"))
+    there = room(Settings(device="cuda:7"), 3)
     assert there.device is None
     assert min(there.memory, there.disk) > 0
+
+
+def test_workers_of_this_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    need = Need("density", memory=10, worker=7, device=None, disk=0, store=4)
+    assert Room(16, None, 0, workers=2).fits(need)
+    assert not Room(15, None, 0, workers=2).fits(need)
+    assert Room(10, None, 0).fits(need)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    local, there = Settings(engine="ray"), Settings(engine="ray", ray=Ray(address="10.0.0.1:6379"))
+    assert [room(one, 3).workers for one in (local, there, Settings())] == [3, 0, 0]
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert room(local, 3).workers == 0
+
+
+def test_what_is_sent_to_workers_is_in_the_memory_of_the_machine_that_sends_it() -> None:
+    settings = Settings(selection=Selection(k=PICKS))
+    for chosen in (settings, settings.model_copy(update={"selection": Selection(k=PICKS, partitions=8)})):
+        size = Size(SAMPLES, DIMENSION)
+        alone, on_ray = plan(size, chosen, 4), plan(size, chosen.model_copy(update={"engine": "ray"}), 4)
+        for here, there in zip(alone, on_ray, strict=True):
+            assert here.worker == there.worker
+            sent = there.store if here.step == "density" else 4 * there.store
+            assert there.memory - here.memory == sent
+            assert (sent > 0) == (here.step in ("density", "selected_subset"))
+
+
+def test_parts_need_less_at_a_time() -> None:
+    def needs(partitions: int | None) -> Need:
+        settings = Settings(device="cuda", selection=Selection(k=10_000, partitions=partitions))
+        return _need("selected_subset", settings, samples=4_000_000, dimension=4096)
+
+    whole, few, many = needs(None), needs(8), needs(64)
+    held = store.memory_needed(4_000_000, 4096)
+    assert whole.memory - held > 2 * (few.memory - held)
+    assert few.memory < many.memory  # What more parts pick is selected from at once.
+    assert whole.device is not None and few.device is not None
+    assert whole.device > 4 * few.device
+
+
+SENT = """
+import pickle, sys
+from pathlib import Path
+import numpy as np
+import psutil
+from novelsum_dagster.diversity.density import ExactSearch, _Lists
+
+file, samples, dimension = Path(sys.argv[1]), *map(int, sys.argv[2:])
+points = np.random.default_rng(0).normal(size=(samples, dimension)).astype(np.float32)
+if not file.exists():
+    buffers = []
+    file.write_bytes(pickle.dumps(_Lists(ExactSearch(points), 100, 0), 5, buffer_callback=buffers.append))
+    assert sum(buffer.raw().nbytes for buffer in buffers) == points.nbytes
+else:
+    stream = np.memmap(file, np.uint8, "r")  # As in Ray's object store.
+    process = psutil.Process()
+    before = process.memory_info().rss
+    Path("/proc/self/clear_refs").write_text("5")
+    pickle.loads(stream, buffers=[points])
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(int(peak.split()[1]) * 1024 - before + points.nbytes)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are measured as Linux tells them")
+def test_a_worker_that_is_sent_the_index_takes_what_the_plan_says(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SENT, str(tmp_path / "lists"), str(SAMPLES), str(DIMENSION)]
+    for _ in range(2):
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=ROOT)
+    need = _need("density", SETTINGS.model_copy(update={"novelsum": NovelSum(density_index="ivf")}))
+    assert need.worker is not None
+    assert need.store >= (tmp_path / "lists").stat().st_size + 4 * SAMPLES * DIMENSION
+    took, planned = int(done.stdout), need.worker - LIBRARIES
+    assert 4 * 4 * SAMPLES * DIMENSION < took <= planned < 5 * took
 
 
 def test_vectors_that_do_not_fit_are_refused_before_they_are_read(
@@ -198,19 +292,49 @@ def test_the_table_says_what_does_not_fit(tmp_path: Path) -> None:
     assert " no " not in done.stdout
 
 
+def test_a_model_that_is_not_here_is_said_to_be_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is fetched for a plan; what the hub's own client has fetched before counts, where it is whole."""
+    cache, commit = tmp_path / "cache", "a" * 40
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    write_settings(tmp_path, device="auto", embedding={"model": "nobody/model", "revision": commit})
+    size = ["--samples", "100", "--dimension", "8"]
+
+    def embeddings() -> dict[str, Any]:
+        return next(step for step in _run(tmp_path, *size)["steps"] if step["step"] == "embeddings")
+
+    unknown = embeddings()
+    assert (unknown["device"], unknown["is_known"]) == (None, False)
+    table = CliRunner().invoke(
+        app, ["plan", *size, "--settings", str(tmp_path / "curation.yaml")], env={"COLUMNS": "200"}
+    )
+    row = next(line for line in table.stdout.splitlines() if "embeddings" in line)
+    assert row.count("unknown until downloaded") == 2 and row.count("over 1.1 GiB") == 1
+    folder = cache / "models--nobody--model" / "snapshots" / commit
+    folder.mkdir(parents=True)
+    for name in ("one.safetensors", "two.safetensors"):
+        index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert embeddings() == unknown
+        (folder / name).write_bytes(bytes(2**20))
+    known = embeddings()
+    assert (known["device"], known["is_known"]) == (2 * 2**20, True)
+    assert known["worker"] - unknown["worker"] == module._MODEL_COPIES * known["device"]
+
+
 def test_a_models_dimension_is_read_from_its_configuration(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"1234")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 48}))
     settings = Settings(embedding=Embedding(model=str(tmp_path)), base=tmp_path)
-    assert cli_plan._dimension(settings) == 48
-    assert cli_plan._weights(settings.embedding) == 4
+    assert cli_plan._dimension(settings, tmp_path) == 48
+    assert cli_plan._weights(tmp_path) == 4
     (tmp_path / "2_Dense").mkdir()
     (tmp_path / "2_Dense" / "config.json").write_text(json.dumps({"out_features": 12}))
-    assert cli_plan._dimension(settings) == 12
+    assert cli_plan._dimension(settings, tmp_path) == 12
     (tmp_path / "2_Dense" / "config.json").unlink()
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="give --dimension"):
-        cli_plan._dimension(settings)
+        cli_plan._dimension(settings, tmp_path)
 
 
 def test_the_plan_is_the_formulas_of_the_refusals() -> None:
