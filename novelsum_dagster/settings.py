@@ -464,7 +464,7 @@ class Ray(_Section):
     address: str | None = Field(
         None,
         pattern=r"^(auto|[^\s/]+:\d+)$",
-        description="host:port of the cluster's head; default: $RAY_ADDRESS, else this machine becomes a cluster.",
+        description="host:port of the cluster's head, or auto for one here; default: $RAY_ADDRESS, else one starts.",
     )
     workers: PositiveInt = Field(2, description="Workers side by side.")
     cpus_per_worker: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
@@ -579,7 +579,7 @@ def load_settings(path: Path) -> Settings:
     try:
         return Settings.model_validate({**values, "base": path.parent.resolve()})
     except ValidationError as error:
-        lines = [f"{path}:{_line(tree, e['loc'])}: {_key(e['loc'])}: {_message(e)}" for e in error.errors()]
+        lines = [f"{path}:{_line(tree, e['loc'])}: {_key(e['loc'])}: {_message(e)}{_wanted(e)}" for e in error.errors()]
         raise InputError("\n".join(lines)) from None
 
 
@@ -609,6 +609,17 @@ def _s3_place(storage: str) -> S3Place | None:
     if prefix and (set(prefix.split("/")) & {"", ".", ".."} or not prefix.isprintable()):
         raise ValueError("the prefix after the bucket must have no empty part, no part '.' or '..', and be printable")
     return S3Place(bucket, prefix)
+
+
+def _wanted(error: ErrorDetails) -> str:
+    """Return what the settings say of a key whose value is not of its form; of no other mistake."""
+    found: Any = Settings
+    for part in error["loc"]:
+        found = found if isinstance(found, type) else found.annotation
+        found = getattr(found, "model_fields", {}).get(part)
+        if found is None:
+            return ""
+    return f" ({found.description})" if error["type"] == "string_pattern_mismatch" else ""
 
 
 def _message(error: ErrorDetails) -> str:

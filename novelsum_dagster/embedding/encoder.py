@@ -256,6 +256,7 @@ class SentenceTransformerEncoder:
     def _load(self, dtype: str) -> "SentenceTransformer":
         _quiet()
         import torch
+        from safetensors import SafetensorError
         from sentence_transformers import SentenceTransformer
 
         location = model_location(self._settings)
@@ -267,7 +268,7 @@ class SentenceTransformerEncoder:
                 trust_remote_code=False,
                 model_kwargs={"dtype": getattr(torch, dtype), "use_safetensors": True},
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"embedding.model: {location} cannot be loaded on {self.device}: {error}") from error
         _require_positions(model, self._settings)
         model.max_seq_length = self._settings.max_tokens

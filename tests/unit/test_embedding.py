@@ -189,6 +189,13 @@ def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
         identify(Embedding(model=str(tmp_path)))
 
 
+def test_damaged_weights_are_refused(causal: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(causal, tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(b"half of it")
+    with pytest.raises(InputError, match=r"embedding\.model: .* cannot be loaded on cpu"):
+        load_encoder(Embedding(model=str(folder)), None, "cpu")
+
+
 def test_a_missing_device_is_refused() -> None:
     import torch
 

@@ -193,3 +193,10 @@ def test_the_file_in_force_is_named_by_the_environment(tmp_path: Path, monkeypat
     assert settings_path() == tmp_path / "curation.yaml"
     monkeypatch.setenv(SETTINGS_VARIABLE, "other/settings.yaml")
     assert settings_path() == tmp_path / "other" / "settings.yaml"
+
+
+def test_a_value_of_another_form_is_told_what_is_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "curation.yaml"
+    path.write_text("ray: {address: localhost}\n")
+    with pytest.raises(InputError, match=r"curation\.yaml:1: ray\.address: .*\(host:port of the cluster's head"):
+        load_settings(path)
