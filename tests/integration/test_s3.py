@@ -81,6 +81,7 @@ def test_faults_on_a_fifth_of_the_requests_change_nothing(
     assert Path(summary["subset"]).read_bytes() == undisturbed
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_on_two_machines_are_refused(settings: Path, s3: Server, tmp_path: Path) -> None:
     one, two = (Machine(settings, tmp_path / name) for name in ("one", "two"))
     running = one.start("run", "--json")

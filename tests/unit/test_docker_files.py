@@ -129,10 +129,11 @@ def test_a_server_of_ones_own_takes_the_place_of_one_here() -> None:
 
 
 def make(*arguments: str, cwd: Path = ROOT, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Run make with the Makefile as it is shipped."""
+    """Run make with the Makefile as it is shipped, and as if no other make had started this."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "MFLAGS"}
     return subprocess.run(
         ["make", "--file", str(ROOT / "Makefile"), *arguments],
-        env={**os.environ, **environment},
+        env={**own, **environment},
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -192,6 +193,7 @@ def audit(folder: Path, port: int) -> "subprocess.CompletedProcess[str]":
     return make("audit", f"BIN={Path(sys.executable).parent}", cwd=folder, **settings)
 
 
+@pytest.mark.slow
 def test_the_audit_asks_about_all_that_is_installed(tmp_path: Path) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Advisories) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
