@@ -4,7 +4,8 @@
 
 Prints Markdown: the constants; time, memory, traffic and cost at 1e6, 1e7 and 1e9 samples; and a simulation of
 NovelSelect over 2 to 64 workers, in which every worker's part is really searched, one after the other on one core, and
-the exchange is reckoned: what a message costs the driver, the round trip of the network and its bandwidth.
+the exchange is reckoned: what a message costs the driver, the round trip of the network and its bandwidth. The last
+columns reckon larger pools by the constants, with workers that are machines like this one.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from benchmarks.pool import perturbed_pool
 from novelsum_dagster.diversity import density, novelsum
+from novelsum_dagster.diversity.density import index_bytes
 from novelsum_dagster.diversity.novelsum import rank_weights
 from novelsum_dagster.diversity.vectors import unit_rows
 from novelsum_dagster.embedding.encoder import load_encoder, token_counter
@@ -79,7 +81,8 @@ def main() -> None:
     parser.add_argument("files", nargs="+", help="files or globs of real samples")
     parser.add_argument("-k", type=int, default=10_000)
     parser.add_argument("--price", type=float, default=0.05, help="of a core for an hour")
-    parser.add_argument("--message", type=float, default=4e-4, help="seconds that a message costs the driver")
+    # (2.82 - 0.79 / 2) / 2 ms of `benchmarks.engines` with two workers.
+    parser.add_argument("--message", type=float, default=1.2e-3, help="seconds that a message costs the driver")
     parser.add_argument("--round-trip", type=float, default=2e-4, help="seconds")
     parser.add_argument("--bandwidth", type=float, default=1.25e9, help="bytes a second")
     arguments = parser.parse_args()
@@ -91,7 +94,8 @@ def main() -> None:
     _print_constants(constants)
     _print_steps(constants, arguments.k, cores, arguments.price)
     _print_memory(rows.shape[1], arguments.k)
-    _print_exchange(rows, arguments.message, arguments.round_trip, arguments.bandwidth)
+    _print_traffic(rows.shape[1], arguments.k)
+    _print_exchange(rows, constants, arguments.message, arguments.round_trip, arguments.bandwidth)
 
 
 def measure(sources: list[Source], rows: NDArray[np.float32]) -> Constants:
@@ -174,6 +178,26 @@ def _print_memory(d: int, k: int) -> None:
         print(f"| {needs[0].step} | {' | '.join(cells)} |")
 
 
+def _print_traffic(d: int, k: int) -> None:
+    workers, neighbors = WORKERS[-1], Settings().novelsum.neighbors
+    print(f"\n| between {workers} machines | " + " | ".join(f"{size:.0e}" for size in SIZES) + " |")
+    print("|---|" + "---:|" * len(SIZES))
+    steps: dict[str, Callable[[int], int]] = {
+        "embedding: texts out, vectors back": lambda n: Size(n, d).texts + 4 * n * d,
+        "density: vectors and index to each, neighbours back": lambda n: (
+            workers * (4 * n * d + index_bytes(n, d)) + 12 * n * (neighbors + 1)
+        ),
+        f"selection: a part to each, {k:,} exchanges": lambda n: 4 * n * d + k * workers * _exchanged(d),
+    }
+    for name, traffic in steps.items():
+        print(f"| {name} | {' | '.join(readable_bytes(traffic(n)) for n in SIZES)} |")
+
+
+def _exchanged(d: int) -> int:
+    """Return the bytes that a pick takes to a worker, its row, factor and index, and back, the two best."""
+    return 4 * (d + 2) + 4 * _BYTES
+
+
 def _duration(seconds: float) -> str:
     for size, name in ((365 * 86400, "years"), (86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
@@ -185,24 +209,31 @@ def _cost(amount: float) -> str:
     return f"${amount:,.0f}" if amount >= 1 else f"${amount:.2f}"
 
 
-def _print_exchange(rows: NDArray[np.float32], message: float, round_trip: float, bandwidth: float) -> None:
+def _print_exchange(
+    rows: NDArray[np.float32], constants: Constants, message: float, round_trip: float, bandwidth: float
+) -> None:
     d = rows.shape[1]
     candidates = Candidates.of(rows, density(rows, index="ivf").factor(), None)
     print(f"\n{len(rows):,} x {d}, {_PICKS} picks; a message {message * 1e6:.0f} us, a round trip")
     print(f"{round_trip * 1e6:.0f} us, {bandwidth / 1e9:.2f} GB/s\n")
-    print("| workers | slowest part, ms | all parts, ms | exchange, ms | a pick, ms | times faster | bytes a pick |")
-    print("|---:|---:|---:|---:|---:|---:|---:|")
+    larger = SIZES[1:]
+    print(
+        "| workers | slowest part, ms | all parts, ms | exchange, ms | a pick, ms | times faster | bytes a pick |"
+        + "".join(f" at {n:.0e}, ms |" for n in larger)
+    )
+    print("|---:|---:|---:|---:|---:|---:|---:|" + "---:|" * len(larger))
     alone, expected = 0.0, list[int]()
     for workers in WORKERS:
         slowest, together, picks = _searched(candidates, workers)
         assert picks == (expected := expected or picks)
-        out, back = workers * 4 * (d + 2), workers * 4 * _BYTES
-        exchange = round_trip + workers * message + (out + back) / bandwidth if workers > 1 else 0.0
+        sent = workers * _exchanged(d)
+        exchange = round_trip + workers * message + sent / bandwidth if workers > 1 else 0.0
         took = slowest + exchange
         alone = alone or took
         print(
             f"| {workers} | {1e3 * slowest:.2f} | {1e3 * together:.2f} | {1e3 * exchange:.2f} | {1e3 * took:.2f} |"
-            f" {alone / took:.1f} | {out + back:,} |"
+            f" {alone / took:.2f} | {sent:,} |"
+            + "".join(f" {1e3 * (constants.pick + n / workers * constants.pick_row + exchange):,.1f} |" for n in larger)
         )
 
 
