@@ -226,7 +226,7 @@ def _print_exchange(
     for workers in WORKERS:
         slowest, together, picks = _searched(candidates, workers)
         assert picks == (expected := expected or picks)
-        sent = workers * _exchanged(d)
+        sent = workers * _exchanged(d) if workers > 1 else 0
         exchange = round_trip + workers * message + sent / bandwidth if workers > 1 else 0.0
         took = slowest + exchange
         alone = alone or took
