@@ -132,13 +132,15 @@ def test_a_click_on_a_pick_shows_it(opened: Page, settings: Path) -> None:
     expect(opened.get_by_text("20 of 161 samples fit the filters")).to_be_visible()
     opened.wait_for_function(f"({_PIXELS})() > 100")
     place = """() => {
-        const plot = document.querySelector(".js-plotly-plot"), {xaxis, yaxis} = plot._fullLayout;
-        const points = plot._fullData.find((trace) => trace.marker.symbol === "diamond" && trace.x.length > 1);
+        const plot = document.querySelector(".js-plotly-plot");
+        const points = plot?._fullData?.find((trace) => trace.marker.symbol === "diamond" && trace.x.length > 1);
+        if (!points) return null;  // Between two figures.
+        const {xaxis, yaxis} = plot._fullLayout;
         const box = plot.getBoundingClientRect();
         return [box.x + xaxis._offset + xaxis.d2p(points.x[0]), box.y + yaxis._offset + yaxis.d2p(points.y[0])];
     }"""
     for _ in range(30):  # The figure before this one stays in the page for a while, with other places.
-        x, y = opened.evaluate(place)
+        x, y = opened.wait_for_function(place).json_value()
         opened.mouse.move(x, y)
         opened.wait_for_timeout(300)
         if opened.locator(".hoverlayer .hovertext").count():
