@@ -266,6 +266,7 @@ def test_an_interrupted_run_stops_and_goes_on_later(folder: Path) -> None:
     assert len(list(vectors.glob("*/*.parquet"))) == 25
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_subset(folder: Path) -> None:
     """Kill `novelsum run` while it embeds; the next run embeds only the rest and picks the same samples."""
     calm = folder / "calm"

@@ -206,6 +206,7 @@ def test_the_audit_asks_about_all_that_is_installed(tmp_path: Path) -> None:
     assert {canonicalize_name(name) for name in listed} >= {canonicalize_name(name) for name in Advisories.asked}
 
 
+@pytest.mark.slow
 def test_an_audit_that_cannot_ask_says_so_in_a_line(tmp_path: Path) -> None:
     done = audit(tmp_path, free_port())
     assert done.returncode != 0 and "Traceback" not in done.stdout + done.stderr

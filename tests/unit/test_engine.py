@@ -232,6 +232,7 @@ def test_work_waits_for_room(engine: RayEngine, caplog: pytest.LogCaptureFixture
 
 
 # Ray Data keeps one of its workers after this.
+@pytest.mark.slow
 def test_a_block_that_ends_every_worker_ends_the_embedding(engine: RayEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     class Lost:
         def __init__(self, *_: object) -> None: ...
