@@ -17,15 +17,14 @@ import argparse
 import os
 import platform
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.timing import timed
 from novelsum_dagster.diversity import density, density_torch
 from novelsum_dagster.embedding.encoder import SentenceTransformerEncoder
 from novelsum_dagster.selection import novelselect
@@ -120,7 +119,7 @@ def _embed(sizes: Sizes, model: str, device: str) -> None:
     settings = Embedding(model=model, batch_size=256)
     encoder = SentenceTransformerEncoder(settings, None, device)
     list(encoder.batches(texts[: sizes.texts // 20]))  # Warms up.
-    seconds, _ = _timed(lambda: list(encoder.batches(texts)))
+    seconds, _ = timed(lambda: list(encoder.batches(texts)))
     print("\n| embedding | samples/s | number type |\n|---|---|---|")
     print(
         f"| {model}, {sizes.texts:,} texts of up to {settings.max_tokens} tokens | {len(texts) / seconds:,.0f} |",
@@ -135,7 +134,7 @@ def _time(sizes: Sizes, device: str) -> None:
     size = f"{len(rows):,} x {rows.shape[1]:,}"
     print(f"\n| {size} | seconds | device memory, GiB | said before, GiB |\n|---|---|---|---|")
     _reset(device)
-    seconds, found = _timed(lambda: density(rows, index="exact", device=device))
+    seconds, found = timed(lambda: density(rows, index="exact", device=device))
     said = density_torch.device_memory_needed(found.reference_size, rows.shape[1])
     print(f"| density, exact, K = 10 | {seconds:.1f} | {_memory(device)} | {said / 2**30:.1f} |", flush=True)
     factor = found.factor(0.5)
@@ -146,7 +145,7 @@ def _time(sizes: Sizes, device: str) -> None:
         marks.append((done, time.perf_counter() - started))
 
     _reset(device)
-    seconds, picks = _timed(
+    seconds, picks = timed(
         lambda: novelselect(rows, sizes.picks, density_factor=factor, device=device, progress=progress)
     )
     said = device_memory_needed(len(rows), sizes.dimension, sizes.picks)
@@ -154,12 +153,6 @@ def _time(sizes: Sizes, device: str) -> None:
     print(f"\n{len(set(picks.indices.tolist())):,} picks; seconds by picks made:", end=" ")
     chosen = marks[:: max(1, len(marks) // 10)] + marks[-1:]
     print(", ".join(f"{done:,}: {at:.1f}" for done, at in dict(chosen).items()))
-
-
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    started = time.perf_counter()
-    result = work()
-    return time.perf_counter() - started, result
 
 
 def _reset(device: str) -> None:

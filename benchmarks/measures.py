@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -26,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.pool import perturbed_pool
+from benchmarks.timing import timed
 from novelsum_dagster.diversity.density import density
 from novelsum_dagster.diversity.measures import MEASURES, Samples, Yardstick, measure_sets
-from novelsum_dagster.diversity.novelsum import novelsum, novelsum_grid
+from novelsum_dagster.diversity.novelsum import Powers, novelsum, novelsum_grid
 from novelsum_dagster.oneshot import embedded_files
 from novelsum_dagster.progress import LogReporter
 from novelsum_dagster.settings import Embedding, Measures, NovelSum, Source
@@ -82,9 +82,9 @@ def _large_pool(arguments: argparse.Namespace) -> dict[str, Any]:
     target = pool[_drawn(len(pool), arguments.size)]
     pairs = []
     for _ in range(arguments.repeat):
-        one, found = _timed(lambda: novelsum(target, pool))
-        many, grid = _timed(lambda: novelsum_grid(target, pool, **_GRID))
-        assert abs(grid[10, 0.5, 1].value / found.value - 1) < 1e-9
+        one, found = timed(lambda: novelsum(target, pool))
+        many, grid = timed(lambda: novelsum_grid(target, pool, **_GRID))
+        assert abs(grid[Powers(10, 0.5, 1)].value / found.value - 1) < 1e-9
         pairs.append((one, many))
     ratio = statistics.median(many / one for one, many in pairs)
     return {
@@ -99,8 +99,8 @@ def _one_sort(arguments: argparse.Namespace) -> dict[str, Any]:
     vectors = _vectors(arguments)
     target = vectors[_drawn(len(vectors), arguments.size)]
     factor = density(target).factor()
-    seconds, _ = _timed(lambda: novelsum_grid(target, **_GRID))
-    plain, value = _timed(lambda: _plainly(target, factor))
+    seconds, _ = timed(lambda: novelsum_grid(target, **_GRID))
+    plain, value = timed(lambda: _plainly(target, factor))
     assert abs(value / novelsum(target).value - 1) < 1e-5
     return {
         "what": f"NovelSum at 18 settings, {arguments.size:,} x {target.shape[1]} against itself",
@@ -120,7 +120,7 @@ def _twelve(arguments: argparse.Namespace) -> dict[str, Any]:
         yardstick = Yardstick(vectors, NovelSum(), Measures())
         return measure_sets({"set": samples}, yardstick, reporter=reporter)
 
-    seconds, found = _timed(measured)
+    seconds, found = timed(measured)
     assert set(found.sets[0].values) == set(MEASURES)
     return {
         "what": f"all twelve measures with intervals, {arguments.size:,} x {vectors.shape[1]} with texts",
@@ -132,7 +132,7 @@ def _twelve(arguments: argparse.Namespace) -> dict[str, Any]:
 def _large_set(arguments: argparse.Namespace) -> dict[str, Any]:
     """A large set against itself."""
     rows = perturbed_pool(_vectors(arguments), arguments.large)
-    seconds, _ = _timed(lambda: novelsum(rows))
+    seconds, _ = timed(lambda: novelsum(rows))
     return {"what": f"NovelSum, {arguments.large:,} x {rows.shape[1]} against itself", "seconds": seconds, "note": ""}
 
 
@@ -162,12 +162,6 @@ def _vectors(arguments: argparse.Namespace) -> NDArray[np.float32]:
 
 def _drawn(size: int, count: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(0).permutation(size)[:count])
-
-
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    started = time.perf_counter()
-    found = work()
-    return time.perf_counter() - started, found
 
 
 def _peak() -> float:

@@ -13,19 +13,18 @@ import glob
 import os
 import platform
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.pool import perturbed_pool
+from benchmarks.timing import timed
 from novelsum_dagster.diversity import density, novelsum
 from novelsum_dagster.diversity.density import index_bytes
 from novelsum_dagster.diversity.novelsum import rank_weights
@@ -49,7 +48,6 @@ _PICKS = 500
 _HOUR = 3600
 _BYTES = 8
 """Of a score or an index in a message."""
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -103,18 +101,18 @@ def measure(sources: list[Source], rows: NDArray[np.float32]) -> Constants:
     embedding = Embedding()
     with tempfile.TemporaryDirectory(prefix="novelsum-benchmark-") as folder:
         pool, root = Pool(sources=tuple(sources)), Path(folder)
-        reading, snapshot = _timed(lambda: build_snapshot(pool, root, root, token_counter(embedding), no_progress))
+        reading, snapshot = timed(lambda: build_snapshot(pool, root, root, token_counter(embedding), no_progress))
         texts = snapshot.samples(root, ["text"])["text"].to_pylist()
     chosen = np.random.default_rng(0).permutation(len(texts))[:_EMBEDDED]
     encoder = load_encoder(embedding, None, "cpu")
-    embedded, _ = _timed(lambda: list(encoder.batches([texts[at] for at in chosen])))
-    exact, few = _timed(lambda: density(rows[:_PAIRS], index="exact"))
-    lists, many = _timed(lambda: density(rows[:_LISTS], index="ivf"))
-    novelty, _ = _timed(lambda: novelsum(rows[:_PAIRS]))
+    embedded, _ = timed(lambda: list(encoder.batches([texts[at] for at in chosen])))
+    exact, few = timed(lambda: density(rows[:_PAIRS], index="exact"))
+    lists, many = timed(lambda: density(rows[:_LISTS], index="ivf"))
+    novelty, _ = timed(lambda: novelsum(rows[:_PAIRS]))
     novelselect(rows[:1000], 20)  # Compiles.
     factor = many.factor()
-    small, _ = _timed(lambda: novelselect(rows[:_PAIRS], _PICKS, density_factor=few.factor()))
-    large, _ = _timed(lambda: novelselect(rows[:_LISTS], _PICKS, density_factor=factor))
+    small, _ = timed(lambda: novelselect(rows[:_PAIRS], _PICKS, density_factor=few.factor()))
+    large, _ = timed(lambda: novelselect(rows[:_LISTS], _PICKS, density_factor=factor))
     pick_row = max(0.0, large - small) / _PICKS / (_LISTS - _PAIRS)
     return Constants(
         reading=reading / snapshot.read,
@@ -125,12 +123,6 @@ def measure(sources: list[Source], rows: NDArray[np.float32]) -> Constants:
         pick=max(0.0, small / _PICKS - _PAIRS * pick_row),
         pick_row=pick_row,
     )
-
-
-def _timed(work: Callable[[], _T]) -> tuple[float, _T]:
-    started = time.perf_counter()
-    found = work()
-    return time.perf_counter() - started, found
 
 
 def _print_constants(constants: Constants) -> None:
@@ -247,7 +239,7 @@ def _searched(candidates: Candidates, workers: int) -> tuple[float, float, list[
     for _ in range(_PICKS - 1):
         took, found = [], []
         for search, (first, last) in zip(searches, pairwise(marks), strict=True):
-            seconds, best = _timed(partial(_step, search, candidates, pick, first, last))
+            seconds, best = timed(partial(_step, search, candidates, pick, first, last))
             took.append(seconds)
             found.append(best)
         slowest, together = slowest + max(took), together + sum(took)
