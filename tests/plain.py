@@ -1,6 +1,7 @@
 """NovelSelect done plainly: every row is sorted again at every pick, nothing is bounded or skipped.
 
-Shares no code with the package. Distances are rounded to float32 once, as the package documents; all else is float64.
+Shares no code with the package. Coordinates of unit rows are rounded to multiples of 2^-25 and distances to float32, as
+the package documents; all else is float64.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,17 +31,17 @@ class PlainScores:
         self, rows: NDArray[np.float32], factor: NDArray[np.float64], alpha: float, quality: NDArray[np.float64] | None
     ) -> None:
         wide = rows.astype(np.float64)
-        unit = (wide / np.linalg.norm(wide, axis=1, keepdims=True)).astype(np.float32)
-        self._unit = unit.astype(np.float64)
+        unit = np.round(wide / np.linalg.norm(wide, axis=1, keepdims=True) * 2**25) / 2**25
+        self._unit = unit.astype(np.float32).astype(np.float64)
         self._factor, self._alpha = factor, alpha
         self._scale = 2.0 ** np.ceil(np.log2(factor.max()))
         self._quality = np.ones(len(rows)) if quality is None else quality
         self._distances = np.empty((len(rows), 0), np.float32)
 
     def add(self, pick: int) -> None:
-        # A product and a sum for each row: equal rows get equal distances, which a matrix product does not promise.
-        cosine = (self._unit * self._unit[pick]).sum(1)
-        distance = (1 - cosine) * ((self._factor + self._factor[pick]) / self._scale)
+        distance = (
+            np.square(self._unit - self._unit[pick]).sum(1) / 2 * ((self._factor + self._factor[pick]) / self._scale)
+        )
         self._distances = np.concatenate([self._distances, distance[:, None].astype(np.float32)], axis=1)
 
     def scores(self) -> NDArray[np.float64]:

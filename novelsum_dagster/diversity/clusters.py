@@ -4,6 +4,7 @@ Belongs here: k-means and the measures made of it. Does not: selection by cluste
 """
 
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,33 +13,104 @@ from novelsum_dagster.diversity.measured import Measured
 from novelsum_dagster.diversity.vectors import distinct_rows, searchable_rows
 
 _ITERATIONS = 20
-_TILE = 4096
+_TRAINED_ON = 256
+"""Samples a cluster that k-means looks at, at most, as FAISS does."""
+_SECOND_DRAW = 1
+"""What FAISS adds to the seed for the draw of the first centres."""
+_SPLIT_SEED, _SPLIT = 1234, 1 / 1024
+"""FAISS's seed for the choice of clusters to split, and by which part of a coordinate their centres are moved."""
+_TILE = 1024
 
 
-def centres_of(rows: NDArray[np.float32], clusters: int, seed: int) -> NDArray[np.float32]:
-    """Return the centres of k-means (FAISS, 20 iterations, on at most 256 samples a cluster): float32, (clusters, d).
+def centres_of(rows: NDArray[np.float32], clusters: int, seed: int) -> NDArray[np.float64]:
+    """Return the centres of k-means, 20 iterations on at most 256 samples a cluster: float64, (clusters, d).
+
+    Samples and first centres are drawn, and clusters without samples filled, as FAISS does it, so the centres are those
+    of FAISS but for the rounding of float32. Here products are exact (`_rounded`), so that centres are the same on
+    every processor. Of equally near centres a sample belongs to the first. (Lloyd, 1982; published `entropy.py`.)
 
     Args:
         rows: float32, (n, d).
         clusters: 1 to n.
         seed: of the sampled and the first centres.
     """
-    import faiss
+    from novelsum_dagster.diversity.cluster_kernels import add_rows
 
-    # Small clusters are fine here; without this FAISS warns on standard output.
-    trained = faiss.Kmeans(rows.shape[1], clusters, niter=_ITERATIONS, seed=seed, min_points_per_centroid=1)
-    trained.train(rows)
-    return np.asarray(trained.centroids, dtype=np.float32)
+    if len(rows) > _TRAINED_ON * clusters:
+        rows = rows[_drawn(len(rows), seed)[: _TRAINED_ON * clusters]]
+    if len(rows) == clusters:
+        return _rounded(rows)
+    centres = _rounded(rows[_drawn(len(rows), seed + _SECOND_DRAW)[:clusters]])
+    for _ in range(_ITERATIONS):
+        nearest = nearest_centre(rows, centres)
+        sums, counts = np.zeros_like(centres), np.bincount(nearest, minlength=clusters)
+        add_rows(rows, nearest, sums)
+        centres = sums / np.maximum(counts, 1)[:, None]
+        _split(centres, counts)
+        centres = _rounded(centres)
+    return centres
 
 
-def nearest_centre(rows: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return the nearest centre of each row: int64, (n,)."""
-    import faiss
-
+def nearest_centre(rows: NDArray[np.float32], centres: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the nearest centre of each row, of equally near ones the first: int64, (n,)."""
+    half_squares = np.square(centres).sum(axis=1) / 2
     nearest = np.empty(len(rows), dtype=np.int64)
     for start in range(0, len(rows), _TILE):
-        nearest[start : start + _TILE] = faiss.knn(rows[start : start + _TILE], centres, 1)[1][:, 0]
+        products = _rounded(rows[start : start + _TILE]) @ centres.T
+        np.subtract(half_squares, products, out=products)
+        nearest[start : start + _TILE] = products.argmin(axis=1)
     return nearest
+
+
+def _split(centres: NDArray[np.float64], counts: NDArray[np.int64]) -> None:
+    """Give each cluster without samples half of another, in place: FAISS draws large ones more often.
+
+    Both centres are moved apart a little, each coordinate up or down in turn.
+    """
+    import faiss
+
+    generator = faiss.RandomGenerator(_SPLIT_SEED)  # type: ignore[attr-defined]
+    apart = np.where(np.arange(centres.shape[1]) % 2 == 0, _SPLIT, -_SPLIT)
+    for empty in np.flatnonzero(counts == 0):
+        chances = (counts - 1) / (counts.sum() - len(counts))
+        other = next(one for one in cycle(range(len(counts))) if generator.rand_float() < np.float32(chances[one]))
+        centres[empty], centres[other] = centres[other] * (1 + apart), centres[other] * (1 - apart)
+        counts[empty] = counts[other] // 2
+        counts[other] -= counts[empty]
+
+
+def _squared(
+    rows: NDArray[np.float32], centres: NDArray[np.float64], nearest: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return the squared distance of each row to its centre: float64, (n,)."""
+    squared = np.empty(len(rows))
+    for start in range(0, len(rows), _TILE):
+        tile = slice(start, start + _TILE)
+        squared[tile] = np.square(rows[tile] - centres[nearest[tile]]).sum(axis=1)
+    return squared
+
+
+def _rounded(rows: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return rows, (n, d), with coordinates rounded to 2^-25 of the power of two over the row's length: float64.
+
+    As with `unit_rows`, products of two such rows are then exact in float64 in any order of summation.
+    """
+    wide = rows.astype(np.float64)
+    _, exponents = np.frexp(np.sqrt(np.square(wide).sum(axis=1, keepdims=True)))
+    scale = np.ldexp(1.0, 25 - exponents)
+    wide *= scale
+    np.rint(wide, out=wide)
+    wide /= scale
+    return wide
+
+
+def _drawn(size: int, seed: int) -> NDArray[np.int32]:
+    """Return a permutation of `size` rows, as FAISS's k-means draws it."""
+    import faiss
+
+    permutation = np.empty(size, dtype=np.int32)
+    faiss.rand_perm(faiss.swig_ptr(permutation), size, seed)  # type: ignore[attr-defined]
+    return permutation
 
 
 def cluster_inertia(target: ArrayLike, *, clusters: int = 200, seed: int = 42) -> Measured:
@@ -61,18 +133,15 @@ def cluster_inertia(target: ArrayLike, *, clusters: int = 200, seed: int = 42) -
     squared = np.zeros(len(rows))
     if clusters < len(distinct_rows(rows)[0]):
         centres = centres_of(rows, clusters, seed)
-        nearest = nearest_centre(rows, centres)
-        for start in range(0, len(rows), _TILE):
-            tile = slice(start, start + _TILE)
-            squared[tile] = np.square(rows[tile].astype(np.float64) - centres[nearest[tile]]).sum(axis=1)
+        squared = _squared(rows, centres, nearest_centre(rows, centres))
     return Measured(float(squared.sum()), len(rows) * (squared - squared.mean()))
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition of the sample space into the cells of k-means centres: float32, (clusters, d)."""
+    """A partition of the sample space into the cells of k-means centres: float64, (clusters, d)."""
 
-    centres: NDArray[np.float32]
+    centres: NDArray[np.float64]
 
     @classmethod
     def of(cls, reference: ArrayLike, *, clusters: int = 100, seed: int = 42) -> "Partition":

@@ -6,7 +6,6 @@ Belongs here: K-nearest-neighbour distances, exact and by a tuned index, and the
 distances between samples of a set (`novelsum`), what is done on a GPU (`density_torch`).
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from novelsum_dagster.devices import cuda_or_cpu
 from novelsum_dagster.diversity.vectors import distinct_rows, find_rows, searchable_rows
 from novelsum_dagster.memory import available_memory, require_memory
+from novelsum_dagster.processors import usable_processors
 from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.spread import Spread, in_turn
 
@@ -36,7 +36,9 @@ EXACT_TARGETS = 20_000
 
 _TILE = 4096
 _BLOCK_VALUES = 2**24
-"""Coordinate differences held at a time, by all threads together: 64 MiB of float32."""
+"""Coordinates of points copied at a time: 64 MiB of float32."""
+_PAIRS = 2**14
+"""Pairs of rows whose exact distances a thread computes at a time."""
 _PRODUCTS = 2**22
 """Products of rows and points held at a time: they stay in the processor's cache."""
 _SPARE = 3
@@ -48,8 +50,6 @@ _SAMPLE = 1000
 _TRAINED_ON = 40
 """Training points a list; FAISS asks for 39."""
 _TRAINING_ROUNDS = 8
-_EQUAL = 1 + 1e-5
-"""Distances within this factor count as equal: the exact search and the index round differently."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,18 @@ class Density:
 def density_factor(mean_squared_distance: NDArray[np.float64], density_power: float) -> NDArray[np.float64]:
     """Return `(mean_squared_distance + 1e-9) ** -density_power`, elementwise.
 
+    For the default power, 0.5, the same on every processor; for others equal to a relative 1e-14.
+
     Raises:
         ValueError: for a negative power.
     """
     if not density_power >= 0:
         raise ValueError(f"density_power is {density_power}; it must be 0 or more")
-    return np.asarray((mean_squared_distance + _EPSILON) ** -density_power, dtype=np.float64)
+    shifted = mean_squared_distance + _EPSILON
+    if density_power == 0.5:
+        # Square roots and quotients are rounded alike by every processor; other powers may differ in the last digit.
+        return np.asarray(1 / np.sqrt(shifted), dtype=np.float64)
+    return np.asarray(shifted**-density_power, dtype=np.float64)
 
 
 def density(
@@ -119,9 +125,11 @@ def density(
         neighbor_policy: which points count. "published" (default), as in the published code: K + 1 points are asked
             for and the first is dropped as the sample itself, whatever it is. "self": the point whose every
             coordinate equals the sample's is dropped; a sample that is not in the reference keeps its K nearest.
-        index: "exact" compares with every point. "ivf" clusters the points into lists, looks into the nearest ones,
-            and takes the exact search instead where too many lists would have to be looked into to save time.
-            "auto" (default) is "ivf" over 50,000 reference points and 20,000 targets, else "exact".
+        index: "exact" compares with every point and gives the same result on every processor. "ivf" clusters the
+            points into lists, looks into the nearest ones, and takes the exact search instead where too many lists
+            would have to be looked into to save time; FAISS clusters in float32, so on another processor up to
+            1 - `min_recall` of the neighbours may be others. "auto" (default) is "ivf" over 50,000 reference points
+            and 20,000 targets, else "exact".
         min_recall: least part of the true neighbours that "ivf" must find, measured against the exact search on
             1,000 seeded queries that tune it and 1,000 others; default 0.99. Points as near as a true neighbour
             count as one. 1 takes the exact search.
@@ -231,7 +239,7 @@ def index_bytes(size: int, dimensions: int) -> int:
 def _tile_bytes(dimensions: int, neighbors: int) -> int:
     asked = neighbors + 1 + _SPARE
     rows = 2 * _TILE * dimensions  # Of the tile that is searched and of the next.
-    return _TILE * asked * 32 + 2 * max(_BLOCK_VALUES, asked * dimensions) * 4 + 4 * rows + 8 * _PRODUCTS
+    return _TILE * asked * 32 + 4 * max(_BLOCK_VALUES, dimensions) + 4 * rows + 8 * _PRODUCTS
 
 
 def require_search_memory(
@@ -290,10 +298,10 @@ Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
 class ExactSearch:
-    """Finds the nearest of all points, (r, d), distinct rows, by distances as float32 holds them (`_squared`).
+    """Finds the nearest of all points, (r, d), by distances summed in float64 and rounded to float32.
 
-    What it finds depends on the rows and the points alone, not on how FAISS or a matrix product rounds, nor on what
-    else is searched with them; of points at one distance the first comes first.
+    The result depends on the rows and the points alone: not on the processor, the number of threads, the rounding of
+    FAISS or a matrix product, or the other rows searched. Of points at one distance the first comes first.
 
     Args:
         points: of the search.
@@ -401,32 +409,24 @@ class ExactSearch:
 
     def distances(self, rows: NDArray[np.float32], near: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the squared distances of rows, (n, d), to points of theirs, (n, asked)."""
-        squared = np.empty(near.shape, dtype=np.float32)
-        threads = len(os.sched_getaffinity(0))
-        block = max(1, _BLOCK_VALUES // (threads * near.shape[1] * rows.shape[1]))
-
-        def compute(start: int) -> None:
-            part = slice(start, start + block)
-            differences = self.points[near[part]]
-            differences -= rows[part, None]
-            np.einsum("ijk,ijk->ij", differences, differences, out=squared[part])
-
-        with ThreadPoolExecutor(threads) as workers:
-            list(workers.map(compute, range(0, len(rows), block)))
-        return squared
+        row = np.repeat(np.arange(len(rows)), near.shape[1])
+        return _squared(rows, row, self.points, near.ravel()).reshape(near.shape)
 
 
 def _squared(
     rows: NDArray[np.float32], row: NDArray[np.int64], points: NDArray[np.float32], point: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Return the squared distances of pairs, (m,): the same numbers as `ExactSearch.distances` has for them."""
+    """Return the squared distances of pairs, (m,), summed in float64 and rounded once."""
+    from novelsum_dagster.diversity.distance_kernels import squared_distances
+
     squared = np.empty(len(row), dtype=np.float32)
-    block = max(1, _BLOCK_VALUES // rows.shape[1])
-    for start in range(0, len(row), block):
-        part = slice(start, start + block)
-        differences = points[point[part]]
-        differences -= rows[row[part]]
-        np.einsum("ik,ik->i", differences, differences, out=squared[part])
+
+    def compute(start: int) -> None:
+        part = slice(start, start + _PAIRS)
+        squared_distances(rows, row[part], points, point[part], squared[part])
+
+    with ThreadPoolExecutor(usable_processors()) as workers:
+        list(workers.map(compute, range(0, len(row), _PAIRS)))
     return squared
 
 
@@ -459,7 +459,7 @@ class _Rounding:
 
     With u = 2^-24, a sum of d products in any order is off by at most d u times the sum of their sizes (and terms in
     u^2), so |x|^2 + |y|^2 - 2xy is off by less than c (|x| + |y|)^2, which is at most 2c (|x|^2 + |y|^2) and, with t
-    the true squared distance, at most 2c (4 |x|^2 + t); the sum of squared differences is off by less than c t.
+    the true squared distance, at most 2c (4 |x|^2 + t); the exact distance, rounded once, is off by less than c t.
     """
 
     def __init__(self, dimensions: int) -> None:
@@ -519,6 +519,11 @@ class _Lists:
 
     def search(self, rows: NDArray[np.float32], asked: int) -> Found:
         squared, ids = self._index.search(rows, asked)
+        # Computed again, so that a neighbour's distance is the number that the exact search has for it.
+        known = ids >= 0
+        squared[known] = self._exact.distances(rows, np.where(known, ids, 0))[known]
+        order = np.lexsort((ids, squared), axis=-1)
+        squared, ids = np.take_along_axis(squared, order, 1), np.take_along_axis(ids, order, 1)
         # Lists with too few points leave places that FAISS fills with -1 and the largest float.
         short = np.flatnonzero(ids[:, -1] < 0)
         if len(short):
@@ -556,7 +561,7 @@ def _recall_of(query: _Query, exact: ExactSearch) -> Callable[[_Lists], float]:
     """Return a function that measures an index: the part of the neighbours found that are as near as true ones."""
     squared, ids = exact.search(query.rows, query.asked)
     counts = query.counted(ids)
-    farthest = np.where(counts, squared, 0).max(axis=1, keepdims=True) * np.float32(_EQUAL)
+    farthest = np.where(counts, squared, 0).max(axis=1, keepdims=True)
 
     def recall(index: _Lists) -> float:
         found, found_ids = index.search(query.rows, query.asked)
@@ -587,7 +592,7 @@ def _measured(
         for k, mean in means.items():
             nearest = counts & (so_far <= k)
             counted = nearest.sum(axis=1)
-            mean[chosen] = np.where(nearest, squared, 0).sum(axis=1, dtype=np.float64) / np.maximum(counted, 1)
+            mean[chosen] = np.where(nearest, squared, 0).astype(np.float64).sum(axis=1) / np.maximum(counted, 1)
             used[k] = min(used[k], int(counted.min()))
         progress(min(start + _TILE, size), size)
     return {k: Density(mean, k, used[k], reference_size, search.name, search.recall) for k, mean in means.items()}

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from novelsum_dagster.devices import DeviceMemory, cuda_or_cpu, torch_device
+from novelsum_dagster.diversity.density import ExactSearch
 from novelsum_dagster.diversity.measured import Measured
-from novelsum_dagster.diversity.vectors import as_rows, find_rows, unit_rows
+from novelsum_dagster.diversity.vectors import as_rows, distinct_rows, unit_rows
 from novelsum_dagster.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
 
 _TILE_VALUES = 2**24
 """Distances held at a time."""
+_SEARCHED = 4096
+"""Rows whose nearest others are searched at a time."""
 
 
 def distsum_l2(target: ArrayLike, *, device: str = "cpu", progress: Progress = no_progress) -> Measured:
     """Return DistSum L2: the mean Euclidean distance over all n^2 ordered pairs, a sample with itself among them.
 
-    Rows are taken as given. (Paper, section 3.)
+    Rows are taken as given. Products are in float64; on another processor the value may differ by a relative 1e-9.
+    (Paper, section 3.)
 
     Args:
         target: (n, d) embeddings.
@@ -74,7 +78,8 @@ def knn_distance(
 ) -> Measured:
     """Return the mean cosine distance of each sample to its k-th nearest other one; 0 for one sample.
 
-    (Stasaski and Hearst, 2022; paper, section 3.)
+    Distances are exact to float32 and the same on every processor and device. (Stasaski and Hearst, 2022; paper,
+    section 3.)
 
     Args:
         target: (n, d) embeddings.
@@ -88,9 +93,8 @@ def knn_distance(
     if neighbor < 1:
         raise ValueError(f"neighbor is {neighbor}; it must be 1 or more")
     units = unit_rows(as_rows(target, "target"), "target")
-    if len(units) == 1:
-        return Measured(0.0, np.zeros(1))
-    found = _to_nearest(units, units, min(neighbor, len(units) - 1), device, progress, without_self=True)
+    # The sample itself, at distance 0, is the first; the k-th other one comes k places later.
+    found = _to_nearest(units, units, min(neighbor, len(units) - 1) + 1, device, progress)
     return Measured(float(found.mean()), found - found.mean())
 
 
@@ -99,8 +103,8 @@ def facility_location(
 ) -> Measured:
     """Return the sum, over the pool, of the cosine distance to the nearest sample of the set.
 
-    LOWER is better covered, so more diverse. The interval is over the pool's samples, of which there are m. (Farahani
-    and Hekmatfar, 2009; paper, section 3.)
+    LOWER is better covered, so more diverse. The interval is over the pool's samples, of which there are m. Distances
+    are exact to float32 and the same on every processor and device. (Farahani and Hekmatfar, 2009; paper, section 3.)
 
     Args:
         target: (n, d) embeddings of the set.
@@ -116,50 +120,21 @@ def facility_location(
     if covered.shape[1] != units.shape[1]:
         raise ValueError(f"target has {units.shape[1]} dimensions, pool {covered.shape[1]}; embed both alike")
     found = _to_nearest(covered, units, 1, device, progress)
-    # Among near-duplicates, rounded cosines may put another sample before the equal one.
-    found[find_rows(covered, units) >= 0] = 0
     return Measured(float(found.sum()), len(found) * (found - found.mean()))
 
 
 def _to_nearest(
-    rows: NDArray[np.float32],
-    others: NDArray[np.float32],
-    rank: int,
-    device: str,
-    progress: Progress,
-    without_self: bool = False,
+    rows: NDArray[np.float32], others: NDArray[np.float32], rank: int, device: str, progress: Progress
 ) -> NDArray[np.float64]:
     """Return the cosine distance of each unit row, (n, d), to the rank-th nearest of the others: float64, (n,)."""
-    import torch
-
-    device = cuda_or_cpu(device)
-    points = torch.from_numpy(others).to(device)
-    size = len(rows)
-    found = np.empty(size)
-    tile = max(1, min(_TILE_VALUES // len(others), size))
-    for start in range(0, size, tile):
-        stop = min(start + tile, size)
-        part = torch.from_numpy(rows[start:stop]).to(device)
-        cosines = part @ points.T
-        if without_self:
-            own = torch.arange(stop - start, device=device)
-            cosines[own, start + own] = -2
-        found[start:stop] = _distances_to(part, points, _best(cosines, rank)).cpu().numpy()
-        progress(stop, size)
+    # Of others that repeat one is searched and all count, so that many equal rows cost no more than one.
+    points, point_of = distinct_rows(others)
+    copies = np.bincount(point_of)
+    search = ExactSearch(points, device)
+    found = np.empty(len(rows))
+    for start in range(0, len(rows), _SEARCHED):
+        squared, near = search.search(rows[start : start + _SEARCHED], min(rank, len(points)))
+        place = (copies[near].cumsum(axis=1) >= rank).argmax(axis=1)
+        found[start : start + _SEARCHED] = squared[np.arange(len(place)), place] / 2.0
+        progress(min(start + _SEARCHED, len(rows)), len(rows))
     return found
-
-
-def _best(cosines: "torch.Tensor", rank: int) -> "torch.Tensor":
-    """Return the column of the rank-th highest cosine of each row."""
-    if rank == 1:
-        return cosines.argmax(dim=1)
-    return cosines.topk(rank, dim=1).indices[:, -1]
-
-
-def _distances_to(rows: "torch.Tensor", points: "torch.Tensor", nearest: "torch.Tensor") -> "torch.Tensor":
-    """Return the cosine distance of unit rows, each to its point, as half the squared L2 distance.
-
-    1 - cos in float32 loses near-duplicates in rounding; equal rows are at 0 exactly this way.
-    """
-    differences = rows.double() - points[nearest].double()
-    return (differences * differences).sum(dim=1) / 2

@@ -26,7 +26,7 @@ _MOST_ANEW = 0.5
 """Largest part of the vectors that is searched anew before all are."""
 _HASH_BYTES = 16
 _PROBED = 1000
-"""Points whose kept distances are computed again before any is used: another processor may round differently."""
+"""Points whose kept distances are computed again before any is used: another release may have rounded differently."""
 
 
 def _schema(asked: int) -> pa.Schema:
@@ -111,7 +111,7 @@ class PoolNearest:
         squared = self.nearest.squared
         used = squared.shape[1] - 1
         # The first, which is dropped, adds 0.
-        mean = squared.sum(axis=1, dtype=np.float64) / max(1, used)
+        mean = squared.astype(np.float64).sum(axis=1) / max(1, used)
         return Density(mean[self.vector], neighbors, used, len(squared), ExactSearch.name, ExactSearch.recall)
 
 
@@ -153,7 +153,7 @@ def nearest_in_pool(
     elif len(anew) > _MOST_ANEW * len(hashes):
         why = f"{len(new):,} are new, {len(anew) - len(new):,} lost a neighbour"
     elif not known.repeats(exact):
-        why = "those of the earlier densities cannot be computed again; another processor may have made them"
+        why = "earlier distances differ from those computed now; another release may have made them"
     else:
         why = ""
     if why:

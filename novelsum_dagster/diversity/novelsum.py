@@ -4,7 +4,6 @@ Belongs here: the measure and its confidence interval. Does not: density (`densi
 subset (`selection`).
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,24 +16,23 @@ from threadpoolctl import threadpool_limits
 from novelsum_dagster.devices import DeviceMemory, cuda_or_cpu, torch_device
 from novelsum_dagster.diversity.density import DensityIndex, NeighborPolicy, densities
 from novelsum_dagster.diversity.measured import mean_interval
-from novelsum_dagster.diversity.vectors import as_rows, distinct_rows, find_rows, unit_rows
+from novelsum_dagster.diversity.vectors import as_rows, distinct_rows, half_squares, unit_rows
 from novelsum_dagster.memory import require_memory
+from novelsum_dagster.processors import usable_processors
 from novelsum_dagster.progress import Progress, no_progress
 
 SelfDistance = Literal["included", "excluded"]
 DensitySide = Literal["row", "column"]
 Aggregate = Literal["mean", "sum"]
 
-_TILE_VALUES = 2**22
-"""Distances that a thread holds at a time: 16 MiB of float32, and twice that in float64."""
-_TILE_BYTES = 32
-"""Bytes held for each of them: distances, ranks, both of them in float64."""
+_TILE_VALUES = 2**20
+"""Distances that a thread holds at a time: 8 MiB."""
+_TILE_BYTES = 40
+"""Bytes held for each of them: products, distances, ranks, weights and what is summed, 8 bytes each."""
 _TILE_VALUES_ON_DEVICE = 2**26
-"""The same on a torch device, where small products would leave it idle;"""
-_DEVICE_BYTES = 48
-"""and bytes for each of them: distances, ranks, what sorting needs, weights in float64."""
-_HASHED_ROWS = 4096
-"""Rows that are looked at together for equal ones (`vectors`)."""
+"""Distances that a torch device holds at a time: smaller products would leave it idle."""
+_DEVICE_BYTES = 64
+"""Bytes held there for each of them: as on the CPU, and what sorting needs."""
 _BEYOND = 3.0
 """Over every cosine distance: ranks a sample last in its own row, where its weight is 0."""
 
@@ -91,8 +89,12 @@ def novelsum(
 
     `v_i = s_i * sum_r r^-alpha d_(r)(i) / sum_r r^-alpha` over the whole ascending row of cosine distances, the
     sample itself included at rank 1; NovelSum is the mean of `v_i`. It depends on n: compare sets of equal size.
-    Equal rows are at distance 0 exactly, so NovelSum of identical samples is 0. (Paper,
-    section 4; UmeanNever/NovelSum.)
+    Equal rows are at distance 0 exactly, so NovelSum of identical samples is 0. (Paper, section 4;
+    UmeanNever/NovelSum.)
+
+    Distances are exact (`cosine_distances`), so ranks and ties are the same on every processor, and with the default
+    powers and the exact density so is every digit of the result. Other powers, and torch devices, change it by a
+    relative 1e-12 at most.
 
     Args:
         target: (n, d) embeddings of the set.
@@ -346,13 +348,11 @@ def _rank_sums(
         progress: called with rows done and n.
     """
     device, size = cuda_or_cpu(device), len(units)
-    threads = len(os.sched_getaffinity(0)) if device == "cpu" else 1
+    threads = usable_processors() if device == "cpu" else 1
     require_memory(
         memory_needed(size, units.shape[1], threads), f"NovelSum of {size:,} samples", "measure fewer samples"
     )
-    group = find_rows(units, units)
-    repeated = group if (group != np.arange(size)).any() else None
-    job = _Job(units, repeated, weights, columns, without_self)
+    job = _Job(units.astype(np.float64), half_squares(units), weights, columns, without_self)
     sums = np.empty((size, weights.shape[1], 1 if columns is None else columns.shape[1]))
     # A row is ranked by one thread, so that rows and not BLAS share the processors.
     values = _TILE_VALUES if device == "cpu" else _TILE_VALUES_ON_DEVICE
@@ -370,41 +370,41 @@ def _rank_sums(
 
 def memory_needed(n: int, d: int, threads: int) -> int:
     """Return the bytes that NovelSum of n samples takes at most, beside their unit rows."""
-    return 64 * n + 8 * d * min(n, _HASHED_ROWS) + threads * _TILE_BYTES * min(n * n, max(_TILE_VALUES, n))
+    return 64 * n + 8 * n * d + threads * _TILE_BYTES * min(n * n, max(_TILE_VALUES, n))
 
 
 def device_memory_needed(n: int, d: int) -> int:
     """Return the bytes that NovelSum of n samples takes on a device at most."""
-    return 4 * n * d + _DEVICE_BYTES * min(n * n, max(_TILE_VALUES_ON_DEVICE, n))
+    return 8 * n * d + _DEVICE_BYTES * min(n * n, max(_TILE_VALUES_ON_DEVICE, n))
 
 
 @dataclass(frozen=True)
 class _Job:
-    """The tiles of `_rank_sums`; `repeated` is the first row that equals each row, None where all differ."""
+    """The tiles of `_rank_sums`; `units` and their `halves` (`half_squares`) in float64."""
 
-    units: NDArray[np.float32]
-    repeated: NDArray[np.int64] | None
+    units: NDArray[np.float64]
+    halves: NDArray[np.float64]
     weights: NDArray[np.float64]
     columns: NDArray[np.float64] | None
     without_self: bool
 
     def on_cpu(self, start: int, stop: int) -> NDArray[np.float64]:
-        distances = 1 - self.units[start:stop] @ self.units.T
-        np.maximum(distances, 0, out=distances)
-        own = np.arange(len(distances))
-        if self.repeated is not None:
-            distances[self.repeated[start:stop, None] == self.repeated] = 0
-        distances[own, start + own] = _BEYOND if self.without_self else 0
+        distances = self.halves[start:stop, None] + self.halves
+        distances -= self.units[start:stop] @ self.units.T
+        if self.without_self:
+            own = np.arange(len(distances))
+            distances[own, start + own] = _BEYOND
         if self.columns is None:
             distances.sort(axis=1)
-            return np.asarray(distances @ self.weights)[:, :, None]
+            return np.stack([_row_sums(distances, weights) for weights in self.weights.T], axis=1)[:, :, None]
         order = np.argsort(distances, axis=1, kind="stable")
         found = np.empty((len(distances), self.weights.shape[1], self.columns.shape[1]))
+        weighted = np.empty_like(distances)
         for number, weights in enumerate(self.weights.T):
-            weighted = np.empty_like(distances, dtype=np.float64)
             np.put_along_axis(weighted, order, weights[None, :], axis=1)
             weighted *= distances
-            found[:, number] = weighted @ self.columns
+            for column, factors in enumerate(self.columns.T):
+                found[:, number, column] = _row_sums(weighted, factors)
         return found
 
     def on(self, device: str) -> Callable[[int, int], NDArray[np.float64]]:
@@ -417,26 +417,24 @@ class _Job:
 
         needed, what = device_memory_needed(*self.units.shape), f"NovelSum of {len(self.units):,} samples"
         memory = DeviceMemory(torch_device(device), needed, what)
-        torch.set_float32_matmul_precision("highest")  # TF32 would cost three digits.
         with memory:
-            units = torch.from_numpy(self.units).to(device)
-            repeated = None if self.repeated is None else torch.from_numpy(self.repeated).to(device)
-            weights = torch.from_numpy(self.weights).to(device)
+            units, halves, weights = (
+                torch.from_numpy(values).to(device) for values in (self.units, self.halves, self.weights)
+            )
             columns = None if self.columns is None else torch.from_numpy(self.columns).to(device)
 
         def sums(start: int, stop: int) -> NDArray[np.float64]:
-            distances = (1 - units[start:stop] @ units.T).clamp_(min=0)
-            own = torch.arange(len(distances), device=device)
-            if repeated is not None:
-                distances[repeated[start:stop, None] == repeated] = 0
-            distances[own, start + own] = _BEYOND if self.without_self else 0
+            distances = torch.addmm(halves[start:stop, None] + halves, units[start:stop], units.T, alpha=-1)
+            if self.without_self:
+                own = torch.arange(len(distances), device=device)
+                distances[own, start + own] = _BEYOND
             if columns is None:
                 ranked = torch.sort(distances, dim=1).values
-                return np.asarray((ranked.double() @ weights).cpu().numpy())[:, :, None]
+                return np.asarray((ranked @ weights).cpu().numpy())[:, :, None]
             order = torch.sort(distances, dim=1, stable=True).indices
             parts = []
             for number in range(weights.shape[1]):
-                weighted = torch.empty_like(distances, dtype=torch.float64)
+                weighted = torch.empty_like(distances)
                 weighted.scatter_(1, order, weights[:, number].expand_as(order))
                 parts.append((weighted * distances) @ columns)
             return np.asarray(torch.stack(parts, dim=1).cpu().numpy())
@@ -446,3 +444,8 @@ class _Job:
                 return sums(start, stop)
 
         return work
+
+
+def _row_sums(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the weighted sum of each row: NumPy adds in the same order on every processor, BLAS does not."""
+    return np.asarray((values * weights).sum(axis=1))

@@ -1,16 +1,19 @@
 """Checks and forms of embedding matrices that every measure and selection shares.
 
-Belongs here: validation, unit rows, equal rows. Does not: any measure.
+Belongs here: validation, unit rows and exact distances between them, equal rows. Does not: any measure.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from novelsum_dagster.processors import usable_processors
+
 _TILE = 4096
+_GRID = 2.0**25
+"""Coordinates of unit rows are whole multiples of its inverse (`unit_rows`)."""
 _VALUES = 2**19
 """Values in float64 that a thread holds at a time: 4 MiB."""
 _LARGEST_NORM = 1e18
@@ -56,7 +59,14 @@ def require_directions(
 
 
 def unit_rows(rows: NDArray[np.float32], name: str = "embeddings") -> NDArray[np.float32]:
-    """Return rows scaled to length 1, float32, (n, d).
+    """Return rows scaled to length 1, each coordinate rounded to a multiple of 2^-25: float32, (n, d).
+
+    Differences of such coordinates are multiples of 2^-25 and at most 2; products and squares are multiples of 2^-50.
+    Sums of products over two unit rows, and of squared differences, are at most 4 in size, so float64, with its 53
+    bits, holds every partial sum exactly. A dot product or squared distance in float64 is therefore the same number
+    in any order of summation: on every processor, with any number of threads, in tiles of any size. Rounding moves a
+    coordinate by at most 2^-25 (a coordinate over 1/2 has only 24 bits in float32), which changes a cosine by some
+    1e-8, less than a product in float32 does.
 
     Raises:
         ValueError: as `require_directions` does.
@@ -65,17 +75,47 @@ def unit_rows(rows: NDArray[np.float32], name: str = "embeddings") -> NDArray[np
     size = max(1, _VALUES // rows.shape[1])
 
     def scale(start: int) -> None:
-        # In float64, so that neither large nor small rows leave the range of their squares.
+        # In float64, so that neither large nor small rows leave the range of their squares. Not by `einsum` or BLAS,
+        # whose order of summation depends on the processor.
         tile = rows[start : start + size].astype(np.float64)
-        norms = np.sqrt(np.einsum("ij,ij->i", tile, tile))
+        norms = np.sqrt(np.square(tile).sum(axis=1))
         if not norms.all():
             require_directions(rows, name)
         tile /= norms[:, None]
+        tile *= _GRID
+        np.rint(tile, out=tile)
+        tile /= _GRID
         units[start : start + size] = tile
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
+    with ThreadPoolExecutor(usable_processors()) as workers:
         list(workers.map(scale, range(0, len(rows), size)))
     return units
+
+
+def half_squares(units: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return half the squared length of unit rows, (n, d): float64, (n,), exact.
+
+    They are near 1/2, but not equal to it, because coordinates are rounded (`unit_rows`).
+    """
+    halves = np.empty(len(units))
+    for start in range(0, len(units), _TILE):
+        tile = units[start : start + _TILE].astype(np.float64)
+        halves[start : start + _TILE] = np.square(tile, out=tile).sum(axis=1) / 2
+    return halves
+
+
+def cosine_distances(rows: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the cosine distances `1 - cos` of unit rows, (n, d), to others, (m, d): float64, (n, m), exact.
+
+    They are half the squared Euclidean distances, `|x - y|^2 / 2`: 0 for equal rows, never negative, and the same
+    numbers on every processor (see `unit_rows`).
+    """
+    wide, halves = rows.astype(np.float64), half_squares(rows)[:, None]
+    distances = np.empty((len(rows), len(others)))
+    for start in range(0, len(others), _TILE):
+        part = others[start : start + _TILE].astype(np.float64)
+        distances[:, start : start + _TILE] = (halves + half_squares(part)) - wide @ part.T
+    return distances
 
 
 def searchable_rows(embeddings: ArrayLike, name: str) -> NDArray[np.float32]:

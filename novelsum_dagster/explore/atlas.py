@@ -7,6 +7,7 @@ Embeddings"): `--x`, `--y` and `--text` name columns, and `--neighbors` one of `
 where ids are rows of the file, from 0.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from novelsum_dagster.diversity.density import ExactSearch, Found
 from novelsum_dagster.diversity.vectors import searchable_rows, unit_rows
 from novelsum_dagster.embedding.store import load_vectors
 from novelsum_dagster.explore.pool_map import load_map
@@ -79,30 +81,33 @@ def neighbors(vectors: NDArray[np.float32], count: int) -> pa.StructArray:
     """
     units = unit_rows(searchable_rows(vectors, "vectors"))
     count = max(0, min(count, len(units) - 1))
-    cosine, ids = _nearest(units, count + 1)
+    squared, ids = _nearest(units, count + 1)
     # A row's own place among equal rows is not always the first, and may be beyond the last.
     own = ids == np.arange(len(units))[:, None]
     own[~own.any(axis=1), -1] = True
-    kept, distances = ids[~own], 1 - cosine[~own]
+    kept, distances = ids[~own], squared[~own] / 2
     offsets = pa.array(np.arange(len(units) + 1, dtype=np.int32) * count)
     lists = [
         pa.ListArray.from_arrays(offsets, pa.array(kept.astype(np.int32))),
-        pa.ListArray.from_arrays(offsets, pa.array(np.clip(distances, 0, 2).astype(np.float32))),
+        pa.ListArray.from_arrays(offsets, pa.array(distances)),
     ]
     return pa.StructArray.from_arrays(lists, names=["ids", "distances"])
 
 
-def _nearest(units: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return cosines and rows of the nearest, the row itself among them."""
-    import faiss
-
-    index: Any = faiss.IndexFlatIP(units.shape[1])
+def _nearest(units: NDArray[np.float32], count: int) -> Found:
+    """Return squared distances and rows of the nearest, the row itself among them."""
+    search: Callable[[NDArray[np.float32], int], Found]
     if len(units) > EXACT:
+        import faiss
+
         lists = int(4 * len(units) ** 0.5)
-        index = faiss.IndexIVFFlat(index, units.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
+        index: Any = faiss.IndexIVFFlat(faiss.IndexFlatL2(units.shape[1]), units.shape[1], lists)
         index.nprobe = lists // 20
         chosen = np.random.default_rng(0).permutation(len(units))[: _TRAINED_ON * lists]
         index.train(units[np.sort(chosen)])
-    index.add(units)
-    parts = [index.search(units[start : start + _TILE], count) for start in range(0, len(units), _TILE)]
+        index.add(units)
+        search = index.search
+    else:
+        search = ExactSearch(units).search
+    parts = [search(units[start : start + _TILE], count) for start in range(0, len(units), _TILE)]
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])

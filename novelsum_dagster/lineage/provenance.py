@@ -61,22 +61,22 @@ STEPS = {
     "raw_pool": StepFacts("1", ("pool", "embedding.model", "embedding.revision")),
     "embeddings": StepFacts("2", _VECTORS),
     "density": StepFacts(
-        "3",
+        "4",
         tuple(
             f"novelsum.{name}"
             for name in ("neighbors", "neighbor_policy", "density_index", "min_recall", "density_power")
         ),
     ),
-    "sample_novelty": StepFacts("2", ("novelsum",)),
-    "selected_subset": StepFacts("3", ("selection", "novelsum.density_power", "novelsum.proximity_power")),
-    "novelsum_report": StepFacts("2", ("novelsum", "measures")),
+    "sample_novelty": StepFacts("3", ("novelsum",)),
+    "selected_subset": StepFacts("4", ("selection", "novelsum.density_power", "novelsum.proximity_power")),
+    "novelsum_report": StepFacts("3", ("novelsum", "measures")),
     "lineage": StepFacts("1"),
     "changes": StepFacts("1"),
     "data_card": StepFacts("1", ("card",)),
-    "study_pool": StepFacts("1", ("novelsum", "study.held_out", "study.neighbors")),
-    "study_set": StepFacts("1", ("novelsum",)),
+    "study_pool": StepFacts("2", ("novelsum", "study.held_out", "study.neighbors")),
+    "study_set": StepFacts("2", ("novelsum",)),
     "study_measures": StepFacts(
-        "1", ("novelsum", "measures", "study.neighbors", "study.density_powers", "study.proximity_powers")
+        "2", ("novelsum", "measures", "study.neighbors", "study.density_powers", "study.proximity_powers")
     ),
     "study_performance": StepFacts("1", ("study.training",)),
     "study_correlation": StepFacts("1", ("study",)),

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from novelsum_dagster.diversity.vectors import unit_rows
+from novelsum_dagster.diversity.vectors import cosine_distances, unit_rows
 
 PAIRS = 20
 SNIPPET = 160
@@ -19,8 +19,6 @@ QUANTITIES = ("tokens", "turns", "characters")
 QUANTILES = {"p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95}
 _DIGITS = 4
 _TILE = 2048
-_SPARE = 4 * PAIRS
-"""Pairs kept in float32, so that the closest in float64 are among them."""
 
 
 def map_points(vectors: NDArray[np.float32], selected: NDArray[np.int64]) -> tuple[pa.Table, tuple[float, float]]:
@@ -157,35 +155,31 @@ def closest(units: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], 
         units: float32, (m, d), rows of length 1.
         count: pairs wanted, at most `PAIRS`.
     """
-    spare = (np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64))
+    pairs = (np.empty(0), np.empty(0, np.int64), np.empty(0, np.int64))
     for top in range(0, len(units), _TILE):
         for left in range(top, len(units), _TILE):
-            spare = _closer(spare, units, top, left)
-    _, first, second = spare
-    # 1 - cosine of near-duplicates is lost in the rounding of float32; half the squared difference is not.
-    difference = units[first].astype(np.float64) - units[second]
-    distance = np.einsum("ij,ij->i", difference, difference) / 2
-    order = np.lexsort((second, first, distance))[:count]
-    return first[order], second[order], distance[order]
+            pairs = _closer(pairs, units, top, left)
+    distance, first, second = pairs
+    return first[:count], second[:count], distance[:count]
 
 
-_Pairs = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
+_Pairs = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]
 
 
-def _closer(spare: _Pairs, units: NDArray[np.float32], top: int, left: int) -> _Pairs:
-    """Return the closest `_SPARE` of the pairs so far and those of one tile."""
-    distance = 1 - units[top : top + _TILE] @ units[left : left + _TILE].T
+def _closer(pairs: _Pairs, units: NDArray[np.float32], top: int, left: int) -> _Pairs:
+    """Return the `PAIRS` closest of the pairs so far and those of one tile."""
+    distance = cosine_distances(units[top : top + _TILE], units[left : left + _TILE])
     if top == left:
         distance[np.tril_indices(len(distance))] = np.inf
     flat = distance.ravel()
-    limit = spare[0][-1] if len(spare[0]) == _SPARE else np.float32(3)
+    limit = pairs[0][-1] if len(pairs[0]) == PAIRS else np.finfo(np.float64).max
     near = np.flatnonzero(flat <= limit)
-    if len(near) > _SPARE:
-        near = near[flat[near] <= np.partition(flat[near], _SPARE - 1)[_SPARE - 1]]
+    if len(near) > PAIRS:
+        near = near[flat[near] <= np.partition(flat[near], PAIRS - 1)[PAIRS - 1]]
     first, second = np.divmod(near, distance.shape[1])
-    values = np.concatenate([spare[0], flat[near]])
-    firsts, seconds = np.concatenate([spare[1], first + top]), np.concatenate([spare[2], second + left])
-    order = np.lexsort((seconds, firsts, values))[:_SPARE]
+    values = np.concatenate([pairs[0], flat[near]])
+    firsts, seconds = np.concatenate([pairs[1], first + top]), np.concatenate([pairs[2], second + left])
+    order = np.lexsort((seconds, firsts, values))[:PAIRS]
     return values[order], firsts[order], seconds[order]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from novelsum_dagster.diversity.density import ExactSearch
 from novelsum_dagster.diversity.vectors import as_rows, unit_rows
 
 _TILE = 4096
@@ -29,7 +30,7 @@ class Covering:
 
 
 def covering(embeddings: ArrayLike, picks: NDArray[np.int64], count: int = NEAREST) -> Covering:
-    """Return the nearest picks of every sample; a pick's nearest is itself.
+    """Return the nearest picks of every sample; a pick's nearest is itself, of equally near ones the earlier is first.
 
     Args:
         embeddings: (n, d), the pool.
@@ -39,17 +40,16 @@ def covering(embeddings: ArrayLike, picks: NDArray[np.int64], count: int = NEARE
     Raises:
         ValueError: for bad rows.
     """
-    import faiss
-
     units = unit_rows(as_rows(embeddings))
     # A row that repeats would fill all places with itself.
     first = np.sort(np.unique(picks, return_index=True)[1])
     points = units[picks[first]]
     count = min(count, len(points))
+    search = ExactSearch(points)
     rank, distance = np.empty((len(units), count), np.int64), np.empty((len(units), count))
     for start in range(0, len(units), _TILE):
         tile = slice(start, start + _TILE)
-        squared, found = faiss.knn(units[tile], points, count)
+        squared, found = search.search(units[tile], count)
         rank[tile] = first[found]
-        distance[tile] = np.maximum(squared, 0) / 2
+        distance[tile] = squared / 2
     return Covering(rank, distance)

@@ -3,7 +3,6 @@
 Belongs here: exact scores over given picks, ranks, nearest picks. Does not: any bound or search.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -11,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from novelsum_dagster.diversity.novelsum import rank_weights
-from novelsum_dagster.diversity.vectors import as_rows, unit_rows
+from novelsum_dagster.diversity.vectors import as_rows, cosine_distances, unit_rows
+from novelsum_dagster.processors import usable_processors
 from novelsum_dagster.selection.inputs import check_indices, check_quality, factor_or_density
 
 _TILE_VALUES = 2**22
@@ -105,7 +105,7 @@ def exact_scores(
 
     size = max(1, _TILE_VALUES // len(picks))
     tiles = [candidates[start : start + size] for start in range(0, len(candidates), size)]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
+    with ThreadPoolExecutor(usable_processors()) as workers:
         return np.concatenate(list(workers.map(tile, tiles))) if tiles else np.empty(0)
 
 
@@ -120,8 +120,7 @@ def _nearest(asked: NDArray[np.float32], picked: NDArray[np.float32]) -> tuple[N
     nearest, distance = np.empty(len(asked), np.int64), np.empty(len(asked))
     size = max(1, _TILE_VALUES // len(picked))
     for start in range(0, len(asked), size):
-        cosines = asked[start : start + size] @ picked.T
-        best = cosines.argmax(1)
-        nearest[start : start + size] = best
-        distance[start : start + size] = np.maximum(1 - cosines[np.arange(len(best)), best].astype(np.float64), 0)
+        distances = cosine_distances(asked[start : start + size], picked)
+        nearest[start : start + size] = distances.argmin(axis=1)
+        distance[start : start + size] = distances.min(axis=1)
     return nearest, distance

@@ -54,7 +54,7 @@ def _mean_distances(units: NDArray[np.float32], progress: Progress) -> NDArray[n
     score = np.empty(len(units))
     for start in range(0, len(units), _TILE):
         stop = min(start + _TILE, len(units))
-        # Not a BLAS product, which sums differently at the edges of its blocks: equal rows must get equal scores.
+        # NumPy adds in the same order on every processor; a BLAS product does not, not even for equal rows.
         score[start:stop] = 1 - (units[start:stop] * mean).sum(1)
         progress(stop, len(units))
     return score

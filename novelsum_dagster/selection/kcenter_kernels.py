@@ -2,11 +2,13 @@
 
 Belongs here: the search for the two candidates farthest from the picks. Does not: the loop over picks, threads.
 
-A candidate's similarity to its nearest pick only rises as picks are added. Each candidate remembers how many picks it
-was compared with (`seen`) and the highest cosine among them (`similarity`): a lower bound of what it is by now. Where
-that bound is above the level to beat already, the candidate is passed over without a look at its row; otherwise it is
-compared with the picks it has not seen, and no further than to the first that takes it above the level. So a row that
+A candidate's distance to its nearest pick only falls as picks are added. Each candidate remembers how many picks it
+was compared with (`seen`), the least of these distances (`nearest`), and an upper bound of it (`bound`). Where the
+bound is under the level to beat already, the candidate is passed over without a look at its row; otherwise it is
+compared with the picks it has not seen, and no further than to the first that takes it under the level. So a row that
 was covered early is read no more, and a row that is read meets many picks at once, which stay in the cache.
+
+A dot product in float32 decides most comparisons; where its rounding error leaves a doubt, the exact distance does.
 """
 
 from typing import Any
@@ -14,10 +16,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from novelsum_dagster.selection.search_kernels import cosine_distance
+
 _ORDER = {"reassoc", "contract", "nsz"}
-"""Lets the compiler use vector instructions in sums; NaN and infinity keep their meaning."""
-_ALIKE = np.float32(1 - 2.0**-20)
-"""Cosines above this are 1 but for rounding."""
+"""Lets the compiler reorder sums that are only bounds; NaN and infinity keep their meaning."""
 
 
 @njit(cache=True, nogil=True, fastmath=_ORDER)
@@ -29,42 +31,50 @@ def _dot(a: Any, b: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def two_least_similar(rows: Any, candidates: Any, picked_rows: Any, similarity: Any, seen: Any, level: float) -> Any:
-    """Return the two candidates least similar to their nearest pick, each followed by that similarity.
+def two_farthest(
+    rows: Any, candidates: Any, picked_rows: Any, nearest: Any, bound: Any, seen: Any, level: float, slack: float
+) -> Any:
+    """Return the two candidates farthest from their nearest pick, each followed by that distance.
 
-    All dot products of a selection come from this one loop, so that equal rows get equal values to the last bit.
+    Distances are exact (`cosine_distance`), so that equal rows tie; the lower index comes first.
 
     Args:
-        rows: float32, (n, d), rows of length 1.
+        rows: float32, (n, d), unit rows.
         candidates: int64, rows to choose among, in any order.
         picked_rows: float32, (m, d), the picks.
-        similarity: float32, (n,), brought up to date as far as needed; above 1 where picked.
-        seen: int64, (n,), likewise.
-        level: candidates above this similarity need not be found; at most 1.
+        nearest: float64, (n,), the least distance to the first `seen` picks, infinite before the first.
+        bound: float64, (n,), at least the least distance to all picks; below 0 where picked.
+        seen: int64, (n,). All three are brought up to date as far as needed.
+        level: candidates nearer than this need not be found; 0 or more.
+        slack: by how much `1 - _dot` may be off a distance.
 
     Returns:
-        best, its similarity, second, its similarity; -1 and infinity where there is none at or below the level.
+        best, its distance, second, its distance; -1 and -infinity where there is none at or over the level.
     """
     best, second = -1, -1
-    best_similarity, second_similarity = np.inf, np.inf
+    best_distance, second_distance = -np.inf, -np.inf
     now = len(picked_rows)
     for position in range(len(candidates)):
         i = candidates[position]
-        highest = similarity[i]
-        if highest > level:
+        if bound[i] < level:
             continue
-        at = seen[i]
-        while at < now and highest <= level:
-            highest = max(highest, _dot(rows[i], picked_rows[at]))
-            at += 1
-        if highest > _ALIKE:
-            highest = np.float32(1)
-        similarity[i], seen[i] = highest, at
-        if highest > level:
+        at, least, most = seen[i], nearest[i], nearest[i]
+        while at < now and most >= level:
+            rough = 1.0 - _dot(rows[i], picked_rows[at])
+            if rough + slack < level:
+                # Under the level for certain; this pick is met again if the level falls below the bound.
+                most = rough + slack
+            else:
+                if rough - slack < least:
+                    least = min(least, cosine_distance(rows[i], picked_rows[at]))
+                    most = least
+                at += 1
+        nearest[i], bound[i], seen[i] = least, most, at
+        if most < level:
             continue
-        if highest < best_similarity or (highest == best_similarity and i < best):
-            best, best_similarity, second, second_similarity = i, highest, best, best_similarity
-        elif highest < second_similarity or (highest == second_similarity and i < second):
-            second, second_similarity = i, highest
-        level = min(level, second_similarity)
-    return best, best_similarity, second, second_similarity
+        if least > best_distance or (least == best_distance and i < best):
+            best, best_distance, second, second_distance = i, least, best, best_distance
+        elif least > second_distance or (least == second_distance and i < second):
+            second, second_distance = i, least
+        level = max(level, second_distance)
+    return best, best_distance, second, second_distance

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from novelsum_dagster.diversity.vectors import cosine_distances
+
 _TILE = 1024
 
 
@@ -106,10 +108,9 @@ def nearest_earlier(unit_rows: NDArray[np.float32]) -> tuple[NDArray[np.int64], 
     later = np.triu(np.ones((min(size, _TILE),) * 2, dtype=np.bool_))
     for start in range(0, size, _TILE):
         stop = min(start + _TILE, size)
-        cosines = unit_rows[start:stop] @ unit_rows[:stop].T
-        np.copyto(cosines[:, start:], -np.inf, where=later[: stop - start, : stop - start])
-        best = cosines.argmax(1)
-        nearest[start:stop] = best
-        distance[start:stop] = np.maximum(1 - cosines[np.arange(stop - start), best].astype(np.float64), 0)
+        distances = cosine_distances(unit_rows[start:stop], unit_rows[:stop])
+        np.copyto(distances[:, start:], np.inf, where=later[: stop - start, : stop - start])
+        nearest[start:stop] = distances.argmin(axis=1)
+        distance[start:stop] = distances.min(axis=1)
     nearest[0], distance[0] = -1, np.nan
     return nearest, distance

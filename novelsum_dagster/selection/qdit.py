@@ -4,7 +4,6 @@ Belongs here: the public function, the similarities, lazy greedy. Does not: the 
 """
 
 import heapq
-import os
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Protocol
@@ -12,8 +11,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from novelsum_dagster.diversity.vectors import find_rows
+from novelsum_dagster.diversity.density import ExactSearch
+from novelsum_dagster.diversity.vectors import cosine_distances
 from novelsum_dagster.memory import require_memory
+from novelsum_dagster.processors import usable_processors
 from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.selection.inputs import check_inputs
 from novelsum_dagster.selection.picks import Picks, recorded
@@ -41,11 +42,11 @@ def qdit(
 
     The gain of candidate i is what it adds to facility location, the sum over the pool's n samples of their highest
     cosine to a pick, 0 before the first pick: `sum_j max(0, cos(i, j) - covered_j)`. It is in samples, so a quality
-    of 1 counts as much as one sample newly covered in full. Cosines are float32 rounded to 2^-23, and 1 from 1 - 2^-20
-    on; sums of them are exact, so ties are ties, and the lowest index wins them. A pick's score is the value by which
-    it won. A gain only falls as picks are added, so an old gain is a bound and few are computed again (Minoux's lazy
-    greedy). (Bukharin et al., "Data Diversity Matters for Robust Instruction Tuning", EMNLP Findings 2024, QDIT;
-    facility location as in submodlib.)
+    of 1 counts as much as one sample newly covered in full. Cosines are exact (`cosine_distances`), then rounded to
+    multiples of 2^-23; sums of these are exact, too, so ties are ties on every processor, and the lowest index wins
+    them. A pick's score is the value by which it won. A gain only falls as picks are added, so an old gain is a bound
+    and few are computed again (Minoux's lazy greedy). (Bukharin et al., "Data Diversity Matters for Robust Instruction
+    Tuning", EMNLP Findings 2024, QDIT; facility location as in submodlib.)
 
     Args:
         embeddings: (n, d).
@@ -70,7 +71,7 @@ def qdit(
             f"quality_weight is {quality_weight} and no quality is given; give one, or set the weight to 0"
         )
     fixed = np.zeros(len(inputs.units)) if inputs.quality is None else quality_weight * inputs.quality
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    with ThreadPoolExecutor(usable_processors()) as threads:
         coverage: _Coverage
         if similarity_neighbors is None:
             coverage = _Dense(inputs.units, threads)
@@ -147,7 +148,7 @@ class _LazyGreedy:
 def memory_needed(n: int, similarity_neighbors: int | None) -> int:
     """Return the bytes that similarities of n samples take: of all pairs, or of each sample's nearest."""
     if similarity_neighbors is None:
-        return 4 * (n + _TILE) * n
+        return (4 * n + 2 * 8 * _TILE) * n
     return _BYTES_PER_NEIGHBOR * n * similarity_neighbors
 
 
@@ -168,14 +169,7 @@ class _Dense:
         self._covered = np.zeros(self.size, np.float32)
         self._similarity = np.empty((self.size, self.size), np.float32)
         for start in range(0, self.size, _TILE):
-            self._write(units[start : start + _TILE] @ units[start:].T, start)
-        # BLAS sums differently at the edges of its blocks; exact duplicates must be alike.
-        first = find_rows(units, units)
-        repeated = np.flatnonzero(first != np.arange(self.size))
-        for row in repeated:
-            self._similarity[row] = self._similarity[first[row]]
-        for row in repeated:
-            self._similarity[:, row] = self._similarity[row]
+            self._write(cosine_distances(units[start : start + _TILE], units[start:]), start)
 
     def gains(self, candidates: NDArray[np.int64]) -> NDArray[np.float64]:
         out = np.empty(len(candidates))
@@ -190,14 +184,14 @@ class _Dense:
     def add(self, pick: int) -> None:
         np.maximum(self._covered, self._similarity[pick], out=self._covered)
 
-    def _write(self, cosines: NDArray[np.float32], first: int) -> None:
-        """Take over the cosines of the rows from `first` on with themselves and all later rows."""
+    def _write(self, distances: NDArray[np.float64], first: int) -> None:
+        """Take over the distances of the rows from `first` on to themselves and all later rows."""
         from novelsum_dagster.selection.qdit_kernels import write_similarity
 
         def write(start: int, stop: int) -> None:
-            write_similarity(cosines, first, start, stop, self._similarity)
+            write_similarity(distances, first, start, stop, self._similarity)
 
-        edges = _edges(cosines.shape[1])
+        edges = _edges(distances.shape[1])
         list(self._threads.map(write, edges, edges[1:]))
 
 
@@ -218,7 +212,6 @@ class _Sparse:
         self._sparse_gains = sparse_gains
         self._covered = np.zeros(self.size, np.float32)
         nearest = _nearest(units, neighbors)
-        # FAISS sums cosines in blocks, so those of a pair may differ between its two ways.
         similarity = np.empty(nearest.shape, np.float32)
         edges = _edges(self.size)
         list(
@@ -242,15 +235,10 @@ class _Sparse:
 
 
 def _nearest(units: NDArray[np.float32], neighbors: int) -> NDArray[np.int64]:
-    """Return the rows of the highest cosine with each row, itself among them: int64, (n, neighbors)."""
-    import faiss
-
-    index = faiss.IndexFlatIP(units.shape[1])
-    index.add(units)
-    nearest = np.empty((len(units), neighbors), np.int64)
-    for start in range(0, len(units), _TILE):
-        stop = min(start + _TILE, len(units))
-        _, nearest[start:stop] = index.search(units[start:stop], neighbors)
+    """Return the nearest rows of each row, itself among them: int64, (n, neighbors)."""
+    search = ExactSearch(units)
+    starts = range(0, len(units), _TILE)
+    nearest = np.concatenate([search.search(units[start : start + _TILE], neighbors)[1] for start in starts])
     # Among more exact duplicates than `neighbors` a row may have been left out of its own nearest.
     without_self = np.flatnonzero((nearest != np.arange(len(units))[:, None]).all(1))
     nearest[without_self, -1] = without_self
@@ -259,4 +247,4 @@ def _nearest(units: NDArray[np.float32], neighbors: int) -> NDArray[np.int64]:
 
 def _edges(size: int) -> list[int]:
     """Return where each thread's share of `size` items starts, and the end."""
-    return [int(edge) for edge in np.linspace(0, size, len(os.sched_getaffinity(0)) + 1)]
+    return [int(edge) for edge in np.linspace(0, size, usable_processors() + 1)]

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from novelsum_dagster.selection.search_kernels import cosine_distance
+
 _ORDER = {"reassoc", "contract", "nsz"}
-"""Lets the compiler use vector instructions in sums; NaN and infinity keep their meaning."""
-_ALIKE = np.float32(1 - 2.0**-20)
-"""Cosines above this are 1 but for rounding."""
+"""Lets the compiler reorder sums that are exact; NaN and infinity keep their meaning."""
 _STRIPE = 32
 """Columns written together, so that the lines of their transpose stay in the cache."""
 
@@ -24,36 +24,26 @@ _STRIPE = 32
 @njit(cache=True, nogil=True)
 def _rounded(cosine: Any) -> Any:
     """Return a cosine as a multiple of 2^-23 from 0 to 1: float32 numbers from 1 to 2 are 2^-23 apart."""
-    if cosine > _ALIKE:
-        return np.float32(1)
-    return (np.float32(1) + max(cosine, np.float32(0))) - np.float32(1)
+    return np.float32(1.0 + max(cosine, 0.0)) - np.float32(1)
 
 
 @njit(cache=True, nogil=True)
-def write_similarity(cosines: Any, first: int, start: int, stop: int, similarity: Any) -> None:
-    """Write a block of cosines and its transpose into the similarities.
+def write_similarity(distances: Any, first: int, start: int, stop: int, similarity: Any) -> None:
+    """Write a block of cosine distances, as similarities, and its transpose.
 
     Args:
-        cosines: float32, (b, n - first): of rows `first` to `first + b` with rows `first` to n.
+        distances: float64, (b, n - first): of rows `first` to `first + b` to rows `first` to n.
         first: the block's first row.
-        start: first column of `cosines` to write.
+        start: first column of `distances` to write.
         stop: column after the last to write.
         similarity: float32, (n, n).
     """
     for stripe in range(start, stop, _STRIPE):
-        for i in range(len(cosines)):
+        for i in range(len(distances)):
             for j in range(max(stripe, i), min(stripe + _STRIPE, stop)):
-                value = _rounded(cosines[i, j])
+                value = _rounded(1.0 - distances[i, j])
                 similarity[first + i, first + j] = value
                 similarity[first + j, first + i] = value
-
-
-@njit(cache=True, nogil=True, fastmath=_ORDER)
-def _dot(a: Any, b: Any) -> Any:
-    total = np.float32(0)
-    for q in range(len(a)):
-        total += a[q] * b[q]
-    return total
 
 
 @njit(cache=True, nogil=True)
@@ -69,7 +59,7 @@ def near_similarity(units: Any, nearest: Any, start: int, stop: int, similarity:
     """
     for i in range(start, stop):
         for position in range(nearest.shape[1]):
-            similarity[i, position] = _rounded(_dot(units[i], units[nearest[i, position]]))
+            similarity[i, position] = _rounded(1.0 - cosine_distance(units[i], units[nearest[i, position]]))
 
 
 @njit(cache=True, nogil=True, fastmath=_ORDER)

@@ -6,6 +6,7 @@ Belongs here: that strategy. Does not: the removal of near-duplicates from the p
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from novelsum_dagster.diversity.vectors import cosine_distances
 from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.selection.inputs import check_inputs
 from novelsum_dagster.selection.picks import Picks, recorded
@@ -70,12 +71,12 @@ def repr_filter(
 
 def _passing(rows: NDArray[np.float32], kept_rows: NDArray[np.float32], threshold: float) -> NDArray[np.int64]:
     """Return which rows of a block are kept, given the rows kept before it: int64, ascending."""
-    # Rounding can take a cosine above 1, and a threshold of 1 shall keep everything.
-    limit = np.float32(threshold) if threshold < 1 else np.inf
+    # Distances are exact and never negative, so a threshold of 1 keeps every sample.
+    least = 1 - threshold
     candidates = np.arange(len(rows))
     if len(kept_rows):
-        candidates = candidates[(rows @ kept_rows.T).max(1) <= limit]
-    alike = rows[candidates] @ rows[candidates].T > limit
+        candidates = candidates[cosine_distances(rows, kept_rows).min(axis=1) >= least]
+    alike = cosine_distances(rows[candidates], rows[candidates]) < least
     is_kept = np.ones(len(candidates), np.bool_)
     for position in range(len(candidates)):
         if is_kept[position]:

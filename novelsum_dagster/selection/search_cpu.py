@@ -11,7 +11,6 @@ A pick goes down a ladder; few candidates reach the next step, and none that cou
 4. those that still do, one or two a pick: all distances in float64, kept as a sorted list from then on.
 """
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -20,6 +19,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from novelsum_dagster.processors import usable_processors
 from novelsum_dagster.selection import search_kernels as kernels
 from novelsum_dagster.selection.search import Candidates, Found, Round, Search, bin_edges, cosine_slack
 
@@ -58,7 +58,7 @@ class CpuSearch(Search):
         super().__init__(candidates, weights)
         n, d = candidates.rows.shape
         k = len(weights)
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads or usable_processors()
         self._workers = ThreadPoolExecutor(self._threads, thread_name_prefix="novelselect")
         self._slack = cosine_slack(d)
         self._crude = 2.0 + self._slack

@@ -4,8 +4,10 @@ Belongs here: loops over numbers, compiled by numba, free of Python's lock so th
 Does not: which candidates are looked at in what order (`search_cpu`).
 
 The score of candidate i over the picks S is `F_i(S) = sum_r w_r D_(r)(i)`, distances ascending, weights descending,
-`D(i, s) = (1 - <x_i, x_s>)(f_i + f_s)`. By the rearrangement inequality that pairing is the smallest of all. So F is
-concave in the distances, and three cheaper values bound it from above:
+`D(i, s) = |x_i - x_s|^2 / 2 (f_i + f_s)`. Coordinates of unit rows are rounded so that float64 sums their products and
+squares exactly (`unit_rows`): `|x_i - x_s|^2 / 2` is exact in any order of summation. It differs from `1 - <x_i, x_s>`
+by less than 2^-24 sqrt(d), since the lengths of rounded rows are not quite 1. By the rearrangement inequality the
+pairing of F is the smallest of all. So F is concave in the distances, and three cheaper values bound it from above:
 
 - crude: a later pick s appended at the end adds at most `w D(i, s)`, and `D(i, s) <= 2 (f_i + f_s)`.
 - tightened: for later picks T, `f_i (W - <x_i, A>) + G - <x_i, B>` with sums W, G, A, B of `w_s`, `w_s f_s`, `w_s x_s`
@@ -22,7 +24,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 _ORDER = {"reassoc", "contract", "nsz"}
-"""Lets the compiler use vector instructions in sums; NaN and infinity keep their meaning."""
+"""Lets the compiler reorder sums that are exact or only bounds; NaN and infinity keep their meaning."""
 _STRIDE, _FETCH, _CACHE_LINE = 64, 8, 64
 _ROUNDING = 2.0**-40
 """More than sums of a few float64 numbers lose."""
@@ -31,7 +33,7 @@ _ROUNDING = 2.0**-40
 class Pool(NamedTuple):
     """The n candidates: `rows` float32 (n, d), `factor` and `quality` float64 (n,).
 
-    `coarse`, int8 (n, d), times `scale[:, 0]` is nearly `rows`; `scale[:, 1]` is the length of what it leaves out.
+    `coarse`, int8 (n, d), times `scale[:, 0]` is nearly `rows`; `scale[:, 1]` is at least the length of the difference.
     """
 
     rows: NDArray[Any]
@@ -92,14 +94,20 @@ class Lists(NamedTuple):
 
 
 @njit(cache=True, nogil=True, fastmath=_ORDER)
+def cosine_distance(row: Any, other: Any) -> Any:
+    """Return `|x - y|^2 / 2` of two unit rows: exact, so the order of summation is the compiler's choice."""
+    total = 0.0
+    for q in range(len(row)):
+        difference = np.float64(row[q]) - np.float64(other[q])
+        total += difference * difference
+    return total / 2
+
+
+@njit(cache=True, nogil=True)
 def exact_distances(rows: Any, factor: Any, i: int, picked: Picked, first: int, last: int, out: Any) -> None:
-    """Write the distances of candidate i to picks `first` to `last` into `out`; dot products summed in float64."""
-    row = rows[i].astype(np.float64)
+    """Write the distances of candidate i to picks `first` to `last` into `out`, rounded to float32."""
     for p in range(first, last):
-        dot = 0.0
-        for q in range(len(row)):
-            dot += row[q] * np.float64(picked.rows[p, q])
-        out[p - first] = (1.0 - dot) * (factor[i] + picked.factor[p])
+        out[p - first] = cosine_distance(rows[i], picked.rows[p]) * (factor[i] + picked.factor[p])
 
 
 @njit(cache=True, nogil=True)
@@ -109,13 +117,27 @@ def all_distances(rows: Any, factor: Any, candidates: Any, picked: Picked, out: 
         exact_distances(rows, factor, candidates[c], picked, 0, len(picked.factor), out[c])
 
 
-@njit(cache=True, nogil=True, fastmath=_ORDER)
+@njit(cache=True, nogil=True)
 def weighted_sum(values: Any, weights: Any) -> Any:
-    """Return `sum weights * values` over the length of `values`, in float64."""
-    total = 0.0
-    for r in range(len(values)):
-        total += weights[r] * np.float64(values[r])
-    return total
+    """Return `sum weights * values` over the length of `values`, in float64.
+
+    Eight sums, each over every eighth value, are added in a fixed order, so that the result is the same on every
+    processor.
+    """
+    s0, s1, s2, s3, s4, s5, s6, s7 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    whole = len(values) - len(values) % 8
+    for r in range(0, whole, 8):
+        s0 += weights[r] * np.float64(values[r])
+        s1 += weights[r + 1] * np.float64(values[r + 1])
+        s2 += weights[r + 2] * np.float64(values[r + 2])
+        s3 += weights[r + 3] * np.float64(values[r + 3])
+        s4 += weights[r + 4] * np.float64(values[r + 4])
+        s5 += weights[r + 5] * np.float64(values[r + 5])
+        s6 += weights[r + 6] * np.float64(values[r + 6])
+        s7 += weights[r + 7] * np.float64(values[r + 7])
+    for r in range(whole, len(values)):
+        s0 += weights[r] * np.float64(values[r])
+    return ((s0 + s4) + (s2 + s6)) + ((s1 + s5) + (s3 + s7))
 
 
 @njit(cache=True, nogil=True)
@@ -139,7 +161,8 @@ def coarsen(rows: Any, coarse: Any, scale: Any) -> None:
         for q in range(rows.shape[1]):
             coarse[i, q] = np.int8(np.rint(rows[i, q] / scale[i, 0]))
             left_out += (np.float64(rows[i, q]) - np.float64(coarse[i, q]) * scale[i, 0]) ** 2
-        scale[i, 1] = np.sqrt(left_out) * (1 + 1e-6)
+        # And the share of `|x - y|^2 / 2 - (1 - <x, y>)`.
+        scale[i, 1] = np.sqrt(left_out) * (1 + 1e-6) + np.sqrt(rows.shape[1]) * 2.0**-24
 
 
 @njit(cache=True, nogil=True)
@@ -252,7 +275,7 @@ def _set_crude(i: int, now: int, pool: Pool, bounds: Bounds, sums: Sums, crude: 
 def raised_distances(
     dots: Any, candidates: Any, first: int, now: int, pool: Pool, picked: Picked, seen: Any, slack: float
 ) -> None:
-    """Turn float32 cosines to picks `first` to `now`, a row a candidate, into distances that are never too small.
+    """Turn float32 dot products with picks `first` to `now`, a row a candidate, into upper bounds of distances.
 
     In place; picks that a candidate has seen become infinitely far.
     """

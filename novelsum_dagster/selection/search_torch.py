@@ -116,7 +116,8 @@ class TorchSearch(Search):
         self._barred = torch.zeros(n, dtype=torch.bool, device=to)
         # Exact scores need float64, and need only the rows picked.
         self._picked_x = torch.empty((k, d), dtype=torch.float64, device=to)
-        self._picked_f = torch.empty(k, dtype=torch.float64, device=to)
+        self._picked_half = torch.empty(k, dtype=torch.float64, device=to)
+        self._picked_f = torch.empty_like(self._picked_half)
         self._merged = 0
         """Picks that all summaries have taken in,"""
         self._caught_up = 0
@@ -152,6 +153,7 @@ class TorchSearch(Search):
     def _take(self, row: NDArray[np.float32], factor: float, own: int) -> None:
         m = self.picked
         self._picked_x[m] = self._torch.from_numpy(row).to(self._device) if own < 0 else self._x[own]
+        self._picked_half[m] = self._picked_x[m].square().sum() / 2
         # Numbers that are assigned would be copied to the device, and waited for; those that fill are not.
         self._picked_f[m : m + 1].fill_(factor)
         if own >= 0:
@@ -277,8 +279,10 @@ class TorchSearch(Search):
         m, size = self.picked, len(candidates)
         # Always so many rows, so that the matrix product is always done in the same way.
         filled = candidates[self._torch.arange(_BATCH, device=self._device) % size]
-        cosine = self._x[filled].double() @ self._picked_x[:m].T
-        distance = ((1 - cosine) * (self._f[filled, None] + self._picked_f[:m])).float()
+        x = self._x[filled].double()
+        # All three terms are exact (`unit_rows`).
+        far = (x.square().sum(dim=1, keepdim=True) / 2 + self._picked_half[:m]) - x @ self._picked_x[:m].T
+        distance = (far * (self._f[filled, None] + self._picked_f[:m])).float()
         score: torch.Tensor = distance.sort(dim=1).values.double() @ self._w[:m]
         self._bound[candidates] = score[:size] * _SCORE_UP
         self._exact_at.index_fill_(0, candidates, m)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from novelsum_dagster.diversity.novelsum import rank_weights
-from novelsum_dagster.diversity.vectors import unit_rows
+from novelsum_dagster.diversity.vectors import cosine_distances, unit_rows
 
 _TILE_VALUES = 2**22
 """Distances held at a time: 32 MiB of float64."""
@@ -58,9 +58,9 @@ def trajectory(
     Raises:
         ValueError: for a vector of zeros.
     """
-    own = unit_rows(np.ascontiguousarray(vector[None, :], dtype=np.float32), "sample")[0]
-    cosines = unit_rows(np.ascontiguousarray(picks, dtype=np.float32), "picks").astype(np.float64) @ own
-    distances = (1 - cosines) * (factor + pick_factors)
+    own = unit_rows(np.ascontiguousarray(vector[None, :], dtype=np.float32), "sample")
+    chosen = unit_rows(np.ascontiguousarray(picks, dtype=np.float32), "picks")
+    distances = cosine_distances(own, chosen)[0] * (factor + pick_factors)
     weights = rank_weights(len(distances), proximity_power)
     ascending, score = np.empty(len(distances)), np.empty(len(distances))
     for made, distance in enumerate(distances):
@@ -119,14 +119,14 @@ def scores_at_end(
     Raises:
         ValueError: for a vector of zeros.
     """
-    units = unit_rows(np.ascontiguousarray(vectors, dtype=np.float32), "samples").astype(np.float64)
-    chosen = unit_rows(np.ascontiguousarray(picks, dtype=np.float32), "picks").astype(np.float64)
+    units = unit_rows(np.ascontiguousarray(vectors, dtype=np.float32), "samples")
+    chosen = unit_rows(np.ascontiguousarray(picks, dtype=np.float32), "picks")
     weights = rank_weights(len(chosen), proximity_power)
     scores = np.empty(len(units))
     tile = max(1, _TILE_VALUES // len(chosen))
     for start in range(0, len(units), tile):
         part = slice(start, start + tile)
-        distances = (1 - units[part] @ chosen.T) * (factors[part, None] + pick_factors)
+        distances = cosine_distances(units[part], chosen) * (factors[part, None] + pick_factors)
         distances.sort(axis=1)
         scores[part] = distances @ weights
     return scores

@@ -312,12 +312,12 @@ def test_damage_costs_a_search_of_all(pools: Pools, damage: Callable[[Path], Non
 
 
 def test_distances_that_come_out_otherwise_now_are_not_kept(pools: Pools) -> None:
-    """As those that another processor computed."""
+    """As those that another release computed."""
     old = pools.first(BASE)
     table = _with("squared_distance", 3, lambda value: [*value[:-1], float(np.nextafter(np.float32(value[-1]), 1e9))])
     _rewritten(table)(pools.grown / old.place / "nearest.parquet")
     pools.grow(old, np.concatenate([BASE, MORE]))
-    assert "another processor" in pools.searched
+    assert "another release" in pools.searched
 
 
 def test_other_settings(pools: Pools) -> None:
