@@ -22,8 +22,8 @@ _SPLIT_SEED, _SPLIT = 1234, 1 / 1024
 _TILE = 1024
 
 
-def centres_of(rows: NDArray[np.float32], clusters: int, seed: int) -> NDArray[np.float64]:
-    """Return the centres of k-means, 20 iterations on at most 256 samples a cluster: float64, (clusters, d).
+def centres_of(rows: NDArray[np.float32], clusters: int, seed: int) -> NDArray[np.float32]:
+    """Return the centres of k-means, 20 iterations on at most 256 samples a cluster: float32, (clusters, d).
 
     Samples and first centres are drawn, and clusters without samples filled, as FAISS does it, so the centres are those
     of FAISS but for the rounding of float32. Here products are exact (`_rounded`), so that centres are the same on
@@ -38,25 +38,33 @@ def centres_of(rows: NDArray[np.float32], clusters: int, seed: int) -> NDArray[n
 
     if len(rows) > _TRAINED_ON * clusters:
         rows = rows[_drawn(len(rows), seed)[: _TRAINED_ON * clusters]]
+    rounded = _rounded(rows)
     if len(rows) == clusters:
-        return _rounded(rows)
-    centres = _rounded(rows[_drawn(len(rows), seed + _SECOND_DRAW)[:clusters]])
+        return rounded
+    centres = rounded[_drawn(len(rows), seed + _SECOND_DRAW)[:clusters]]
     for _ in range(_ITERATIONS):
-        nearest = nearest_centre(rows, centres)
-        sums, counts = np.zeros_like(centres), np.bincount(nearest, minlength=clusters)
+        nearest = _nearest(rounded, centres)
+        sums, counts = np.zeros(centres.shape), np.bincount(nearest, minlength=clusters)
         add_rows(rows, nearest, sums)
-        centres = sums / np.maximum(counts, 1)[:, None]
-        _split(centres, counts)
-        centres = _rounded(centres)
+        means = sums / np.maximum(counts, 1)[:, None]
+        _split(means, counts)
+        centres = _rounded(means)
     return centres
 
 
-def nearest_centre(rows: NDArray[np.float32], centres: NDArray[np.float64]) -> NDArray[np.int64]:
+def nearest_centre(rows: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.int64]:
     """Return the nearest centre of each row, of equally near ones the first: int64, (n,)."""
-    half_squares = np.square(centres).sum(axis=1) / 2
-    nearest = np.empty(len(rows), dtype=np.int64)
-    for start in range(0, len(rows), _TILE):
-        products = _rounded(rows[start : start + _TILE]) @ centres.T
+    starts = range(0, len(rows), _TILE)
+    return np.concatenate([_nearest(_rounded(rows[start : start + _TILE]), centres) for start in starts])
+
+
+def _nearest(rounded: NDArray[np.float32], centres: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return the nearest centre of each row that is rounded: int64, (n,)."""
+    wide = centres.astype(np.float64)
+    half_squares = np.square(wide).sum(axis=1) / 2
+    nearest = np.empty(len(rounded), dtype=np.int64)
+    for start in range(0, len(rounded), _TILE):
+        products = rounded[start : start + _TILE].astype(np.float64) @ wide.T
         np.subtract(half_squares, products, out=products)
         nearest[start : start + _TILE] = products.argmin(axis=1)
     return nearest
@@ -80,28 +88,31 @@ def _split(centres: NDArray[np.float64], counts: NDArray[np.int64]) -> None:
 
 
 def _squared(
-    rows: NDArray[np.float32], centres: NDArray[np.float64], nearest: NDArray[np.int64]
+    rows: NDArray[np.float32], centres: NDArray[np.float32], nearest: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Return the squared distance of each row to its centre: float64, (n,)."""
     squared = np.empty(len(rows))
     for start in range(0, len(rows), _TILE):
         tile = slice(start, start + _TILE)
-        squared[tile] = np.square(rows[tile] - centres[nearest[tile]]).sum(axis=1)
+        squared[tile] = np.square(rows[tile].astype(np.float64) - centres[nearest[tile]]).sum(axis=1)
     return squared
 
 
-def _rounded(rows: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return rows, (n, d), with coordinates rounded to 2^-25 of the power of two over the row's length: float64.
+def _rounded(rows: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return rows, (n, d), with coordinates rounded to 2^-25 of the power of two over the row's length: float32.
 
     As with `unit_rows`, products of two such rows are then exact in float64 in any order of summation.
     """
-    wide = rows.astype(np.float64)
-    _, exponents = np.frexp(np.sqrt(np.square(wide).sum(axis=1, keepdims=True)))
-    scale = np.ldexp(1.0, 25 - exponents)
-    wide *= scale
-    np.rint(wide, out=wide)
-    wide /= scale
-    return wide
+    rounded = np.empty(rows.shape, np.float32)
+    for start in range(0, len(rows), _TILE):
+        tile = rows[start : start + _TILE].astype(np.float64)
+        _, exponents = np.frexp(np.sqrt(np.square(tile).sum(axis=1, keepdims=True)))
+        scale = np.ldexp(1.0, 25 - exponents)
+        tile *= scale
+        np.rint(tile, out=tile)
+        tile /= scale
+        rounded[start : start + _TILE] = tile
+    return rounded
 
 
 def _drawn(size: int, seed: int) -> NDArray[np.int32]:
@@ -139,9 +150,9 @@ def cluster_inertia(target: ArrayLike, *, clusters: int = 200, seed: int = 42) -
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition of the sample space into the cells of k-means centres: float64, (clusters, d)."""
+    """A partition of the sample space into the cells of k-means centres: float32, (clusters, d)."""
 
-    centres: NDArray[np.float64]
+    centres: NDArray[np.float32]
 
     @classmethod
     def of(cls, reference: ArrayLike, *, clusters: int = 100, seed: int = 42) -> "Partition":

@@ -65,8 +65,8 @@ def unit_rows(rows: NDArray[np.float32], name: str = "embeddings") -> NDArray[np
     Sums of products over two unit rows, and of squared differences, are at most 4 in size, so float64, with its 53
     bits, holds every partial sum exactly. A dot product or squared distance in float64 is therefore the same number
     in any order of summation: on every processor, with any number of threads, in tiles of any size. Rounding moves a
-    coordinate by at most 2^-25 (a coordinate over 1/2 has only 24 bits in float32), which changes a cosine by some
-    1e-8, less than a product in float32 does.
+    coordinate by at most 2^-26, one over 1/2 by three times as much, as float32 has 24 bits. That changes a cosine by
+    some 1e-8, less than a product in float32 does, and a squared length by less than 2^-24 (sqrt(d) + 4).
 
     Raises:
         ValueError: as `require_directions` does.

@@ -188,9 +188,10 @@ def _scaled(values: NDArray[np.float64], largest: float) -> tuple[float, NDArray
 def cosine_slack(dimensions: int) -> float:
     """Return by how much `1 - <x, y>` in float32 may be off the distance `|x - y|^2 / 2` of unit rows.
 
-    The dot product by at most d 2^-24 and a little more, the lengths by sqrt(d) 2^-24 at most (`unit_rows`).
+    The dot product by at most d 2^-24 and a little more, the squared lengths by less than (sqrt(d) + 4) 2^-24
+    (`unit_rows`).
     """
-    return float(1.01 * (dimensions + np.sqrt(dimensions) + 8) * 2.0**-24)
+    return float(1.01 * (dimensions + np.sqrt(dimensions) + 12) * 2.0**-24)
 
 
 def bin_edges(k: int) -> NDArray[np.int64]:

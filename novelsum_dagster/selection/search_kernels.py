@@ -6,7 +6,7 @@ Does not: which candidates are looked at in what order (`search_cpu`).
 The score of candidate i over the picks S is `F_i(S) = sum_r w_r D_(r)(i)`, distances ascending, weights descending,
 `D(i, s) = |x_i - x_s|^2 / 2 (f_i + f_s)`. Coordinates of unit rows are rounded so that float64 sums their products and
 squares exactly (`unit_rows`): `|x_i - x_s|^2 / 2` is exact in any order of summation. It differs from `1 - <x_i, x_s>`
-by less than 2^-24 sqrt(d), since the lengths of rounded rows are not quite 1. By the rearrangement inequality the
+by less than 2^-24 (sqrt(d) + 4), since the lengths of rounded rows are not quite 1. By the rearrangement inequality the
 pairing of F is the smallest of all. So F is concave in the distances, and three cheaper values bound it from above:
 
 - crude: a later pick s appended at the end adds at most `w D(i, s)`, and `D(i, s) <= 2 (f_i + f_s)`.
@@ -162,7 +162,7 @@ def coarsen(rows: Any, coarse: Any, scale: Any) -> None:
             coarse[i, q] = np.int8(np.rint(rows[i, q] / scale[i, 0]))
             left_out += (np.float64(rows[i, q]) - np.float64(coarse[i, q]) * scale[i, 0]) ** 2
         # And the share of `|x - y|^2 / 2 - (1 - <x, y>)`.
-        scale[i, 1] = np.sqrt(left_out) * (1 + 1e-6) + np.sqrt(rows.shape[1]) * 2.0**-24
+        scale[i, 1] = np.sqrt(left_out) * (1 + 1e-6) + (np.sqrt(rows.shape[1]) + 4) * 2.0**-24
 
 
 @njit(cache=True, nogil=True)
