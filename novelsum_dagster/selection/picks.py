@@ -18,6 +18,9 @@ _TILE = 1024
 class Remaining:
     """What is known of each of the n samples at the end; every array has shape (n,).
 
+    Which samples were scored exactly, after which pick, and the bounds of the others depend on the processor and the
+    number of threads; what the bounds say holds on each.
+
     Attributes:
         score: float64, the last exact score, or an upper bound of it; for a pick, the score by which it won. NaN for
             a first pick, and where the sample was never looked at, as one that is excluded.

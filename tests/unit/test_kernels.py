@@ -24,7 +24,7 @@ GENERIC = {
 NUMERIC_TESTS = [
     "tests/unit/test_golden.py",
     "tests/unit/test_novelsum_variants.py",
-    "tests/unit/test_density.py",
+    "tests/unit/test_exact_distances.py",
     "tests/unit/test_strategies.py",
 ]
 _CLOSE = 1e-12
