@@ -1,11 +1,14 @@
-# `make demo` and `make test` work on a fresh machine with Python 3.11, pip and make.
+# `make demo` and `make test` work on a fresh machine with Python 3.11, 3.12 or 3.13, pip and make. They install all
+# extras and the tools for development.
 # On Linux without a GPU, point pip at PyTorch's CPU wheels first (see README.md), or it fetches gigabytes of CUDA.
 
-PYTHON ?= python3.11
+# The newest supported Python that runs: a version manager may have commands on the path that do not.
+RUNS = $(shell for one in python3.13 python3.12 python3.11; do $$one --version > /dev/null 2>&1 && echo $$one && break; done)
+PYTHON ?= $(or $(RUNS),$(error none of python3.13, python3.12 and python3.11 runs: install one, or name yours: make PYTHON=...))
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo ui test test-slow test-ui lint format audit image up down clean
+.PHONY: setup lock demo ui test test-slow test-ui lint format audit image up down clean
 
 setup: $(READY)
 
@@ -13,6 +16,14 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip --editable ".[dev]"
 	touch $@
+
+# Pins one version of everything for all supported Pythons and systems. Versions that are pinned already stay where
+# they may; for the newest of all, remove constraints.txt first.
+lock:
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --all-extras --no-annotate \
+		--custom-compile-command "make lock" --output-file constraints.txt pyproject.toml
 
 demo: $(READY)
 	test -d demo/pool || $(BIN)/novelsum demo-pool demo/pool

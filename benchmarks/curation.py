@@ -8,7 +8,6 @@ peak memory. The second run finds all vectors in place, so its time is what a ch
 
 import argparse
 import json
-import os
 import platform
 import resource
 import subprocess
@@ -21,6 +20,8 @@ from typing import Any
 
 import duckdb
 import yaml
+
+from novelsum_dagster.processors import usable_processors
 
 NEAR_DUPLICATES_PICKED = """
 SELECT count(*) FROM run_outputs JOIN runs USING (run_id) JOIN picks USING (selection)
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("-k", type=int, default=1000)
     arguments = parser.parse_args()
     sources = [{"path": str(Path(name).resolve())} for name in arguments.files]
-    print(f"{date.today()}, {platform.machine()}, {len(os.sched_getaffinity(0))} cores, {platform.python_version()}\n")
+    print(f"{date.today()}, {platform.machine()}, {usable_processors()} cores, {platform.python_version()}\n")
     with tempfile.TemporaryDirectory(prefix="novelsum-benchmark-") as folder:
         for drop in (False, True):
             pool = {"sources": sources, "near_duplicates": {"drop": drop}}

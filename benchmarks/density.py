@@ -8,7 +8,6 @@ another seed than those that tuned the index, and the index.
 
 import argparse
 import importlib
-import os
 import platform
 import resource
 import time
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.pool import perturbed_pool
+from novelsum_dagster.processors import usable_processors
 
 # The package has a function of the same name.
 module = importlib.import_module("novelsum_dagster.diversity.density")
@@ -66,7 +66,7 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     search = parts.returned.get("_tuned_lists")
     recall = recall_anew(search, parts.returned["distinct_rows"][0], arguments.neighbors) if search else 1.0
-    print(f"{date.today()}, {platform.machine()}, {len(os.sched_getaffinity(0))} cores, {platform.python_version()}\n")
+    print(f"{date.today()}, {platform.machine()}, {usable_processors()} cores, {platform.python_version()}\n")
     print("| rows | K | index | duplicates out, s | building and tuning, s | search, s | all, s | recall told |"
           " recall anew | peak, GiB |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|---|")

@@ -8,7 +8,6 @@ which is an approximation, NovelSum of the subset is compared. Prints a Markdown
 """
 
 import argparse
-import os
 import platform
 import threading
 import time
@@ -25,6 +24,7 @@ from novelsum_dagster.diversity import density
 from novelsum_dagster.diversity.novelsum import novelsum_with_density
 from novelsum_dagster.diversity.vectors import unit_rows
 from novelsum_dagster.engine.ray_engine import RayEngine
+from novelsum_dagster.processors import usable_processors
 from novelsum_dagster.selection import Picks, novelselect
 from novelsum_dagster.selection.partitioned import partitioned
 from novelsum_dagster.settings import Ray
@@ -42,7 +42,7 @@ def main() -> None:
     rows = unit_rows(np.load(arguments.embeddings).astype(np.float32))
     factor = density(rows).factor(0.5)
     k, engine = arguments.k, RayEngine(Ray())
-    print(f"{date.today()}, {platform.machine()}, {len(os.sched_getaffinity(0))} cores, {platform.python_version()}\n")
+    print(f"{date.today()}, {platform.machine()}, {usable_processors()} cores, {platform.python_version()}\n")
     print(f"| {len(rows):,} x {rows.shape[1]}, k = {k:,} | seconds | picks and scores | NovelSum |\n|---|---|---|---|")
 
     novelselect(rows[:500].copy(), 50, density_factor=factor[:500])  # Compiles.

@@ -14,7 +14,6 @@ of it on any machine in seconds; its times mean nothing.
 """
 
 import argparse
-import os
 import platform
 import time
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from benchmarks.timing import timed
 from novelsum_dagster.diversity import density, density_torch
 from novelsum_dagster.embedding.encoder import SentenceTransformerEncoder
+from novelsum_dagster.processors import usable_processors
 from novelsum_dagster.selection import novelselect
 from novelsum_dagster.selection.search_torch import device_memory_needed
 from novelsum_dagster.settings import PACKAGED_MODEL, Embedding
@@ -66,7 +66,7 @@ def main() -> None:
         parser.error("there is no CUDA GPU here; --small runs without one")
     device, sizes = arguments.device if has_cuda else "cpu:0", SMALL if arguments.small else FULL
     name = torch.cuda.get_device_name(device) if has_cuda else "no GPU: torch on the CPU"
-    print(f"{date.today()}, {name}, {platform.machine()}, {len(os.sched_getaffinity(0))} cores,", end=" ")
+    print(f"{date.today()}, {name}, {platform.machine()}, {usable_processors()} cores,", end=" ")
     print(f"Python {platform.python_version()}, torch {torch.__version__}\n")
     _compare(sizes, device)
     _embed(sizes, arguments.model, device if has_cuda else "cpu")

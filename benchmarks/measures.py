@@ -9,7 +9,6 @@ case runs in a process of its own, so that its peak memory is its own. Prints th
 import argparse
 import glob
 import json
-import os
 import platform
 import resource
 import statistics
@@ -30,6 +29,7 @@ from novelsum_dagster.diversity.density import density
 from novelsum_dagster.diversity.measures import MEASURES, Samples, Yardstick, measure_sets
 from novelsum_dagster.diversity.novelsum import Powers, novelsum, novelsum_grid
 from novelsum_dagster.oneshot import embedded_files
+from novelsum_dagster.processors import usable_processors
 from novelsum_dagster.progress import LogReporter
 from novelsum_dagster.settings import Embedding, Measures, NovelSum, Source
 
@@ -57,9 +57,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="novelsum-benchmark-") as folder:
         _embed(arguments.files, Path(folder))
-        print(
-            f"{date.today()}, {platform.machine()}, {len(os.sched_getaffinity(0))} cores, {platform.python_version()}\n"
-        )
+        print(f"{date.today()}, {platform.machine()}, {usable_processors()} cores, {platform.python_version()}\n")
         print("| what | seconds | peak, GiB | |\n|---|---|---|---|", flush=True)
         for case in CASES:
             command = [sys.executable, "-m", "benchmarks.measures", *sys.argv[1:], "--case", case, "--folder", folder]

@@ -10,7 +10,6 @@ columns reckon larger pools by the constants, with workers that are machines lik
 
 import argparse
 import glob
-import os
 import platform
 import tempfile
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from novelsum_dagster.embedding.encoder import load_encoder, token_counter
 from novelsum_dagster.memory import readable_bytes
 from novelsum_dagster.plan import Size, plan
 from novelsum_dagster.pool.ingest import build_snapshot
+from novelsum_dagster.processors import usable_processors
 from novelsum_dagster.progress import no_progress
 from novelsum_dagster.selection import novelselect
 from novelsum_dagster.selection.novelselect import local_search
@@ -87,7 +87,7 @@ def main() -> None:
     paths = sorted(path for pattern in arguments.files for path in glob.glob(pattern))
     rows = unit_rows(perturbed_pool(np.load(arguments.embeddings, allow_pickle=False), _LISTS))
     constants = measure([Source(path=str(Path(path).resolve())) for path in paths], rows)
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_processors()
     print(f"{date.today()}, {platform.machine()}, {cores} cores, {platform.python_version()}, d = {rows.shape[1]}\n")
     _print_constants(constants)
     _print_steps(constants, arguments.k, cores, arguments.price)

@@ -13,7 +13,6 @@ picks are the same (where they differ, whether both picks had the same score, up
 import argparse
 import importlib.util
 import json
-import os
 import platform
 import resource
 import statistics
@@ -33,6 +32,7 @@ from benchmarks.pool import perturbed_pool
 from novelsum_dagster.diversity import density
 from novelsum_dagster.diversity.novelsum import rank_weights
 from novelsum_dagster.diversity.vectors import unit_rows
+from novelsum_dagster.processors import usable_processors
 from novelsum_dagster.selection import novelselect
 from novelsum_dagster.selection.exact import exact_scores
 
@@ -128,7 +128,7 @@ def _print_table(
     k: int, rows: NDArray[np.float32], factor: NDArray[np.float64], done: dict[str, list[dict[str, Any]]]
 ) -> None:
     n, d = rows.shape
-    print(f"{date.today()}, {platform.machine()}, {len(os.sched_getaffinity(0))} cores, {platform.python_version()}\n")
+    print(f"{date.today()}, {platform.machine()}, {usable_processors()} cores, {platform.python_version()}\n")
     print(
         f"| {n:,} x {d}, k = {k:,} | seconds (median of {len(done['novelselect'])}) | times slower | peak GiB | picks |"
     )

@@ -7,7 +7,6 @@ Prints Markdown tables. QDIT runs at n = 10,000, k = 1,000 of the embeddings as 
 """
 
 import argparse
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from benchmarks.pool import perturbed_pool
 from novelsum_dagster.diversity.vectors import unit_rows
+from novelsum_dagster.processors import usable_processors
 from novelsum_dagster.selection.strategies import select
 
 _QDIT_SAMPLES = 10_000
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=396_000, help="rows of the pool for all but QDIT")
     parser.add_argument("-k", type=int, default=10_000, help="picks of all but QDIT")
     arguments = parser.parse_args()
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_processors()
     print(f"{date.today()}, {platform.machine()}, {cores} cores, Python {platform.python_version()}\n")
     embeddings = np.load(arguments.embeddings, allow_pickle=False)
     _compile(embeddings)
@@ -112,7 +112,7 @@ def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
 def _read_rate(pool: NDArray[np.float32]) -> float:
     """Return the bytes per second at which all cores together read the array once."""
     values = pool.reshape(-1)
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_processors()
     parts = [values[start:stop] for start, stop in pairwise(np.linspace(0, len(values), cores + 1).astype(int))]
     with ThreadPoolExecutor(cores) as threads:
         _, seconds = _timed(lambda: list(threads.map(_sum, parts)))

@@ -15,7 +15,11 @@ import typer
 
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.explore import RUN_VARIABLE
+from novelsum_dagster.extras import install_command, lacks, require_extra
 from novelsum_dagster.terminal import SettingsFile, run_group, say, settings_in
+
+_EXTRA = "explore"
+_MODULES = ("streamlit", "plotly")
 
 
 def explore(
@@ -40,6 +44,7 @@ def explore(
     if export is not None:
         _export(chosen.storage_path, run, export)
         return
+    require_extra(_EXTRA, "novelsum explore", *_MODULES)
     # The newest run is found by the page, which also says so where there is none.
     os.environ.pop(RUN_VARIABLE, None)
     if run is not None:
@@ -51,6 +56,8 @@ def explore(
 def page_beside(address: str, taken: int) -> list[list[str]]:
     """Return the command that serves the page at a local address; none where another program listens or serves it.
 
+    Nor is there one where the extra `explore` is not installed, which is said.
+
     Args:
         address: of the page.
         taken: port that another program is about to take.
@@ -61,6 +68,9 @@ def page_beside(address: str, taken: int) -> list[list[str]]:
     place = urlsplit(address)
     # The page answers to this name alone; elsewhere it is another program's to serve it.
     if place.hostname != "127.0.0.1":
+        return []
+    if lacks(*_MODULES):
+        say(f"Links to the explore page will lead nowhere: {install_command(_EXTRA)}")
         return []
     port = place.port or 80
     if port == taken:

@@ -3,12 +3,24 @@
 Belongs here: dagster-ray's executor. Does not: the definitions (`definitions`), work on Ray within a step (`engine`).
 """
 
-from dagster_ray import ray_executor
+from typing import TYPE_CHECKING
 
 from novelsum_dagster.definitions import build_defs, settings_in_force
+from novelsum_dagster.extras import require_extra
 from novelsum_dagster.settings import SETTINGS_VARIABLE
+
+if TYPE_CHECKING:
+    from dagster import ExecutorDefinition
 
 _PASSED_ON = ["DAGSTER_HOME", SETTINGS_VARIABLE]
 """Variables that a step's job needs from the process that submits it."""
 
-defs = build_defs(settings_in_force(), executor=ray_executor.configured({"ray": {"env_vars": _PASSED_ON}}))
+
+def _executor() -> "ExecutorDefinition":
+    require_extra("ray", "novelsum_dagster.definitions_on_ray", "dagster_ray", "ray")
+    from dagster_ray import ray_executor
+
+    return ray_executor.configured({"ray": {"env_vars": _PASSED_ON}})
+
+
+defs = build_defs(settings_in_force(), executor=_executor())

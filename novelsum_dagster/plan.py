@@ -18,6 +18,7 @@ from novelsum_dagster.embedding import store
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.memory import available_memory
 from novelsum_dagster.pool import duplicates
+from novelsum_dagster.processors import usable_processors
 from novelsum_dagster.settings import Selection, Settings
 
 LIBRARIES = 2**30
@@ -126,7 +127,7 @@ def plan(size: Size, settings: Settings, workers: int = 1) -> list[Need]:
     neighbors = settings.novelsum.neighbors
     lists = searches_lists(n, n, settings.novelsum.density_index, settings.novelsum.min_recall)
     search = search_memory_needed(n, d, neighbors, lists, keeps=not lists)
-    threads = len(os.sched_getaffinity(0))
+    threads = usable_processors()
     index = index_bytes(n, d) if lists else 0
     on_ray = settings.engine == "ray"
     model = LIBRARIES + _BUFFERS + _MODEL_COPIES * (size.weights or 0)

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from novelsum_dagster.errors import InputError
+from novelsum_dagster.processors import usable_processors
 from novelsum_dagster.settings import Ray
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def _connect(address: str | None) -> None:
     ray._private.worker.print_to_stdstream = _note
     if address not in (None, "auto"):
         _require_answer(address)
-    local: dict[str, Any] = {"num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
+    local: dict[str, Any] = {"num_cpus": usable_processors(), "include_dashboard": False}
     with _own_signals():
         try:
             ray.init(

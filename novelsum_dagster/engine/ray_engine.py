@@ -6,7 +6,6 @@ Belongs here: `RayEngine`. Does not: the cluster (`ray_cluster`), what workers d
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from novelsum_dagster.engine.ray_embedding import RayEncoder
 from novelsum_dagster.engine.ray_selection import RaySearch
 from novelsum_dagster.engine.ray_spread import spread
 from novelsum_dagster.errors import InputError
+from novelsum_dagster.extras import require_extra
 from novelsum_dagster.selection.search import Candidates, Search
 from novelsum_dagster.settings import Embedding, Ray
 
@@ -36,8 +36,7 @@ class RayEngine:
     """
 
     def __init__(self, settings: Ray) -> None:
-        if find_spec("ray") is None:
-            raise InputError("engine: ray needs Ray, which is not installed: install the extra ray of this package")
+        require_extra("ray", "engine: ray", "ray")
         self._settings = settings
 
     @cached_property

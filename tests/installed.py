@@ -1,0 +1,37 @@
+"""What must hold of the installed wheel, by the Python that it is installed for: tests/check-wheel runs this."""
+
+import sysconfig
+from importlib.metadata import distribution
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+import novelsum_dagster
+from novelsum_dagster.definitions import build_defs
+from novelsum_dagster.diversity import novelsum, vendi_score
+from novelsum_dagster.selection import novelselect
+from novelsum_dagster.settings import Settings
+
+DATA = ["py.typed", "dagster.yaml", "lineage/schema.sql", "report/card.md", "report/page.html", "dbt_like_sql/marts"]
+"""Files and folders beside the code that it reads."""
+
+
+def main() -> None:
+    """Look at the files, then call the public functions."""
+    place = Path(novelsum_dagster.__file__).resolve()
+    assert place.is_relative_to(Path(sysconfig.get_path("purelib")).resolve()), f"{place} is not the installed package"
+    for name in DATA:
+        assert files(novelsum_dagster).joinpath(name).exists(), f"the wheel lacks {name}"
+    tops = {path.parts[0] for path in distribution("novelsum-dagster").files or [] if ".." not in path.parts}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"novelsum_dagster"}, tops
+
+    rows = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    assert len(set(novelselect(rows, 5).indices.tolist())) == 5
+    assert novelsum(rows, rows).value > 0 and vendi_score(rows).value > 1
+    assert build_defs(Settings()).resolve_all_asset_specs()
+
+
+if __name__ == "__main__":
+    main()
