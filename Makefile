@@ -8,7 +8,7 @@ PYTHON ?= $(or $(RUNS),$(error none of python3.13, python3.12 and python3.11 run
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup lock demo ui test test-slow test-ui lint format audit image up down clean
+.PHONY: setup lock demo ui test test-slow test-ui lint wheel format audit image up down clean
 
 setup: $(READY)
 
@@ -51,6 +51,9 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/sqlfluff lint novelsum_dagster dbt_like_sql
 	$(BIN)/hadolint docker/Dockerfile
+
+wheel: $(READY)
+	tests/check-wheel
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -23,7 +23,7 @@ key. [curation.yaml](../curation.yaml) is an example.
 
 
 LISTS: dict[str, type[BaseModel]] = {"pool.sources": Source, "selection.quotas": Quota}
-PAGES = ["audit", "data", "dagster", "deploy", "gpu", "growing", "measures", "ray", "scaling", "selection", "settings"]
+PAGES = ["audit", "data", "dagster", "deploy", "gpu", "growing", "install", "measures", "ray", "scaling", "selection", "settings"]
 
 
 def settings_page() -> str:
