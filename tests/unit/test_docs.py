@@ -23,7 +23,10 @@ key. [curation.yaml](../curation.yaml) is an example.
 
 
 LISTS: dict[str, type[BaseModel]] = {"pool.sources": Source, "selection.quotas": Quota}
-PAGES = ["audit", "data", "dagster", "deploy", "gpu", "growing", "install", "measures", "ray", "scaling", "selection", "settings"]
+PAGES = [
+    "audit", "data", "dagster", "deploy", "gpu", "growing", "install", "measures", "ray", "scaling", "selection",
+    "settings",
+]  # fmt: skip
 
 
 def settings_page() -> str:
