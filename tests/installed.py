@@ -14,8 +14,11 @@ from novelsum_dagster.diversity import novelsum, vendi_score
 from novelsum_dagster.selection import novelselect
 from novelsum_dagster.settings import Settings
 
-DATA = ["py.typed", "dagster.yaml", "lineage/schema.sql", "report/card.md", "report/page.html", "dbt_like_sql/marts"]
-"""Files and folders beside the code that it reads."""
+DATA = [
+    "dagster.yaml", "dbt_like_sql/marts/run_costs.sql", "dbt_like_sql/sources.yml", "lineage/schema.sql", "py.typed",
+    "report/card.md", "report/page.html",
+]  # fmt: skip
+"""Files beside the code that it reads."""
 
 
 def main() -> None:
@@ -23,7 +26,7 @@ def main() -> None:
     place = Path(novelsum_dagster.__file__).resolve()
     assert place.is_relative_to(Path(sysconfig.get_path("purelib")).resolve()), f"{place} is not the installed package"
     for name in DATA:
-        assert files(novelsum_dagster).joinpath(name).exists(), f"the wheel lacks {name}"
+        assert files(novelsum_dagster).joinpath(name).is_file(), f"the wheel lacks {name}"
     tops = {path.parts[0] for path in distribution("novelsum-dagster").files or [] if ".." not in path.parts}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"novelsum_dagster"}, tops
 
