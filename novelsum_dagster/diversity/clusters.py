@@ -71,20 +71,24 @@ def _nearest(rounded: NDArray[np.float32], centres: NDArray[np.float32]) -> NDAr
 
 
 def _split(centres: NDArray[np.float64], counts: NDArray[np.int64]) -> None:
-    """Give each cluster without samples half of another, in place: FAISS draws large ones more often.
+    """Split another cluster for each one without samples, as FAISS does, in place: large ones are drawn more often.
 
-    Both centres are moved apart a little, each coordinate up or down in turn.
+    The two centres are moved apart a little, each coordinate up or down in turn.
+
+    Args:
+        centres: float64, (clusters, d).
+        counts: int64, (clusters,), samples of each; fewer clusters than samples.
     """
     import faiss
 
     generator = faiss.RandomGenerator(_SPLIT_SEED)  # type: ignore[attr-defined]
     apart = np.where(np.arange(centres.shape[1]) % 2 == 0, _SPLIT, -_SPLIT)
+    sizes = counts.astype(np.float64)
     for empty in np.flatnonzero(counts == 0):
-        chances = (counts - 1) / (counts.sum() - len(counts))
-        other = next(one for one in cycle(range(len(counts))) if generator.rand_float() < np.float32(chances[one]))
+        chances = (sizes - 1) / (counts.sum() - len(counts))
+        other = next(one for one in cycle(range(len(sizes))) if generator.rand_float() < np.float32(chances[one]))
         centres[empty], centres[other] = centres[other] * (1 + apart), centres[other] * (1 - apart)
-        counts[empty] = counts[other] // 2
-        counts[other] -= counts[empty]
+        sizes[[empty, other]] = sizes[other] / 2
 
 
 def _squared(
