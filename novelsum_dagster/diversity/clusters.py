@@ -88,7 +88,7 @@ def _split(centres: NDArray[np.float64], counts: NDArray[np.int64]) -> None:
         chances = (sizes - 1) / (counts.sum() - len(counts))
         other = next(one for one in cycle(range(len(sizes))) if generator.rand_float() < np.float32(chances[one]))
         centres[empty], centres[other] = centres[other] * (1 + apart), centres[other] * (1 - apart)
-        sizes[[empty, other]] = sizes[other] / 2
+        sizes[empty] = sizes[other] = sizes[other] / 2
 
 
 def _squared(
