@@ -8,7 +8,7 @@ PYTHON ?= $(or $(RUNS),$(error none of python3.13, python3.12 and python3.11 run
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup lock demo ui test test-slow test-ui lint wheel format audit image up down clean
+.PHONY: setup lock demo ui test test-slow test-all test-ui lint wheel format audit image up down clean
 
 setup: $(READY)
 
@@ -33,13 +33,18 @@ demo: $(READY)
 ui: $(READY)
 	$(BIN)/novelsum ui
 
+# Every module of the package, in minutes.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore=tests/browser -m "not slow" \
 		-n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# Kills, full disks and whole pools again and again: a quarter of an hour.
+# Kills, full disks, deployments and whole pools again and again: a quarter of an hour and more.
 test-slow: $(READY)
-	$(BIN)/python -m pytest tests --ignore=tests/browser -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore=tests/browser -m slow \
+		-n auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# What CI runs; the tests in a browser are `make test-ui`.
+test-all: test test-slow
 
 test-ui: $(READY)
 	tests/browser/install-chromium

@@ -71,13 +71,14 @@ class Done:
     err: str
 
 
-def called(folder: Path, *arguments: str) -> Done:
-    """Call the command line in this process, as a terminal in a folder would."""
+def called(folder: Path, *arguments: str, **variables: str) -> Done:
+    """Call the command line in this process, as a terminal in a folder would, with some environment variables."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     before, environment, argv = Path.cwd(), dict(os.environ), sys.argv
     sys.argv = ["novelsum", *arguments]
-    os.environ.pop("NOVELSUM_SETTINGS", None)
-    os.environ["COLUMNS"] = "120"
+    for name in _NOT_PASSED_ON:
+        os.environ.pop(name, None)
+    os.environ.update({"COLUMNS": "120", **variables})
     os.chdir(folder)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
@@ -90,6 +91,12 @@ def called(folder: Path, *arguments: str) -> Done:
         os.environ.update(environment)
         sys.argv = argv
     return Done(code, out.getvalue(), err.getvalue())
+
+
+def completed(folder: Path, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Call the command line as `called` does, and return what a process would leave."""
+    done = called(folder, *arguments, **variables)
+    return subprocess.CompletedProcess(["novelsum", *arguments], done.code, done.out, done.err)
 
 
 def kill_ray_head() -> None:

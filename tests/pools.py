@@ -7,6 +7,11 @@ from typing import Any
 import yaml
 
 from novelsum_dagster.pool.demo import documented
+from novelsum_dagster.settings import PACKAGED_MODEL
+from tests.tiny import tiny_model
+
+REAL_MODEL: dict[str, Any] = {"model": PACKAGED_MODEL, "dtype": "auto"}
+"""For the section `embedding` where the model matters, or the time that it takes."""
 
 
 def pairs(count: int, start: int = 0) -> list[tuple[str, str]]:
@@ -27,12 +32,16 @@ def alpaca(count: int, start: int = 0) -> list[dict[str, Any]]:
 
 
 def write_settings(folder: Path, **sections: Any) -> Path:
-    """Write a settings file whose storage is `folder/curated`; sections are merged into a small curation."""
+    """Write a settings file whose storage is `folder/curated`; sections are merged into a small curation.
+
+    The model is the tiny one, in float32, where the section `embedding` names no other.
+    """
     values: dict[str, Any] = {
         "storage": "curated",
         "pool": {"sources": [{"path": "pool/*"}]},
         "selection": {"k": 20},
         **sections,
+        "embedding": {"model": tiny_model(), "dtype": "float32", **sections.get("embedding", {})},
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "curation.yaml"

@@ -11,7 +11,8 @@ import pytest
 from novelsum_dagster.definitions import CURATE_JOB, build_defs
 from novelsum_dagster.lineage.models import models as sql_models
 from novelsum_dagster.settings import Settings, load_settings
-from tests.pools import alpaca, pairs, write_jsonl, write_settings
+from tests.instances import in_memory
+from tests.pools import REAL_MODEL, alpaca, pairs, write_jsonl, write_settings
 
 ASSETS = [
     "raw_pool",
@@ -75,8 +76,10 @@ def write_pool(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def curation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Curation]:
+    """A curation with the packaged model."""
     folder = tmp_path_factory.mktemp("curation")
     write_pool(folder)
-    settings = write_settings(folder, pool={"sources": [{"path": "pool/*"}], "max_reject_fraction": 0.05})
-    with dg.instance_for_test() as instance:
+    pool = {"sources": [{"path": "pool/*"}], "max_reject_fraction": 0.05}
+    settings = write_settings(folder, pool=pool, embedding=REAL_MODEL)
+    with in_memory() as instance:
         yield Curation(folder, settings, instance)

@@ -368,6 +368,7 @@ def members(group: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_the_daemon_starts_a_run_for_a_dropped_file(tmp_path: Path) -> None:
     """The processes that `novelsum ui` starts, without the webserver; at first there is no file at all."""
     path = write_settings(

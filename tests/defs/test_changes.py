@@ -18,6 +18,7 @@ from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.report.novelsum_report import NovelSumReport
 from novelsum_dagster.selection.subset import Subset
 from tests.defs.conftest import Curation
+from tests.instances import in_memory
 from tests.pools import alpaca, pairs, write_jsonl, write_settings
 from tests.unit.test_changes import SECRET, VARIABLE, Webhook, webhook
 
@@ -37,7 +38,7 @@ def curation(tmp_path: Path) -> Iterator[Curation]:
         pool={"sources": [{"path": "pool/*"}], "near_duplicates": NEAR},
         notify={"webhook_variable": VARIABLE},
     )
-    with dg.instance_for_test() as instance:
+    with in_memory() as instance:
         yield Curation(tmp_path, settings, instance)
 
 

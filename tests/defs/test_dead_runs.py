@@ -15,7 +15,8 @@ from novelsum_dagster.defs.dead_runs import close_dead_runs
 from novelsum_dagster.liveness import ended_runs, hold
 from novelsum_dagster.settings import load_settings
 from novelsum_dagster.workspace import Workspace
-from tests.pools import alpaca, write_jsonl, write_settings
+from tests.instances import in_memory
+from tests.pools import REAL_MODEL, alpaca, write_jsonl, write_settings
 
 
 def test_a_run_lives_as_long_as_its_process(tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_a_run_lives_as_long_as_its_process(tmp_path: Path) -> None:
 def killed(tmp_path: Path) -> Workspace:
     """A curation whose run was killed while it embedded, and so held the pool slot of the GPU."""
     write_jsonl(tmp_path / "pool" / "one.jsonl", alpaca(120))
-    settings = write_settings(tmp_path, embedding={"shard_size": 4})
+    settings = write_settings(tmp_path, embedding={**REAL_MODEL, "shard_size": 4})
     environment = {name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"}
     command = [sys.executable, "-m", "novelsum_dagster", "run", "-s", str(settings)]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
@@ -52,6 +53,7 @@ def killed(tmp_path: Path) -> Workspace:
     return Workspace(load_settings(settings))
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_closed_and_its_slot_given_back(killed: Workspace) -> None:
     with dg.DagsterInstance.from_config(str(killed.root / "dagster")) as instance:
         (run,) = instance.get_runs()
@@ -71,6 +73,6 @@ def test_closing_needs_no_lineage(tmp_path: Path) -> None:
     lock = workspace.root / "runs" / "run-1.lock"
     lock.parent.mkdir(parents=True)
     lock.touch()
-    with dg.instance_for_test() as instance:
+    with in_memory() as instance:
         close_dead_runs(instance, workspace)
     assert not lock.exists()

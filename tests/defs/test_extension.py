@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import dagster as dg
 import pytest
 
 from novelsum_dagster.defs.handles import read_handle
@@ -17,6 +16,7 @@ from novelsum_dagster.progress import LogReporter
 from novelsum_dagster.report.novelsum_report import FRESH, SELECTED, NovelSumReport
 from novelsum_dagster.selection.subset import Subset
 from tests.defs.conftest import Curation
+from tests.instances import in_memory
 from tests.pools import alpaca, write_jsonl, write_settings
 
 
@@ -24,7 +24,7 @@ from tests.pools import alpaca, write_jsonl, write_settings
 def curation(tmp_path: Path) -> Iterator[Curation]:
     write_jsonl(tmp_path / "pool" / "old.jsonl", alpaca(60))
     settings = write_settings(tmp_path, selection={"k": 12, "extend_by": 5})
-    with dg.instance_for_test() as instance:
+    with in_memory() as instance:
         yield Curation(tmp_path, settings, instance)
 
 

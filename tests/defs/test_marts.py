@@ -20,6 +20,7 @@ from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.report.novelsum_report import NovelSumReport
 from novelsum_dagster.selection.subset import Subset
 from tests.defs.conftest import ASSETS, Curation, write_pool
+from tests.instances import in_memory
 from tests.pools import alpaca, write_jsonl, write_settings
 
 EVIL = "'; DROP TABLE runs; --"
@@ -98,7 +99,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Curation, l
     settings = [
         write_settings(folder, pool=pool, selection={"k": 20, **config}).read_text() for config in CONFIGS
     ]  # fmt: skip
-    with dg.instance_for_test() as instance:
+    with in_memory() as instance:
         curation = Curation(folder, folder / "curation.yaml", instance)
         found: list[Run] = []
         for text in settings:

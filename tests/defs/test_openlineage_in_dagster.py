@@ -16,6 +16,7 @@ from novelsum_dagster.lineage.openlineage import step_run_id
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from tests.curated import hashes, short, write_wrong
 from tests.defs.conftest import Curation
+from tests.instances import in_memory
 from tests.pools import write_jsonl, write_settings
 
 STEPS = (
@@ -30,7 +31,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Curation, dg
     folder = tmp_path_factory.mktemp("openlineage")
     write_jsonl(folder / "pool" / "one.jsonl", short(20))
     settings = write_settings(folder, selection={"k": 6}, openlineage={"file": "log/events.jsonl", "namespace": "lab"})
-    with dg.instance_for_test() as instance:
+    with in_memory() as instance:
         curation = Curation(folder, settings, instance)
         result = curation.run()
         assert result.success

@@ -24,6 +24,7 @@ def test_two_gpu_steps_never_meet_on_one_machine(tmp_path: Path) -> None:
     require_apart(tmp_path)
 
 
+@pytest.mark.slow
 def test_two_gpu_steps_never_meet_in_a_deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: Server) -> None:
     shutil.copy(ROOT / "docker" / "dagster.yaml", tmp_path)
     with running_postgres() as postgres:

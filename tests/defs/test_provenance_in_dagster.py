@@ -15,6 +15,7 @@ from novelsum_dagster.lineage.provenance import Provenance, record_path
 from novelsum_dagster.lineage.store import LineageStore
 from tests.curated import hashes, short, write_wrong
 from tests.defs.conftest import Curation
+from tests.instances import in_memory
 from tests.pools import write_jsonl, write_settings
 
 INPUTS = {
@@ -36,7 +37,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Curation, dg
     write_jsonl(folder / "pool" / "one.jsonl", short(25))
     write_jsonl(folder / "pool" / "two.jsonl", short(15, start=25))
     settings = write_settings(folder, selection={"k": 8}, embedding={"shard_size": 16})
-    with dg.instance_for_test() as instance:
+    with in_memory() as instance:
         curation = Curation(folder, settings, instance)
         result = curation.run(models=False)
         assert result.success

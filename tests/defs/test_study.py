@@ -21,6 +21,7 @@ from novelsum_dagster.study.pool import StudyPool
 from novelsum_dagster.study.run import correlate
 from novelsum_dagster.study.sets import StudyMeasures, StudyPerformance, StudySet, recipes
 from tests.defs.conftest import Curation, write_pool
+from tests.instances import in_memory
 from tests.pools import write_settings
 
 STUDY = {
@@ -87,7 +88,7 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studied]:
         measures={"ttr_tokens": 100, "inertia_clusters": 3, "partition_clusters": 5},
         study=STUDY,
     )
-    with dg.instance_for_test() as instance:
+    with in_memory() as instance:
         made = Studied(folder, settings, instance)
         assert made.make("raw_pool", "embeddings", "study_pool").success
         for name in NAMES:

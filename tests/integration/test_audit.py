@@ -135,18 +135,6 @@ def _write(folder: Path) -> str:
 
 
 RUNS = ("base", "more", "limits", "random", "big", "missing")
-PROGRAM = """
-import sys
-from novelsum_dagster.cli import main
-for name in sys.argv[1].split():
-    sys.argv = ["novelsum", "run", "--json", "--settings", f"{name}.yaml"]
-    try:
-        main()
-        code = 0
-    except SystemExit as ended:
-        code = ended.code or 0
-    print(f"ENDED {name} {code}", flush=True)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -160,21 +148,16 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[Do
 
 @pytest.fixture(scope="module")
 def audited(before: tuple[Path, str, list[Done]]) -> Audited:
-    """Runs of `novelsum run` with settings that change, all in one process: loading takes longer than running."""
+    """Runs of `novelsum run` with settings that change, all in this process: loading takes longer than running."""
     folder = before[0]
-    kept = {name: value for name, value in os.environ.items() if name not in ("DAGSTER_HOME", "NOVELSUM_SETTINGS")}
-    environment = {**kept, "XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, " ".join(RUNS)],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    codes = {name: int(code) for name, code in re.findall(r"^ENDED (\w+) (\d+)$", done.stdout, re.MULTILINE)}
-    assert list(codes) == list(RUNS), done.stderr
+    cache = str(folder / "cache")
+    done = {name: called(folder, "run", "--json", "--settings", f"{name}.yaml", XDG_CACHE_HOME=cache) for name in RUNS}
+    codes = {name: one.code for name, one in done.items()}
     made = Audited(folder, {}, codes)
     made.runs = dict(
         zip(RUNS, (row[0] for row in made.rows("SELECT run_id FROM runs ORDER BY started_at")), strict=True)
     )
-    assert all(code == (1 if name in ("big", "missing") else 0) for name, code in codes.items()), done.stderr[-3000:]
+    assert all(code == (1 if name in ("big", "missing") else 0) for name, code in codes.items()), done
     return made
 
 

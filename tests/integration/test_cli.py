@@ -18,7 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from novelsum_dagster.diversity.measures import MEASURES
-from tests.pools import alpaca, write_jsonl, write_settings
+from tests.machines import completed
+from tests.pools import REAL_MODEL, alpaca, write_jsonl, write_settings
+from tests.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,6 +41,13 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _novelsum(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Call a command in this process; files at once are embedded by the tiny model unless another is named."""
+    tiny = ["--model", tiny_model()] if arguments[0] in ("measure", "select") and "--model" not in arguments else []
+    return completed(folder, *arguments, *tiny, XDG_CACHE_HOME=str(folder / "cache"), COLUMNS="100")
+
+
+def _process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own, with the packaged model unless the settings name another."""
     return subprocess.run(
         [sys.executable, "-m", "novelsum_dagster", *arguments],
         cwd=folder, env=_environment(folder), capture_output=True, text=True, check=False,
@@ -59,7 +68,7 @@ def test_help_teaches(folder: Path, command: str) -> None:
 
 
 def test_the_version_is_told(folder: Path) -> None:
-    done = _novelsum(folder, "--version")
+    done = _process(folder, "--version")
     assert (done.returncode, done.stdout) == (0, f"{version('novelsum-dagster')}\n")
 
 
@@ -113,7 +122,7 @@ def test_select_writes_original_records_in_pick_order(folder: Path) -> None:
 
 
 def test_select_to_stdout_is_only_records(folder: Path) -> None:
-    done = _novelsum(folder, "select", "pool/one.jsonl", "-k", "5", "-o", "-")
+    done = _process(folder, "select", "pool/one.jsonl", "-k", "5", "-o", "-")
     assert done.returncode == 0
     assert [json.loads(line) in alpaca(40) for line in done.stdout.splitlines()] == [True] * 5
     assert "5 of 40" in done.stderr
@@ -239,16 +248,17 @@ def test_mistakes_end_in_plain_words(folder: Path, arguments: list[str], message
 def test_a_failed_pipeline_is_exit_code_1_and_says_where(folder: Path) -> None:
     write_jsonl(folder / "bad" / "one.jsonl", [*alpaca(5), {"instruction": "no answer"}])
     settings = write_settings(folder / "bad", pool={"sources": [{"path": "*.jsonl"}]}, selection={"k": 3})
-    done = _novelsum(folder, "run", "-s", str(settings))
+    done = _process(folder, "run", "-s", str(settings))
     assert done.returncode == 1
     assert "1 of 6 records are bad" in done.stderr
     assert "one.jsonl, record 6, line 6: missing_fields" in done.stderr
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_stops_and_goes_on_later(folder: Path) -> None:
     write_jsonl(folder / "stopped" / "pool" / "one.jsonl", alpaca(100))
-    settings = write_settings(folder / "stopped", embedding={"shard_size": 4, "dtype": "float32"})
+    settings = write_settings(folder / "stopped", embedding={**REAL_MODEL, "shard_size": 4, "dtype": "float32"})
     command = [sys.executable, "-m", "novelsum_dagster", "run", "-s", str(settings)]
     process = subprocess.Popen(command, cwd=folder, env=_environment(folder), stderr=subprocess.PIPE, text=True)
     vectors = folder / "stopped" / "curated" / "vectors"
@@ -271,10 +281,10 @@ def test_a_killed_run_ends_with_the_same_subset(folder: Path) -> None:
     """Kill `novelsum run` while it embeds; the next run embeds only the rest and picks the same samples."""
     calm = folder / "calm"
     write_jsonl(calm / "pool" / "one.jsonl", alpaca(200))
-    sections = {"embedding": {"shard_size": 8, "dtype": "float32"}}
+    sections = {"embedding": {**REAL_MODEL, "shard_size": 8, "dtype": "float32"}}
     settings = write_settings(calm, **sections)
     killed = write_settings(folder / "killed", pool={"sources": [{"path": "../calm/pool/*"}]}, **sections)
-    expected = _json(_novelsum(folder, "run", "-s", str(settings), "--json"))
+    expected = _json(_process(folder, "run", "-s", str(settings), "--json"))
 
     command = [sys.executable, "-m", "novelsum_dagster", "run", "-s", str(killed)]
     process = subprocess.Popen(command, cwd=folder, env=_environment(folder), stderr=subprocess.DEVNULL)
@@ -287,6 +297,6 @@ def test_a_killed_run_ends_with_the_same_subset(folder: Path) -> None:
     kept = len(list(vectors.glob("*/*.parquet")))
     assert 3 <= kept < 25
 
-    done = _json(_novelsum(folder, "run", "-s", str(killed), "--json"))
+    done = _json(_process(folder, "run", "-s", str(killed), "--json"))
     assert done["pool"] == expected["pool"]
     assert Path(done["subset"]).read_bytes() == Path(expected["subset"]).read_bytes()

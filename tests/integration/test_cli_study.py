@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from novelsum_dagster.diversity.measures import MEASURES
+from tests.machines import completed
 from tests.pools import alpaca, write_jsonl, write_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,10 +40,20 @@ SECTIONS: dict[str, Any] = {
 }
 
 
+def _variables(folder: Path) -> dict[str, str]:
+    return {"XDG_CACHE_HOME": str(folder / "cache"), "COLUMNS": "100"}
+
+
 def _novelsum(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Call a command in this process."""
+    return completed(folder, *arguments, **_variables(folder))
+
+
+def _process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own."""
     kept = {name: value for name, value in os.environ.items() if name not in ("DAGSTER_HOME", "NOVELSUM_SETTINGS")}
     # Work so small gains nothing from a second thread, and waits for it where the machine is busy.
-    own = {"XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT), "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
+    own = {**_variables(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-m", "novelsum_dagster", *arguments],
         cwd=folder, env={**kept, **own}, capture_output=True, text=True, check=False,
@@ -160,7 +171,7 @@ def test_list_sets_needs_no_run(fresh: Path) -> None:
 
 
 def test_before_any_run_it_says_what_to_do(fresh: Path) -> None:
-    done = _novelsum(fresh, "study", "correlate")
+    done = _process(fresh, "study", "correlate")
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1

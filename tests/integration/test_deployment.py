@@ -18,7 +18,7 @@ import pytest
 from tests.curated import curate
 from tests.deployed import BIN, LINEAGE_KEY, WEBHOOK_TOKEN, Deployment, deployed
 from tests.machines import Machine
-from tests.pools import alpaca, write_jsonl, write_settings
+from tests.pools import REAL_MODEL, alpaca, write_jsonl, write_settings
 from tests.s3 import BUCKET, free_port
 
 
@@ -40,10 +40,11 @@ def subset(deployment: Deployment) -> bytes:
 
 def local(folder: Path, pool: Path) -> bytes:
     """Return the subset of a plain `novelsum run` over the same pool in a local folder."""
-    settings = write_settings(folder, pool={"sources": [{"path": f"{pool}/*"}]})
+    settings = write_settings(folder, pool={"sources": [{"path": f"{pool}/*"}]}, embedding=REAL_MODEL)
     return Path(Machine(settings, folder / "cache").run()["subset"]).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_subset_is_on_s3_and_the_one_made_without_dagster(deployment: Deployment, tmp_path: Path) -> None:
     settings = write_settings(tmp_path, pool={"sources": [{"path": f"{deployment.folder / 'pool'}/*"}]})
     plain = curate(settings, until="selected_subset")
@@ -53,6 +54,7 @@ def test_the_subset_is_on_s3_and_the_one_made_without_dagster(deployment: Deploy
     assert not list(deployment.home.rglob("*.db")), "Dagster wrote to SQLite"
 
 
+@pytest.mark.slow
 def test_no_secret_is_written_anywhere(deployment: Deployment) -> None:
     assert any(headers.get("Authorization") == f"Bearer {LINEAGE_KEY}" for _, headers in deployment.receiver.got)
     require_no_secret(deployment)
@@ -92,6 +94,7 @@ def text(path: Path) -> str:
     return found
 
 
+@pytest.mark.slow
 def test_what_prepares_may_run_at_every_start(deployment: Deployment) -> None:
     deployment.prepare()
     pools = deployment.ask("{ instance { concurrencyLimits { concurrencyKey limit } } }")["instance"]
@@ -123,7 +126,7 @@ def test_every_process_may_be_restarted_in_the_middle_of_a_run(tmp_path: Path) -
     """The run whose process died starts again by itself, and goes on where it was; then new data lands."""
     samples = 400
     write_jsonl(tmp_path / "pool" / "one.jsonl", alpaca(samples))
-    with deployed(tmp_path, embedding={"shard_size": 4}) as deployment:
+    with deployed(tmp_path, embedding={**REAL_MODEL, "shard_size": 4}) as deployment:
         run_id = deployment.launch()
 
         def shards() -> int:

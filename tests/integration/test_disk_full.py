@@ -10,7 +10,7 @@ import pytest
 
 from novelsum_dagster.lineage.provenance import damaged_files, read_record
 from tests.machines import Machine
-from tests.pools import alpaca, write_jsonl, write_settings
+from tests.pools import REAL_MODEL, alpaca, write_jsonl, write_settings
 
 
 @pytest.fixture
@@ -46,7 +46,10 @@ def _outputs(root: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("spare", [20_000, 600_000])
 def test_a_full_disk_is_told_and_harms_nothing(disk: Path, tmp_path: Path, spare: int) -> None:
     write_jsonl(tmp_path / "pool" / "old.jsonl", alpaca(60))
-    machine = Machine(write_settings(tmp_path, storage=str(disk / "curated"), selection={"k": 12}), tmp_path / "cache")
+    machine = Machine(
+        write_settings(tmp_path, storage=str(disk / "curated"), selection={"k": 12}, embedding=REAL_MODEL),
+        tmp_path / "cache",
+    )
     subset = Path(machine.run()["subset"])
     root, before, chosen = disk / "curated", _outputs(disk / "curated"), subset.read_bytes()
     write_jsonl(tmp_path / "pool" / "new.jsonl", alpaca(100, start=60))

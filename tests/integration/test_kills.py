@@ -22,7 +22,7 @@ from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.settings import load_settings
 from novelsum_dagster.storage.lock import StorageLock
 from tests.machines import Machine, kill
-from tests.pools import alpaca, write_jsonl, write_settings
+from tests.pools import REAL_MODEL, alpaca, write_jsonl, write_settings
 from tests.s3 import BUCKET, Server
 
 KILLS = int(os.environ.get("NOVELSUM_KILLS", "2"))
@@ -34,7 +34,8 @@ _SHARD = 40
 
 def _settings(folder: Path, **storage: Any) -> Path:
     write_jsonl(folder / "pool" / "some.jsonl", alpaca(160))
-    return write_settings(folder, selection={"k": 20}, embedding={"shard_size": _SHARD, "dtype": "bfloat16"}, **storage)
+    embedding = {**REAL_MODEL, "shard_size": _SHARD, "dtype": "bfloat16"}
+    return write_settings(folder, selection={"k": 20}, embedding=embedding, **storage)
 
 
 @pytest.fixture(scope="module")

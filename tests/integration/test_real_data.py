@@ -17,6 +17,7 @@ from novelsum_dagster.selection import novelselect
 from novelsum_dagster.settings import Embedding, Pool
 from tests.plain import plain_novelselect
 
+pytestmark = pytest.mark.slow
 READ = {"chat": 500, "codegen": 4535, "gsm8k": 7473, "roleplay": 3146, "t0": 12000}
 
 
@@ -73,7 +74,7 @@ def test_a_subset_of_real_samples_is_more_diverse(snapshot: tuple[PoolSnapshot, 
     assert novelsum(vectors[picks.indices], vectors).value > max(random)
 
 
-@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [3, 1])
 def test_picks_on_real_embeddings_equal_a_plain_reference(
     snapshot: tuple[PoolSnapshot, Path], tmp_path: Path, every: int
 ) -> None:

@@ -17,6 +17,7 @@ from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.selection.subset import MACHINE_DEPENDENT
 from novelsum_dagster.settings import load_settings
 from tests.curated import hashes, short, write_wrong
+from tests.instances import in_memory
 from tests.machines import Done, called
 from tests.pools import write_jsonl, write_settings
 
@@ -68,7 +69,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     settings = load_settings(write_settings(folder, pool=pool, selection={"k": 8}))
     runs = {}
     job = build_defs(settings).resolve_implicit_global_asset_job_def()
-    with dg.instance_for_test() as instance:
+    with in_memory() as instance:
         for name, config in OVERRIDES.items():
             # The audit's models, checks and the card take longer than all else, and are not what is made again.
             result = job.execute_in_process(

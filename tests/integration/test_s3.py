@@ -7,9 +7,10 @@ from typing import Any
 
 import duckdb
 import pytest
+import yaml
 
 from tests.machines import Machine
-from tests.pools import alpaca, write_jsonl, write_settings
+from tests.pools import REAL_MODEL, alpaca, write_jsonl, write_settings
 from tests.s3 import BUCKET, FaultProxy, Server
 
 
@@ -37,6 +38,7 @@ def _runs(summary: dict[str, Any]) -> list[tuple[str, int]]:
         ).fetchall()
 
 
+@pytest.mark.slow
 def test_a_curation_lives_on_s3(settings: Path, s3: Server, tmp_path: Path, undisturbed: bytes) -> None:
     first = Machine(settings, tmp_path / "one").run()
     assert Path(first["subset"]).read_bytes() == undisturbed
@@ -83,6 +85,7 @@ def test_faults_on_a_fifth_of_the_requests_change_nothing(
 
 @pytest.mark.slow
 def test_two_runs_at_once_on_two_machines_are_refused(settings: Path, s3: Server, tmp_path: Path) -> None:
+    write_settings(tmp_path, **{**yaml.safe_load(settings.read_text()), "embedding": REAL_MODEL})  # Takes its time.
     one, two = (Machine(settings, tmp_path / name) for name in ("one", "two"))
     running = one.start("run", "--json")
     try:

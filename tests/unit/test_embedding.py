@@ -46,10 +46,13 @@ from novelsum_dagster.selection import novelselect
 from novelsum_dagster.settings import Embedding
 from novelsum_dagster.study.training import END, train_tokenizer
 from tests.pools import pairs
+from tests.tiny import tiny_model
 
 TEXTS = [f"{question}\n{answer}" for question, answer in pairs(40)]
 IDS = [f"{number:032x}" for number in range(40)]
 FLOAT32 = Embedding(dtype="float32", shard_size=16)
+TINY = FLOAT32.model_copy(update={"model": tiny_model()})
+"""Where any model will do."""
 embed = partial(store.embed, device="cpu")
 
 
@@ -93,12 +96,12 @@ def test_tokens_are_counted_untruncated() -> None:
 
 
 def test_a_sample_is_embedded_once(tmp_path: Path) -> None:
-    first = embed(tmp_path, FLOAT32, IDS[:20], TEXTS[:20], "pool")
+    first = embed(tmp_path, TINY, IDS[:20], TEXTS[:20], "pool")
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / first.folder).iterdir()}
-    second = embed(tmp_path, FLOAT32, IDS, TEXTS, "pool")
+    second = embed(tmp_path, TINY, IDS, TEXTS, "pool")
     assert (first.embedded, second.embedded) == (20, 20)
     assert {path: path.stat().st_mtime_ns for path in files} == files
-    again = embed(tmp_path, FLOAT32, IDS, TEXTS, "pool")
+    again = embed(tmp_path, TINY, IDS, TEXTS, "pool")
     assert again.embedded == 0
     assert again.key == second.key != first.key
     assert again.device == "none"
@@ -114,7 +117,7 @@ def test_vectors_come_in_the_order_asked_for(tmp_path: Path, encoder: SentenceTr
 def test_selection_takes_stored_vectors_and_mapped_files_as_it_takes_arrays(
     tmp_path: Path,
 ) -> None:
-    found = embed(tmp_path, FLOAT32, IDS, TEXTS, "pool")
+    found = embed(tmp_path, TINY, IDS, TEXTS, "pool")
     vectors = load_vectors(tmp_path / found.folder, IDS)
     np.save(tmp_path / "vectors.npy", vectors)
     expected = novelselect(vectors, 4).indices.tolist()
@@ -131,9 +134,9 @@ def test_an_interrupted_run_goes_on_at_the_last_shard(tmp_path: Path) -> None:
             raise Stopped
 
     with pytest.raises(Stopped):
-        embed(tmp_path, FLOAT32, IDS, TEXTS, "pool", stop)
-    assert len(VectorStore(tmp_path, identify(FLOAT32)).ids()) == 16
-    assert embed(tmp_path, FLOAT32, IDS, TEXTS, "pool").embedded == 24
+        embed(tmp_path, TINY, IDS, TEXTS, "pool", stop)
+    assert len(VectorStore(tmp_path, identify(TINY)).ids()) == 16
+    assert embed(tmp_path, TINY, IDS, TEXTS, "pool").embedded == 24
 
 
 def test_a_killed_process_loses_at_most_one_shard(tmp_path: Path) -> None:
@@ -156,24 +159,24 @@ def test_a_killed_process_loses_at_most_one_shard(tmp_path: Path) -> None:
 
 
 def test_a_damaged_shard_is_named_and_mended_by_deleting_it(tmp_path: Path) -> None:
-    found = embed(tmp_path, FLOAT32, IDS, TEXTS, "pool")
+    found = embed(tmp_path, TINY, IDS, TEXTS, "pool")
     shard = sorted((tmp_path / found.folder).glob("*.parquet"))[0]
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(InputError, match=shard.name):
-        embed(tmp_path, FLOAT32, IDS, TEXTS, "pool")
+        embed(tmp_path, TINY, IDS, TEXTS, "pool")
     shard.unlink()
-    assert embed(tmp_path, FLOAT32, IDS, TEXTS, "pool").embedded in (8, 16)
+    assert embed(tmp_path, TINY, IDS, TEXTS, "pool").embedded in (8, 16)
 
 
 def test_missing_vectors_are_counted(tmp_path: Path) -> None:
-    found = embed(tmp_path, FLOAT32, IDS[:4], TEXTS[:4], "pool")
+    found = embed(tmp_path, TINY, IDS[:4], TEXTS[:4], "pool")
     with pytest.raises(InputError, match="1 of 5 samples have no vector"):
         load_vectors(tmp_path / found.folder, IDS[:5])
 
 
 def test_another_length_has_another_store(tmp_path: Path) -> None:
-    long = embed(tmp_path, FLOAT32, IDS[:2], TEXTS[:2], "pool")
-    short = embed(tmp_path, FLOAT32.model_copy(update={"max_tokens": 16}), IDS[:2], TEXTS[:2], "pool")
+    long = embed(tmp_path, TINY, IDS[:2], TEXTS[:2], "pool")
+    short = embed(tmp_path, TINY.model_copy(update={"max_tokens": 16}), IDS[:2], TEXTS[:2], "pool")
     assert long.folder != short.folder
     assert short.embedded == 2
 

@@ -25,7 +25,7 @@ TEXTS += [" ".join([f"{number}"] * 300) for number in range(9)]
 IDS = [f"{number:032x}" for number in range(len(TEXTS))]
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def settings(request: pytest.FixtureRequest) -> Embedding:
     return Embedding(dtype=request.param, shard_size=50)
 
@@ -86,7 +86,8 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("dtype", ["auto", pytest.param("float32", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
 def test_a_grown_pool_a_stopped_one_and_a_fresh_one_have_equal_vectors(tmp_path: Path, dtype: Dtype) -> None:
     class Stopped(Exception):
         pass

@@ -14,7 +14,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -34,6 +33,7 @@ from novelsum_dagster.liveness import hold
 from novelsum_dagster.progress import LogReporter
 from novelsum_dagster.settings import Retention, load_settings
 from tests.defs.conftest import Curation
+from tests.instances import in_memory
 from tests.pools import alpaca, write_jsonl, write_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,7 +87,7 @@ def three_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
     pools = [alpaca(50), alpaca(60, start=45), alpaca(70, start=45)]
     selections: list[dict[str, Any]] = [{"k": 20}, {"k": 10}, {"k": 10, "extend_by": 5}]
     runs = []
-    with dg.instance_for_test() as instance:
+    with in_memory() as instance:
         for pool, selection in zip(pools, selections, strict=True):
             write_jsonl(folder / "pool" / "one.jsonl", pool)
             file = write_settings(folder, selection=selection, embedding={"shard_size": 4})
@@ -433,6 +433,7 @@ def test_what_says_what_is_in_use_is_not_guessed(storage: Storage) -> None:
     assert collect(storage.store, ONE).runs == storage.runs[:2]
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_does_no_harm_and_the_next_gc_finishes(storage: Storage, tmp_path: Path) -> None:
     def gc(root: Path, kill_at: int) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", KILLED, str(root), str(kill_at)]

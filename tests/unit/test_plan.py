@@ -106,10 +106,14 @@ def _need(step: str, settings: Settings = SETTINGS, **size: Any) -> Need:
     ("step", "settings"),
     [
         ("density", SETTINGS),
-        ("sample_novelty", SETTINGS),
-        ("density grown", SETTINGS),
+        pytest.param("sample_novelty", SETTINGS, marks=pytest.mark.slow),
+        pytest.param("density grown", SETTINGS, marks=pytest.mark.slow),
         ("selected_subset novelselect", SETTINGS),
-        ("selected_subset in parts", SETTINGS.model_copy(update={"selection": Selection(k=PICKS, partitions=8)})),
+        pytest.param(
+            "selected_subset in parts",
+            SETTINGS.model_copy(update={"selection": Selection(k=PICKS, partitions=8)}),
+            marks=pytest.mark.slow,
+        ),
         *(
             pytest.param(step, SETTINGS.model_copy(update=update), marks=pytest.mark.slow)
             for step, update in (

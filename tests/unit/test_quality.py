@@ -24,6 +24,7 @@ from novelsum_dagster.selection import novelselect
 from novelsum_dagster.selection.subset import Subset, write_subset
 from novelsum_dagster.settings import Checks, Embedding, NovelSum, Pool, Settings
 from tests.pools import alpaca, write_jsonl
+from tests.tiny import tiny_model
 
 SETTINGS = Settings()
 
@@ -35,7 +36,7 @@ class Curated:
         write_jsonl(folder / "one.jsonl", alpaca(20))
         write_jsonl(folder / "two.jsonl", alpaca(20, start=20))
         self.root = folder / "curated"
-        settings = Embedding()
+        settings = Embedding(model=tiny_model(), dtype="float32")
         pool = Pool.model_validate({"sources": [{"path": "*.jsonl"}]})
         self.pool = build_snapshot(pool, folder, self.root, token_counter(settings))
         samples = self.pool.samples(self.root, ["id", "text"])
@@ -170,7 +171,7 @@ def test_unsound_vectors_fail(curated: Curated, row: float, failing: set[str]) -
 
 
 def test_vectors_of_another_dimension_or_all_alike_fail(curated: Curated) -> None:
-    subject = curated.subject(curated.vectors_set, curated.vectors[:, :100].copy())
+    subject = curated.subject(curated.vectors_set, curated.vectors[:, :30].copy())
     assert _failed("embeddings", subject) == {"vectors_sound"}
     alike = np.repeat(curated.vectors[:1], 40, axis=0)
     assert _failed("embeddings", curated.subject(curated.vectors_set, alike)) == {"vectors_differ"}

@@ -62,6 +62,7 @@ from novelsum_dagster.study.sets import (
 )
 from novelsum_dagster.study.training import held_out_rows, train_and_evaluate
 from tests.pools import alpaca, write_jsonl
+from tests.tiny import tiny_model
 
 SCATTER = Path(__file__).resolve().parents[1] / "golden" / "paper-scatter.csv"
 EVERY: tuple[Strategy, ...] = (
@@ -80,7 +81,7 @@ STUDY = Study(
 )
 SETTINGS = Settings(
     device="cpu",
-    embedding=Embedding(dtype="float32"),
+    embedding=Embedding(model=tiny_model(), dtype="float32"),
     novelsum=NovelSum(neighbors=4, density_power=0.25),
     measures=Measures(ttr_tokens=150, knn_neighbor=2, inertia_clusters=4, partition_clusters=8, ridge=0.5),
     study=STUDY,
