@@ -344,6 +344,7 @@ def test_a_change_is_carried_on_past_passed_checks_only(curated: Watched) -> Non
     assert carried.requested() == set(), "once"
 
 
+@pytest.mark.slow
 def test_what_a_landing_run_made_is_not_carried_on_again(curated: Watched) -> None:
     carried = Carried(curated)
     carried.requested()

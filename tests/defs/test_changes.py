@@ -192,6 +192,7 @@ def test_a_failed_message_fails_no_run(
     assert len(messages) == 2
 
 
+@pytest.mark.slow
 def test_the_page_and_the_data_say_the_same(curation: Curation) -> None:
     values = yaml.safe_load(curation.settings_file.read_text())
     curation.settings_file.write_text(yaml.safe_dump({**values, "notify": {}}))

@@ -131,6 +131,7 @@ def test_the_workspace_file_loads(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr + done.stdout
 
 
+@pytest.mark.slow
 def test_dg_finds_the_definitions(tmp_path: Path) -> None:
     environment = {**os.environ, "DAGSTER_HOME": str(tmp_path), "DAGSTER_DG_DISABLE_TELEMETRY": "1"}
     dg_command = Path(sys.executable).parent / "dg"

@@ -34,6 +34,7 @@ def _chosen(curation: Curation) -> tuple[Subset, list[str]]:
     return subset, subset.picks(curation.root)["id"].to_pylist()
 
 
+@pytest.mark.slow
 def test_a_subset_grows_with_its_pool_once(curation: Curation) -> None:
     first, ids = _chosen(curation)
     assert len(ids) == 12 and "extends" not in first.settings.options

@@ -347,6 +347,7 @@ def test_text_that_is_sql_was_only_text(curation: Curation, finished: list[Run])
     assert _ask(curation, "FROM selection_audit WHERE id = ?", EVIL) == []
 
 
+@pytest.mark.slow
 def test_a_test_that_fails_is_a_failed_check_and_the_run_goes_on(curation: Curation, finished: list[Run]) -> None:
     with LineageStore(curation.root).writing() as connection:
         connection.execute("INSERT INTO set_measures VALUES ('r', 's', ?, 'm', 1, 1, 1, 1)", [EVIL])
