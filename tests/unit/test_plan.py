@@ -18,7 +18,7 @@ from novelsum_dagster.embedding.store import load_vectors
 from novelsum_dagster.memory import NotEnoughMemory
 from novelsum_dagster.plan import LIBRARIES, Need, Room, Size, plan, room
 from novelsum_dagster.settings import Embedding, NovelSum, Ray, Selection, Settings
-from tests.pools import alpaca, write_jsonl, write_settings
+from tests.pools import REAL_MODEL, alpaca, write_jsonl, write_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES, DIMENSION, PICKS = 20_000, 384, 1000
@@ -242,6 +242,7 @@ else:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are measured as Linux tells them")
+@pytest.mark.slow
 def test_a_worker_that_is_sent_the_index_takes_what_the_plan_says(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SENT, str(tmp_path / "lists"), str(SAMPLES), str(DIMENSION)]
     for _ in range(2):
@@ -275,7 +276,7 @@ def _run(folder: Path, *arguments: str) -> dict[str, Any]:
 def test_the_command_counts_the_pool_and_knows_the_models_dimension(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "one.jsonl", alpaca(30))
     pool = {"sources": [{"path": "*.jsonl"}, {"path": "one.jsonl"}], "near_duplicates": {"method": "off"}}
-    write_settings(tmp_path, pool=pool, device="cpu", embedding={"dtype": "float32"})
+    write_settings(tmp_path, pool=pool, device="cpu", embedding={**REAL_MODEL, "dtype": "float32"})
     shown = _run(tmp_path)
     assert (shown["samples"], shown["dimension"], shown["workers"]) == (30, 384, 1)
     assert [step["step"] for step in shown["steps"]] == [
@@ -301,7 +302,8 @@ def test_a_model_that_is_not_here_is_said_to_be_unknown(tmp_path: Path, monkeypa
     cache, commit = tmp_path / "cache", "a" * 40
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    write_settings(tmp_path, device="auto", embedding={"model": "nobody/model", "revision": commit})
+    embedding = {"model": "nobody/model", "revision": commit, "dtype": "auto"}
+    write_settings(tmp_path, device="auto", embedding=embedding)
     size = ["--samples", "100", "--dimension", "8"]
 
     def embeddings() -> dict[str, Any]:
