@@ -22,6 +22,8 @@ from novelsum_dagster.pool.forms import turns_of
 from novelsum_dagster.pool.samples import sample_id
 from novelsum_dagster.selection.exact import standing
 from novelsum_dagster.selection.novelselect import novelselect
+from tests.defs.conftest import Curation
+from tests.instances import in_memory
 from tests.machines import Done, called
 from tests.pools import pairs, write_jsonl, write_settings
 
@@ -148,11 +150,11 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[Do
 
 @pytest.fixture(scope="module")
 def audited(before: tuple[Path, str, list[Done]]) -> Audited:
-    """Runs of `novelsum run` with settings that change, all in this process: loading takes longer than running."""
+    """Runs with settings that change, without the SQL models, which no command here reads."""
     folder = before[0]
-    cache = str(folder / "cache")
-    done = {name: called(folder, "run", "--json", "--settings", f"{name}.yaml", XDG_CACHE_HOME=cache) for name in RUNS}
-    codes = {name: one.code for name, one in done.items()}
+    with in_memory() as instance:
+        done = {name: Curation(folder, folder / f"{name}.yaml", instance).run(models=False) for name in RUNS}
+    codes = {name: 0 if one.success else 1 for name, one in done.items()}
     made = Audited(folder, {}, codes)
     made.runs = dict(
         zip(RUNS, (row[0] for row in made.rows("SELECT run_id FROM runs ORDER BY started_at")), strict=True)
