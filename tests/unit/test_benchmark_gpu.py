@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from benchmarks.gpu import clustered
 
 
+@pytest.mark.slow
 def test_it_compares_with_the_cpu_and_times_everything() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", "--small"],

@@ -68,6 +68,11 @@ def encoder() -> SentenceTransformerEncoder:
     return SentenceTransformerEncoder(FLOAT32, "float32", "cpu")
 
 
+@pytest.fixture(scope="module")
+def tiny() -> SentenceTransformerEncoder:
+    return SentenceTransformerEncoder(TINY, "float32", "cpu")
+
+
 def test_vectors_are_the_models(encoder: SentenceTransformerEncoder) -> None:
     vectors = encoded(encoder, ["A cat sat on the mat.", "A kitten lay on the rug.", "Integrate x squared."])
     assert vectors.dtype == np.float32
@@ -139,6 +144,7 @@ def test_an_interrupted_run_goes_on_at_the_last_shard(tmp_path: Path) -> None:
     assert embed(tmp_path, TINY, IDS, TEXTS, "pool").embedded == 24
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_at_most_one_shard(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from tests.unit.test_embedding import *\n"
@@ -333,16 +339,16 @@ OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 
 
 
 def _too_small(fits: int, error: RuntimeError = OUT_OF_MEMORY) -> tuple[SentenceTransformerEncoder, _Small]:
-    encoder = SentenceTransformerEncoder(FLOAT32, "float32", "cpu")
+    encoder = SentenceTransformerEncoder(TINY, "float32", "cpu")
     small = _Small(encoder._model[1], fits, error)
     encoder._model[1] = small
     return encoder, small
 
 
 def test_too_little_memory_on_a_device_halves_the_batch(
-    encoder: SentenceTransformerEncoder, caplog: pytest.LogCaptureFixture
+    tiny: SentenceTransformerEncoder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    exact = encoded(encoder, TEXTS)
+    exact = encoded(tiny, TEXTS)
     other, small = _too_small(5)
     np.testing.assert_allclose(encoded(other, TEXTS), exact, atol=1e-6)
     assert small.batches[:3] == [16, 8, 4]
@@ -372,8 +378,8 @@ def test_other_errors_of_torch_are_not_taken_for_it() -> None:
         encoded(_too_small(5, RuntimeError("CUDA error: device-side assert triggered"))[0], TEXTS[:20])
 
 
-def test_batches_are_filled_up_on_the_cpu_only(encoder: SentenceTransformerEncoder) -> None:
-    exact = encoded(encoder, TEXTS[:3])
+def test_batches_are_filled_up_on_the_cpu_only(tiny: SentenceTransformerEncoder) -> None:
+    exact = encoded(tiny, TEXTS[:3])
     on_cpu, filled = _too_small(16)
     encoded(on_cpu, TEXTS[:3])
     assert set(filled.batches) == {16}
@@ -384,11 +390,11 @@ def test_batches_are_filled_up_on_the_cpu_only(encoder: SentenceTransformerEncod
 
 
 def test_more_tokens_than_a_model_has_positions_for_are_refused(causal: Path, tmp_path: Path) -> None:
-    most = SentenceTransformerEncoder(FLOAT32.model_copy(update={"max_tokens": 512}), "float32", "cpu")
+    most = SentenceTransformerEncoder(TINY.model_copy(update={"max_tokens": 512}), "float32", "cpu")
     assert np.isfinite(encoded(most, ["word " * 900])).all()
     words = r"embedding\.max_tokens is {} and .* has positions for {} tokens; .* set it to {} or less"
     with pytest.raises(InputError, match=words.format(513, 512, 512)):
-        SentenceTransformerEncoder(FLOAT32.model_copy(update={"max_tokens": 513}), "float32", "cpu")
+        SentenceTransformerEncoder(TINY.model_copy(update={"max_tokens": 513}), "float32", "cpu")
     small: dict[str, Any] = {"vocab_size": 300, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
     config = RobertaConfig(**small, num_hidden_layers=1, max_position_embeddings=40, pad_token_id=1)
     RobertaModel(config).save_pretrained(tmp_path)

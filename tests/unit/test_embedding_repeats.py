@@ -51,7 +51,7 @@ def _bits(vectors: NDArray[np.float32]) -> NDArray[np.uint32]:
     return vectors.view(np.uint32)
 
 
-@pytest.mark.parametrize("size", [1, 40, len(TEXTS)])
+@pytest.mark.parametrize("size", [1, 40, pytest.param(len(TEXTS), marks=pytest.mark.slow)])
 def test_a_vector_does_not_depend_on_the_texts_around_it(
     encoder: SentenceTransformerEncoder, whole: NDArray[np.float32], size: int
 ) -> None:
@@ -73,6 +73,7 @@ def test_every_text_has_its_turn_once_in_batches_of_one_length_and_mixed_order(
     assert 0.8 < first / second < 1.25
 
 
+@pytest.mark.slow
 def test_a_real_sample_has_the_same_vector_alone_and_among_others(
     encoder: SentenceTransformerEncoder, shared_data: Path
 ) -> None:
