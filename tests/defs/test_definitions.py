@@ -14,6 +14,7 @@ from novelsum_dagster.definitions import build_defs
 from novelsum_dagster.lineage.models import models
 from novelsum_dagster.quality.suites import SUITES
 from novelsum_dagster.settings import Settings, Study
+from tests.pools import write_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = [
@@ -111,6 +112,13 @@ def test_steps_of_a_study_that_may_use_a_gpu_ask_for_one() -> None:
         }
         on = "gpu" if device == "auto" else None
         assert pools == {"study_set": None, "study_measures": on, "study_performance": on}
+
+
+def test_on_ray_every_step_is_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOVELSUM_SETTINGS", str(write_settings(tmp_path, pool={"sources": [{"path": "*.jsonl"}]})))
+    from novelsum_dagster.definitions_on_ray import defs
+
+    assert defs.resolve_job_def("curate").executor_def.name == "ray"
 
 
 def test_the_instance_settings_are_in_force(tmp_path: Path) -> None:

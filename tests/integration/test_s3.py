@@ -1,6 +1,9 @@
 """A whole curation whose storage is on a real S3 server: runs, empty machines, faults, two at once."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -9,9 +12,11 @@ import duckdb
 import pytest
 import yaml
 
-from tests.machines import Machine
+from tests.machines import Machine, called
 from tests.pools import REAL_MODEL, alpaca, write_jsonl, write_settings
 from tests.s3 import BUCKET, FaultProxy, Server
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -69,6 +74,30 @@ def test_a_curation_lives_on_s3(settings: Path, s3: Server, tmp_path: Path, undi
     assert lost.returncode == 2 and "removed" in lost.stderr
     again = third.novelsum("reproduce")
     assert again.returncode == 0, again.stderr + again.stdout
+
+
+READ = """
+import sys
+from pathlib import Path
+from tests.defs.conftest import Curation
+from tests.instances import in_memory
+
+settings = Path(sys.argv[1])
+with in_memory() as instance:
+    assert Curation(settings.parent, settings, instance).materialise("raw_pool").success
+"""
+
+
+def test_what_one_machine_made_is_restored_on_another(settings: Path, s3: Server, tmp_path: Path) -> None:
+    """The first is a process of its own: a process holds the storage until it ends."""
+    environment = {**os.environ, "NOVELSUM_CACHE": str(tmp_path / "one")}
+    subprocess.run([sys.executable, "-c", READ, str(settings)], env=environment, cwd=ROOT, check=True)
+    (samples,) = (tmp_path / "one").rglob("samples.parquet")
+    done = called(tmp_path, "restore", "--settings", str(settings), NOVELSUM_CACHE=str(tmp_path / "two"))
+    assert done.code == 0, done.err
+    assert f"fetched from s3://{BUCKET}/{s3.prefix}" in done.err
+    (again,) = (tmp_path / "two").rglob("samples.parquet")
+    assert again.read_bytes() == samples.read_bytes()
 
 
 @pytest.mark.slow
