@@ -86,7 +86,7 @@ def three_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
     folder = tmp_path_factory.mktemp("housekeeping")
     pools = [alpaca(50), alpaca(60, start=45), alpaca(70, start=45)]
     selections: list[dict[str, Any]] = [{"k": 20}, {"k": 10}, {"k": 10, "extend_by": 5}]
-    runs = []
+    runs: list[str] = []
     with in_memory() as instance:
         for pool, selection in zip(pools, selections, strict=True):
             write_jsonl(folder / "pool" / "one.jsonl", pool)
