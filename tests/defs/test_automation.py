@@ -316,6 +316,7 @@ class Carried:
         self.run(dg.AssetSelection.checks_for_assets(dg.AssetKey(asset)))
 
 
+@pytest.mark.slow
 def test_a_change_is_carried_on_past_passed_checks_only(curated: Watched) -> None:
     carried, pool = Carried(curated), curated.folder / "pool"
     assert carried.requested() == set()

@@ -85,6 +85,7 @@ def _version(curation: Curation) -> str | None:
     return (event.asset_materialization.tags or {}).get("dagster/data_version")
 
 
+@pytest.mark.slow
 def test_what_landed_and_left_is_told_once(
     curation: Curation, webhook: Webhook, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -23,6 +23,8 @@ from tests.defs.conftest import ASSETS, Curation, write_pool
 from tests.instances import in_memory
 from tests.pools import alpaca, write_jsonl, write_settings
 
+pytestmark = pytest.mark.slow
+
 EVIL = "'; DROP TABLE runs; --"
 CONFIGS: list[dict[str, Any]] = [
     {},

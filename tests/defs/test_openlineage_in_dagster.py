@@ -19,6 +19,8 @@ from tests.defs.conftest import Curation
 from tests.instances import in_memory
 from tests.pools import write_jsonl, write_settings
 
+pytestmark = pytest.mark.slow
+
 STEPS = (
     "raw_pool", "embeddings", "density", "sample_novelty", "selected_subset", "novelsum_report", "data_card", "lineage",
     "audit",

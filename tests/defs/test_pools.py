@@ -19,6 +19,7 @@ from tests.s3 import BUCKET, Server
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_two_gpu_steps_never_meet_on_one_machine(tmp_path: Path) -> None:
     shutil.copy(ROOT / "novelsum_dagster" / "dagster.yaml", tmp_path)
     require_apart(tmp_path)

@@ -120,6 +120,7 @@ def test_the_lineage_keeps_the_records_of_a_run(ran: tuple[Curation, dg.ExecuteI
         assert Provenance.model_validate_json(text) == made
 
 
+@pytest.mark.slow
 def test_a_second_run_changes_no_version_and_no_record_but_for_when(curation: Curation) -> None:
     before, records = _keys(curation), {asset: _record(curation, asset) for asset in INPUTS}
     files = {asset: hashes(curation.root / asset) for asset in ("pool", "vectors", "density", "novelty", "selections")}
@@ -206,6 +207,7 @@ def test_settings_that_change_nothing_refuse_nothing(curation: Curation) -> None
     assert _keys(curation) == before
 
 
+@pytest.mark.slow
 def test_an_override_of_the_launchpad_is_recorded_and_refuses_nothing(curation: Curation) -> None:
     config = {"ops": {"selected_subset": {"config": {"strategy": "random", "k": 5, "seed": 7}}}}
     assert curation.materialise("selected_subset", **config).success
@@ -268,6 +270,7 @@ def test_a_damaged_file_is_not_vouched_for_by_a_new_run(curation: Curation, asse
     assert again.success, _words(again)
 
 
+@pytest.mark.slow
 def test_without_records_the_words_say_which(curation: Curation) -> None:
     """A storage folder of an earlier version."""
     shutil.rmtree(curation.root / "provenance")

@@ -72,6 +72,7 @@ def test_the_version_is_told(folder: Path) -> None:
     assert (done.returncode, done.stdout) == (0, f"{version('novelsum-dagster')}\n")
 
 
+@pytest.mark.slow
 def test_run_prints_a_summary_and_repeats(folder: Path) -> None:
     first = _json(_novelsum(folder, "run", "--json"))
     pool = first["pool"]
@@ -88,6 +89,7 @@ def test_run_prints_a_summary_and_repeats(folder: Path) -> None:
     assert _json(_novelsum(folder, "run", "--json")) == first
 
 
+@pytest.mark.slow
 def test_run_draws_bars_on_a_terminal(folder: Path) -> None:
     """Run on a pseudo-terminal: Dagster captures standard error, and the bars must be seen all the same."""
     write_jsonl(folder / "tty" / "pool" / "one.jsonl", alpaca(40))

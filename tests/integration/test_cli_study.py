@@ -110,6 +110,7 @@ def test_help_teaches(fresh: Path, command: tuple[str, ...]) -> None:
         assert word in done.stdout
 
 
+@pytest.mark.slow
 def test_simulate_ranks_the_measures_and_writes_them(fresh: Path) -> None:
     done = _novelsum(fresh, "study", "simulate", "--repeats", "1", "--seed", "3", "--json", "--output", "simulation")
     found = _json(done)

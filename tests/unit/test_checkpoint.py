@@ -145,6 +145,7 @@ np.save(folder / "scores.npy", picks.score)
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_with_the_same_list(tmp_path: Path) -> None:
     rows = np.random.default_rng(4).normal(size=(2000, 16)).astype(np.float32)
     np.save(tmp_path / "rows.npy", rows)

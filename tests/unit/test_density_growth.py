@@ -382,6 +382,7 @@ def test_progress_ends_at_the_number_of_vectors(monkeypatch: pytest.MonkeyPatch)
     assert seen == [(200, 200)]
 
 
+@pytest.mark.slow
 def test_the_asset_compares_what_is_new(tmp_path: Path) -> None:
     write_pool(tmp_path)
     file = write_settings(tmp_path, pool={"sources": [{"path": "pool/*"}], "max_reject_fraction": 0.05})

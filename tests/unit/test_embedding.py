@@ -87,6 +87,7 @@ def test_texts_are_cut_after_max_tokens(encoder: SentenceTransformerEncoder) -> 
     np.testing.assert_allclose(same, other, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_chosen_number_type_is_as_good_as_float32(encoder: SentenceTransformerEncoder) -> None:
     chosen = SentenceTransformerEncoder(Embedding(), device="cpu")
     assert chosen.dtype in ("float32", "bfloat16")

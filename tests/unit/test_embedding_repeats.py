@@ -15,6 +15,8 @@ from novelsum_dagster.embedding.store import VectorStore, load_vectors
 from novelsum_dagster.settings import Embedding
 from tests.pools import pairs
 
+pytestmark = pytest.mark.slow
+
 Dtype = Literal["auto", "float32", "bfloat16"]
 embed = partial(store.embed, device="cpu")
 

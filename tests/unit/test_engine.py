@@ -131,6 +131,7 @@ def _take_both(merged: Round, found: Found | None, first: int) -> None:
             merged.take(np.array([found.second + first]), np.array([found.second_score]))
 
 
+@pytest.mark.slow
 def test_lost_workers_change_nothing(engine: RayEngine) -> None:
     here = novelselect(ROWS, density_factor=FACTOR, **KINDS["quotas"])
     at = sorted(np.random.default_rng(0).choice(np.arange(10, K, 10), 3, replace=False).tolist())
@@ -147,6 +148,7 @@ def test_lost_workers_change_nothing(engine: RayEngine) -> None:
     _require_same(there, here)
 
 
+@pytest.mark.slow
 def test_parts_on_workers_are_those_of_this_process(engine: RayEngine) -> None:
     options: dict[str, Any] = {"partitions": 5, "density_factor": FACTOR, "quality": QUALITY}
     here = partitioned(ROWS, 30, **options)
@@ -191,6 +193,7 @@ def test_vectors_are_the_same(engine: RayEngine, tmp_path: Path) -> None:
     assert np.array_equal(own, others)
 
 
+@pytest.mark.slow
 def test_work_of_a_lost_worker_is_done_again(engine: RayEngine, tmp_path: Path) -> None:
     def once(number: int) -> Callable[[int], int]:
         def ask(shared: int) -> int:
@@ -214,6 +217,7 @@ def test_what_work_raises_arrives_as_it_is(engine: RayEngine) -> None:
         list(engine.spread(None, [ask]))
 
 
+@pytest.mark.slow
 def test_work_waits_for_room(engine: RayEngine, caplog: pytest.LogCaptureFixture) -> None:
     list(engine.spread(None, []))
     import ray
@@ -254,6 +258,7 @@ def test_workers_have_the_cards_that_ray_gives_them() -> None:
         none.device("cuda")
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_always_lost_ends_the_work(engine: RayEngine) -> None:
     def ask(_: None) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -285,6 +290,7 @@ def test_sigterm_is_answered_as_before(engine: RayEngine) -> None:
 
 
 # It ends the Ray of the others, so it comes last.
+@pytest.mark.slow
 def test_a_lost_head_is_told_and_the_picks_are_kept(engine: RayEngine, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.parquet"
     options: dict[str, Any] = {"cost": COST, "budget": 1200.0, "density_factor": FACTOR}

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 KERNELS = ["Haswell", "Zen", "SkylakeX", "Prescott"]
 """Kernels of OpenBLAS: AVX2, AVX2 on AMD, AVX-512, SSE3."""
 GENERIC = {
@@ -83,12 +85,10 @@ def test_results_are_equal_with_one_thread(own: dict[str, Any]) -> None:
     _assert_equal(_results({"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}), own)
 
 
-@pytest.mark.slow
 def test_results_are_equal_on_every_kernel(kernel: dict[str, str], own: dict[str, Any]) -> None:
     _assert_equal(_results(kernel), own)
 
 
-@pytest.mark.slow
 def test_numeric_tests_pass_on_every_kernel(kernel: dict[str, str]) -> None:
     done = _run(["-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", *NUMERIC_TESTS], kernel)
     assert done.returncode == 0, done.stdout[-4000:]

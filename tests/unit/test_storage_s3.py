@@ -256,6 +256,7 @@ def test_an_upload_that_was_killed_is_made_good_by_the_next(s3: Server, faulty: 
     assert (tmp_path / "y").read_bytes() == data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_in_a_fifth_of_the_requests_do_no_harm(
     s3: Server, faulty: FaultProxy, tmp_path: Path, fault: str
@@ -278,6 +279,7 @@ def test_faults_in_a_fifth_of_the_requests_do_no_harm(
         assert kept and (kept.size, kept.sha256) == (file.bytes, file.sha256)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
@@ -545,6 +547,7 @@ def test_a_killed_holder_does_not_keep_a_local_folder(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_two_runs_do_not_have_a_bucket_at_once(s3: Server, tmp_path: Path) -> None:
     process = holder(tmp_path / "a", "run-a", s3)
     with process:
@@ -609,6 +612,7 @@ def test_of_many_that_ask_at_once_no_two_hold(s3: Server, tmp_path: Path) -> Non
     assert s3.remote().files() == {}
 
 
+@pytest.mark.slow
 def test_a_holder_whose_lease_ran_out_learns_it(s3: Server, faulty: FaultProxy, tmp_path: Path) -> None:
     slow = StorageLock(tmp_path / "a", s3.remote(QUICK, faulty.endpoint), seconds=3)
     slow.acquire("run-a")
