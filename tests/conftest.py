@@ -27,7 +27,7 @@ def shared_data() -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the tiny model; workers and processes that tests start are told of it by the environment."""
+    """Make the tiny model; workers and child processes find it through an environment variable."""
     if VARIABLE in os.environ:
         return
     folder = tempfile.mkdtemp(prefix="novelsum-tests-")
