@@ -290,7 +290,6 @@ def test_sigterm_is_answered_as_before(engine: RayEngine) -> None:
 
 
 # It ends the Ray of the others, so it comes last.
-@pytest.mark.slow
 def test_a_lost_head_is_told_and_the_picks_are_kept(engine: RayEngine, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.parquet"
     options: dict[str, Any] = {"cost": COST, "budget": 1200.0, "density_factor": FACTOR}
