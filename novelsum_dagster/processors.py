@@ -1,6 +1,6 @@
 """How many processors this process may use, on every supported system and Python.
 
-Belongs here: that count. Does not: how the work is divided among them.
+Dividing the work among them is left to the callers.
 """
 
 import os

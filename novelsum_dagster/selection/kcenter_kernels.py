@@ -49,7 +49,7 @@ def two_farthest(
         slack: by how much `1 - _dot` may be off a distance.
 
     Returns:
-        best, its distance, second, its distance; -1 and -infinity where there is none at or over the level.
+        best, its distance, second, its distance; -1 and -infinity if no candidate reaches the level.
     """
     best, second = -1, -1
     best_distance, second_distance = -np.inf, -np.inf
