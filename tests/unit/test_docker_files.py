@@ -129,8 +129,10 @@ def test_a_server_of_ones_own_takes_the_place_of_one_here() -> None:
 
 
 def make(*arguments: str, cwd: Path = ROOT, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Run make with the Makefile as it is shipped, and as if no other make had started this."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "MFLAGS"}
+    """Run make with the Makefile as it is shipped, as if no other make had started this and no default were changed."""
+    defaults = re.findall(r"^(\w+) \?=", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    outer = {"MFLAGS", *defaults, *(name for name in os.environ if name.startswith("MAKE"))}
+    own = {name: value for name, value in os.environ.items() if name not in outer}
     return subprocess.run(
         ["make", "--file", str(ROOT / "Makefile"), *arguments],
         env={**own, **environment},

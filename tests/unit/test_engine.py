@@ -308,6 +308,9 @@ def test_a_lost_head_is_told_and_the_picks_are_kept(engine: RayEngine, tmp_path:
 
 
 def test_a_cluster_that_does_not_answer_is_named() -> None:
+    import ray
+
+    ray.shutdown()  # Else Ray stays with the one that it has.
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
