@@ -223,11 +223,11 @@ def test_an_override_of_the_launchpad_is_recorded_and_refuses_nothing(curation: 
     ("asset", "pattern", "next_one"),
     [
         ("selected_subset", "selections/*/picks.parquet", "lineage"),
-        ("selected_subset", "selections/*/original/two.jsonl", "lineage"),
-        ("density", "density/*/density.parquet", "selected_subset"),
+        pytest.param("selected_subset", "selections/*/original/two.jsonl", "lineage", marks=pytest.mark.slow),
+        pytest.param("density", "density/*/density.parquet", "selected_subset", marks=pytest.mark.slow),
         ("embeddings", "vectors/*/*.parquet", "density"),
-        ("raw_pool", "pool/*/origins.parquet", "embeddings"),
-        ("novelsum_report", "reports/*/report.html", "data_card"),
+        pytest.param("raw_pool", "pool/*/origins.parquet", "embeddings", marks=pytest.mark.slow),
+        pytest.param("novelsum_report", "reports/*/report.html", "data_card", marks=pytest.mark.slow),
     ],
 )
 def test_a_damaged_file_is_named_and_made_again(curation: Curation, asset: str, pattern: str, next_one: str) -> None:

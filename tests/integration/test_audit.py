@@ -655,6 +655,7 @@ def test_a_truncated_file_is_named(audited: Audited, pool: Pool) -> None:
     assert called(copy, "why", sample, "--run", audited.runs["base"]).code == 0
 
 
+@pytest.mark.slow
 def test_readers_of_the_command_line_meet_no_error_while_one_writes(audited: Audited) -> None:
     """Real processes: what scripts call while a run is under way."""
     copy = Path(shutil.copytree(audited.folder, audited.folder.parent / "busy", ignore=_not_needed))

@@ -125,6 +125,7 @@ def test_simulate_ranks_the_measures_and_writes_them(fresh: Path) -> None:
     _require_pictures(folder, *pictures)
 
 
+@pytest.mark.slow
 def test_simulate_prints_a_table(fresh: Path) -> None:
     done = _novelsum(fresh, "study", "simulate", "--repeats", "1")
     assert done.returncode == 0, done.stderr

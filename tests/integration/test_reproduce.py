@@ -21,6 +21,7 @@ from tests.instances import in_memory
 from tests.machines import Done, called
 from tests.pools import write_jsonl, write_settings
 
+pytestmark = pytest.mark.slow
 SELECTION = ("selected_subset", "novelsum_report", "lineage")
 ASSETS = ("raw_pool", "embeddings", "density", "sample_novelty", *SELECTION)
 # By run: what the launchpad says of the selection.

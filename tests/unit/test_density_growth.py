@@ -180,6 +180,7 @@ _grids = st.integers(1, 3).flatmap(
 @pytest.mark.parametrize("largest_part", [0.5, 1.0])
 @given(chain=_grids, neighbors=st.integers(1, 6), policy=st.sampled_from(["published", "self"]))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
 def test_any_pool_can_follow_any(
     tmp_path: Path, largest_part: float, chain: list[list[list[int]]], neighbors: int, policy: Any
 ) -> None:

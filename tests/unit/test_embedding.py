@@ -302,7 +302,7 @@ def test_a_model_without_pooling_cannot_be_told_how(monkeypatch: pytest.MonkeyPa
         encoder_module._pool_by(Bare(), "mean")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float16", marks=pytest.mark.slow), "bfloat16"])
 def test_half_precision_is_near(encoder: SentenceTransformerEncoder, dtype: str) -> None:
     exact = encoded(encoder, TEXTS[:8])
     half = SentenceTransformerEncoder(FLOAT32, dtype, "cpu")

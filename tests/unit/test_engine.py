@@ -72,7 +72,10 @@ def _require_bounds(picks: Picks, exact: Picks) -> None:
     assert (found.score[looser] >= known.score[looser]).all()
 
 
-@pytest.mark.parametrize("kind", ["quality", "given", "quotas", "budget and quotas"])
+@pytest.mark.parametrize(
+    "kind",
+    ["quality", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("given", "quotas", "budget and quotas"))],
+)
 def test_a_selection_over_shards_is_the_same(engine: RayEngine, kind: str) -> None:
     here = novelselect(ROWS, density_factor=FACTOR, **KINDS[kind])
     there = novelselect(ROWS, density_factor=FACTOR, verify=2, search_on=engine.search, **KINDS[kind])
@@ -155,6 +158,7 @@ def test_parts_on_workers_are_those_of_this_process(engine: RayEngine) -> None:
     _require_same(partitioned(ROWS, 30, spread=engine.spread, search_on=engine.search, **options), here)
 
 
+@pytest.mark.slow
 def test_density_is_the_same(engine: RayEngine) -> None:
     rows = np.random.default_rng(4).normal(size=(9000, 12)).astype(np.float32)
     rows[:500] = rows[500:1000]
@@ -290,6 +294,7 @@ def test_sigterm_is_answered_as_before(engine: RayEngine) -> None:
 
 
 # It ends the Ray of the others, so it comes last.
+@pytest.mark.slow
 def test_a_lost_head_is_told_and_the_picks_are_kept(engine: RayEngine, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.parquet"
     options: dict[str, Any] = {"cost": COST, "budget": 1200.0, "density_factor": FACTOR}

@@ -200,6 +200,7 @@ COST = np.array([5.0] * 6 + [20.0] * 4 + [1.0] * 2)
 
 
 @pytest.mark.parametrize("costs", [False, True])
+@pytest.mark.slow
 def test_a_larger_pool_keeps_its_limits(costs: bool) -> None:
     generator = np.random.default_rng(1)
     n = 1200

@@ -370,6 +370,7 @@ def test_a_mistake_of_a_program_is_no_damage(store: LineageStore) -> None:
         connection.execute("INSERT INTO runs SELECT * FROM runs")
 
 
+@pytest.mark.slow
 def test_readers_meet_no_error_while_one_writes(store: LineageStore) -> None:
     """Four processes read in a loop, each time opening the database anew, while this one writes thirty times."""
     program = (

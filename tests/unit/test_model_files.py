@@ -285,6 +285,7 @@ print(json.dumps({**asdict(identify(settings)), "key": identify(settings).key, "
 """
 
 
+@pytest.mark.slow
 def test_a_hub_model_is_fetched_at_its_commit_without_pickles_and_its_files_are_in_its_key(
     hub: Hub, model: Path, tmp_path: Path
 ) -> None:

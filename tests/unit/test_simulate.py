@@ -66,6 +66,7 @@ def _spacing(pool: Pool, neighbors: int = 10) -> np.ndarray:
     return np.asarray(squared[:, 1 : neighbors + 1].mean(axis=1))
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_tables_and_others_do_not(simulation: Simulation) -> None:
     again = simulate(SEED, repeats=1)
     both = simulation.values.to_pylist()

@@ -126,13 +126,25 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     ("name", "settings"),
     [
         ("plain", {}),
-        ("caps", {"quotas": [{**TOPIC, "caps": {"a": 3}}]}),
-        ("full caps", {"quotas": [{**TOPIC, "caps": {"a": 3, "b": 7}}, {"column": "turns", "caps": {"2": 10}}]}),
-        ("idle floors", {"quotas": [{**TOPIC, "floors": {"a": 1}}]}),
-        ("floors", {"quotas": [{**TOPIC, "floors": {"b": 4}}]}),
-        ("floors from the first", {"quotas": [{**TOPIC, "floors": {"b": 5, "c": 3}}]}),
-        ("both", {"quotas": [{**TOPIC, "floors": {"b": 3, "c": 3}, "caps": {"c": 4}}]}),
-        ("two columns", {"quotas": [{**TOPIC, "floors": {"b": 3}}, {"column": "meta.score", "floors": {"1": 4}}]}),
+        pytest.param("caps", {"quotas": [{**TOPIC, "caps": {"a": 3}}]}, marks=pytest.mark.slow),
+        pytest.param(
+            "full caps",
+            {"quotas": [{**TOPIC, "caps": {"a": 3, "b": 7}}, {"column": "turns", "caps": {"2": 10}}]},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("idle floors", {"quotas": [{**TOPIC, "floors": {"a": 1}}]}, marks=pytest.mark.slow),
+        pytest.param("floors", {"quotas": [{**TOPIC, "floors": {"b": 4}}]}, marks=pytest.mark.slow),
+        pytest.param(
+            "floors from the first", {"quotas": [{**TOPIC, "floors": {"b": 5, "c": 3}}]}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "both", {"quotas": [{**TOPIC, "floors": {"b": 3, "c": 3}, "caps": {"c": 4}}]}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "two columns",
+            {"quotas": [{**TOPIC, "floors": {"b": 3}}, {"column": "meta.score", "floors": {"1": 4}}]},
+            marks=pytest.mark.slow,
+        ),
         ("quality", {"quality": "meta.score"}),
         ("ids", {"must_include": [30, 4], "must_exclude": [1, 2, 3]}),
     ],

@@ -576,6 +576,7 @@ def test_a_killed_holder_does_not_keep_a_bucket_on_its_own_machine(s3: Server, t
 
 
 @pytest.mark.parametrize("lease", ["a", '{"run_id": "r", "host": "h", "pid": 1, "token": "t", "since": "2026-01-01"}'])
+@pytest.mark.slow
 def test_a_lease_that_is_not_renewed_runs_out(s3: Server, tmp_path: Path, lease: str) -> None:
     remote = s3.remote()
     remote.write("locks/t.json", lease.encode())
@@ -587,6 +588,7 @@ def test_a_lease_that_is_not_renewed_runs_out(s3: Server, tmp_path: Path, lease:
         assert "locks/t.json" not in remote.files() and len(remote.files()) == 1
 
 
+@pytest.mark.slow
 def test_of_many_that_ask_at_once_no_two_hold(s3: Server, tmp_path: Path) -> None:
     holding, most, refused, barrier = set(), [0], [], threading.Barrier(4)
 

@@ -186,6 +186,7 @@ def test_a_text_that_quotes_the_end_token_does_not_end(tokenizer: str) -> None:
     assert model.end not in model.tokenizer.encode(f"before {END} after").ids
 
 
+@pytest.mark.slow
 def test_a_small_set_repeated_generalises_worse_than_a_varied_one(tokenizer: str) -> None:
     varied = train_and_evaluate(TEXTS, HELD_OUT, LONGER, tokenizer)
     repeated = train_and_evaluate(TEXTS[:4] * 75, HELD_OUT, LONGER, tokenizer)
