@@ -77,7 +77,7 @@ audit: $(READY)
 # docs/deploy.md. ENGINE: docker, podman or buildah, the first that answers.
 ANSWERS = $(shell for one in docker podman buildah; do $$one info > /dev/null 2>&1 && echo $$one && break; done)
 ENGINE ?= $(or $(ANSWERS),$(error neither docker nor podman nor buildah answers))
-IMAGE ?= novelsum-dagster:0.1.0
+IMAGE ?= novelsum-dagster:0.2.0
 PROFILE ?= cpu
 COMPOSE = docker compose --file docker/compose.yaml
 

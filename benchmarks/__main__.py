@@ -17,7 +17,7 @@ import numpy as np
 
 from novelsum_dagster.oneshot import embedded_files
 from novelsum_dagster.progress import LogReporter
-from novelsum_dagster.settings import Embedding, Source
+from novelsum_dagster.settings import Embedding, Pool, Source
 
 LARGE = ["--rows", "396000"]
 
@@ -32,9 +32,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="novelsum-benchmark-") as folder:
         vectors = str(Path(folder) / "vectors.npy")
         paths = sorted(path for pattern in arguments.files for path in glob.glob(pattern))
-        sources = [Source(path=str(Path(path).resolve())) for path in paths]
+        pool = Pool(sources=tuple(Source(path=str(Path(path).resolve())) for path in paths))
         reporter = LogReporter(lambda line: print(line, file=sys.stderr))
-        with embedded_files(sources, Embedding(), 0.01, reporter) as files:
+        with embedded_files(pool, Embedding(), reporter) as files:
             np.save(vectors, files.vectors)
         for part in (
             ["selection", vectors, "-k", "300", "--plain", *baseline],

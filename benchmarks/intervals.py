@@ -17,7 +17,7 @@ from novelsum_dagster.diversity.lexical import Occurrences
 from novelsum_dagster.diversity.measures import MEASURES, Samples, SetMeasures, Yardstick
 from novelsum_dagster.oneshot import embedded_files
 from novelsum_dagster.progress import LogReporter
-from novelsum_dagster.settings import Embedding, Measures, NovelSum, Source
+from novelsum_dagster.settings import Embedding, Measures, NovelSum, Pool, Source
 
 
 def main() -> None:
@@ -28,8 +28,8 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=60)
     arguments = parser.parse_args()
     paths = sorted(path for pattern in arguments.files for path in glob.glob(pattern))
-    sources = [Source(path=str(Path(path).resolve())) for path in paths]
-    with embedded_files(sources, Embedding(), 0.01, LogReporter(lambda line: None)) as files:
+    pool = Pool(sources=tuple(Source(path=str(Path(path).resolve())) for path in paths))
+    with embedded_files(pool, Embedding(), LogReporter(lambda line: None)) as files:
         samples = Samples(files.vectors, files.snapshot.samples(files.root, ["text"])["text"].to_pylist())
     found = _measured(samples, arguments.size, arguments.draws)
     print(f"{arguments.draws} sets of {arguments.size:,} of {len(samples.vectors):,} samples\n")

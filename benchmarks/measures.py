@@ -31,7 +31,7 @@ from novelsum_dagster.diversity.novelsum import Powers, novelsum, novelsum_grid
 from novelsum_dagster.oneshot import embedded_files
 from novelsum_dagster.processors import usable_processors
 from novelsum_dagster.progress import LogReporter
-from novelsum_dagster.settings import Embedding, Measures, NovelSum, Source
+from novelsum_dagster.settings import Embedding, Measures, NovelSum, Pool, Source
 
 _GRID: dict[str, Any] = {
     "neighbors": (5, 10),
@@ -67,8 +67,8 @@ def main() -> None:
 
 def _embed(patterns: list[str], folder: Path) -> None:
     paths = sorted(path for pattern in patterns for path in glob.glob(pattern))
-    sources = [Source(path=str(Path(path).resolve())) for path in paths]
-    with embedded_files(sources, Embedding(), 0.01, LogReporter(lambda line: print(line, file=sys.stderr))) as files:
+    pool = Pool(sources=tuple(Source(path=str(Path(path).resolve())) for path in paths))
+    with embedded_files(pool, Embedding(), LogReporter(lambda line: print(line, file=sys.stderr))) as files:
         samples = Samples(files.vectors, files.snapshot.samples(files.root, ["text"])["text"].to_pylist())
         np.save(folder / "vectors.npy", samples.vectors)
         (folder / "texts.json").write_text(json.dumps(samples.texts))

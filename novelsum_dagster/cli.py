@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,12 +24,30 @@ import typer
 
 from novelsum_dagster.cli_audit import diff, rebuild_lineage, reproduce, why
 from novelsum_dagster.cli_explore import explore, page_beside
+from novelsum_dagster.cli_files import (
+    Columns,
+    Form,
+    Long,
+    MaxCharacters,
+    MaxRejects,
+    Model,
+    Rejects,
+    Text,
+    Vectors,
+    VectorsId,
+    embedding_of,
+    export,
+    inspect,
+    pool_of,
+    say_cut,
+    say_read,
+)
 from novelsum_dagster.cli_housekeeping import gc
 from novelsum_dagster.cli_plan import plan
 from novelsum_dagster.cli_storage import restore
 from novelsum_dagster.cli_study import study
 from novelsum_dagster.errors import InputError, disk_full, is_disk_full
-from novelsum_dagster.settings import PACKAGED_MODEL, Embedding, NovelSum, Selection, Settings, Source
+from novelsum_dagster.settings import PACKAGED_MODEL, NovelSum, Selection, Settings
 from novelsum_dagster.terminal import (
     AsJson,
     Seed,
@@ -40,6 +59,7 @@ from novelsum_dagster.terminal import (
     run_group,
     say,
     settings_in,
+    validated,
 )
 
 app = new_app(
@@ -72,20 +92,14 @@ _REPEAT = " Repeat for several."
 _Neighbors = Annotated[int, typer.Option(min=1, help=_NEIGHBORS)]
 _DensityPower = Annotated[float, typer.Option(min=0, help=_DENSITY_POWER)]
 _ProximityPower = Annotated[float, typer.Option(min=0, help=_PROXIMITY_POWER)]
-_Form = Annotated[
-    str,
-    typer.Option(help="any (each record's own), auto (the first's), alpaca, sharegpt, messages, prompt_completion."),
-]
-_Model = Annotated[str, typer.Option(help="Embedding model: the packaged one, a folder, or NAME@COMMIT on the hub.")]
 
 
 def _known_device(name: str) -> str:
-    device: str = _validated(Settings, device=name).device
+    device: str = validated(Settings, device=name).device
     return device
 
 
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", callback=_known_device)]
-_MaxRejects = Annotated[float, typer.Option(min=0, max=1, help="Fail when more than this part of the records is bad.")]
 
 
 @app.command()
@@ -137,6 +151,8 @@ def run(settings: SettingsFile = None, as_json: AsJson = False) -> None:
     )
     if changed := _what_changed(chosen, result.run_id):
         print(f"\n{changed}")
+    if cut := _what_was_cut(chosen):
+        say(cut)
     print("\nOpen the Dagster UI: novelsum ui" + (f" --settings {settings}" if settings else ""))
 
 
@@ -163,10 +179,17 @@ def measure(
     density_side: Annotated[str, typer.Option(help="row (published), or column: the other sample's density.")] = "row",
     aggregate: Annotated[str, typer.Option(help="mean (published), or sum.")] = "mean",
     seed: Seed = 42,
-    form: _Form = "any",
-    model: _Model = PACKAGED_MODEL,
+    form: Form = None,
+    columns: Columns = None,
+    model: Model = PACKAGED_MODEL,
+    text: Text = "turns",
+    long: Long = "truncate",
+    vectors: Vectors = None,
+    vectors_id: VectorsId = None,
     device: _Device = "auto",
-    max_reject_fraction: _MaxRejects = 0.01,
+    max_reject_fraction: MaxRejects = 0.01,
+    max_characters: MaxCharacters = 200_000,
+    rejects: Rejects = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the diversity of one or more sets, at equal size: NovelSum and the eleven other measures of the paper.
@@ -180,10 +203,11 @@ def measure(
     """
     from novelsum_dagster.diversity.measures import Grid
     from novelsum_dagster.oneshot import compare, embedded_files
+    from novelsum_dagster.pool.rejects import RejectsFile
     from novelsum_dagster.report.comparison import comparison_json, write_comparison
 
     grid = Grid(tuple(neighbors or [10]), tuple(density_power or [0.5]), tuple(proximity_power or [1.0]))
-    powers = _validated(
+    powers = validated(
         NovelSum,
         neighbors=grid.neighbors[0],
         density_power=grid.density_powers[0],
@@ -195,22 +219,29 @@ def measure(
     )
     if output is not None:
         folder_to_write("--output", output)
-    embedding, reporter = _embedding(model), new_reporter()
+    embedding, reporter = embedding_of(model, text, long, vectors, vectors_id), new_reporter()
+    if vectors is not None and (len(sets) > 1 or reference):
+        raise InputError("--vectors is for one set of files; select, or measure one set, without --reference")
+    everything = pool_of([*sets, *sorted(reference or [])], form, columns, max_reject_fraction, max_characters)
+    left_out = RejectsFile(rejects)
     samples, ids, content = {}, {}, {}
-    for path in sets:
+    for at, path in enumerate(sets):
         name = str(path)
         if name in samples:
             raise InputError(f"{path}: given twice; name each set once")
-        with embedded_files(_sources([path], form), embedding, max_reject_fraction, reporter, device=device) as files:
-            _say_rejects(files.snapshot, files.root, duplicates=False)
+        own = everything.model_copy(update={"sources": everything.sources[at : at + 1]})
+        with embedded_files(own, embedding, reporter, device, rejects) as files:
+            say_read(files.snapshot, files.root, duplicates=False)
+            say_cut(files.cut, embedding)
+            left_out.take(files.snapshot, files.root)
             content[name] = files.snapshot.key
             samples[name], ids[name] = files.records()
     pool = None
     if reference:
-        with embedded_files(
-            _sources(sorted(reference), form), embedding, max_reject_fraction, reporter, device=device
-        ) as files:
-            _say_rejects(files.snapshot, files.root)
+        own = everything.model_copy(update={"sources": everything.sources[len(sets) :]})
+        with embedded_files(own, embedding, reporter, device, rejects) as files:
+            say_read(files.snapshot, files.root)
+            left_out.take(files.snapshot, files.root)
             pool, content["reference"] = files.vectors, files.snapshot.key
     comparison = compare(samples, pool, powers, grid, seed, device, reporter)
     where = [str(path) for path in reference] if reference else "all sets together"
@@ -250,14 +281,24 @@ def select(
         bool,
         typer.Option("--drop-near-duplicates", help="First leave out samples that resemble an earlier one (MinHash)."),
     ] = False,
+    nested: Annotated[
+        str, typer.Option(help="Columns that Parquet cannot hold unchanged: refuse, or json (their JSON text).")
+    ] = "refuse",
     neighbors: _Neighbors = 10,
     density_power: _DensityPower = 0.5,
     proximity_power: _ProximityPower = 1.0,
     seed: Seed = 42,
-    form: _Form = "any",
-    model: _Model = PACKAGED_MODEL,
+    form: Form = None,
+    columns: Columns = None,
+    model: Model = PACKAGED_MODEL,
+    text: Text = "turns",
+    long: Long = "truncate",
+    vectors: Vectors = None,
+    vectors_id: VectorsId = None,
     device: _Device = "auto",
-    max_reject_fraction: _MaxRejects = 0.01,
+    max_reject_fraction: MaxRejects = 0.01,
+    max_characters: MaxCharacters = 200_000,
+    rejects: Rejects = None,
     as_json: AsJson = False,
 ) -> None:
     """Choose the k samples that make a subset most diverse, and write them as they were, in pick order.
@@ -268,10 +309,18 @@ def select(
     """
     from novelsum_dagster.files import write_table
     from novelsum_dagster.oneshot import choose, embedded_files
-    from novelsum_dagster.pool.export import output_writer, record_line, write_records
+    from novelsum_dagster.pool.export import (
+        Nested,
+        json_changes,
+        output_writer,
+        record_line,
+        require_writable,
+        write_records,
+    )
+    from novelsum_dagster.pool.rejects import RejectsFile
     from novelsum_dagster.selection.subset import describe
 
-    chosen = _validated(
+    chosen = validated(
         Selection,
         strategy=strategy,
         k=k,
@@ -279,25 +328,36 @@ def select(
         seed=seed,
         quality=quality,
     )
-    powers = _validated(NovelSum, neighbors=neighbors, density_power=density_power, proximity_power=proximity_power)
+    powers = validated(NovelSum, neighbors=neighbors, density_power=density_power, proximity_power=proximity_power)
     to_stdout = str(output) == "-"
     if to_stdout and as_json:
         raise InputError("--json prints to standard output; give --output a file")
     if not to_stdout:
         output_writer(output)
         _refuse_input_as_output(output, pool)
+    left_out = RejectsFile(rejects)
     if picks is not None and (picks.suffix != ".parquet" or picks.absolute() == output.absolute()):
         raise InputError(f"--picks: {picks} must end in .parquet and be another file than --output")
     reporter = new_reporter()
-    sources, embedding = _sources(pool, form), _embedding(model)
-    with embedded_files(sources, embedding, max_reject_fraction, reporter, drop_near_duplicates, device) as files:
-        _say_rejects(files.snapshot, files.root)
+    read = pool_of(pool, form, columns, max_reject_fraction, max_characters, drop_near_duplicates)
+    embedding = embedding_of(model, text, long, vectors, vectors_id)
+    how: Nested = "json" if nested == "json" else "refuse"
+    if nested != how:
+        raise InputError(f"--nested: {nested!r} is not refuse or json")
+    require = None if to_stdout else partial(require_writable, path=output, nested=how)
+    with embedded_files(read, embedding, reporter, device, rejects, require) as files:
+        say_read(files.snapshot, files.root)
+        say_cut(files.cut, embedding)
+        left_out.take(files.snapshot, files.root)
         table, records = choose(files, chosen, powers, reporter, device)
         if to_stdout:
             for record in records:
                 print(record_line(record))
+            notes = json_changes(records)
         else:
-            write_records(records, output)
+            notes = write_records(records, output, how)
+        for note in notes:
+            say(note)
         if picks is not None:
             write_table(table, picks)
     counts = {
@@ -343,6 +403,8 @@ def demo_pool(
     say(f"{sum(counts.values()):,} samples in {len(counts)} files in {folder}")
 
 
+app.command()(inspect)
+app.command("vectors")(export)
 app.command()(why)
 app.command()(diff)
 app.command()(reproduce)
@@ -421,52 +483,21 @@ def _instance(settings: Settings) -> Iterator[Any]:
         yield instance
 
 
-def _validated(section: type[Any], /, **values: Any) -> Any:
-    from pydantic import ValidationError
-
-    try:
-        return section(**values)
-    except ValidationError as error:
-        found = error.errors()[0]
-        option = f"--{str(found['loc'][0]).replace('_', '-')}: " if found["loc"] else ""
-        raise InputError(option + found["msg"].removeprefix("Value error, ")) from None
-
-
-def _embedding(model: str) -> Embedding:
-    name, _, revision = model.partition("@")
-    embedding: Embedding = _validated(Embedding, model=name, revision=revision or None)
-    return embedding
-
-
-def _sources(paths: list[Path], form: str) -> list[Source]:
-    return [_validated(Source, path=str(path), form=form) for path in paths]
-
-
 def _refuse_input_as_output(output: Path, pool: list[Path]) -> None:
     if any(path.exists() and output.exists() and path.samefile(output) for path in pool):
         raise InputError(f"{output}: is one of the inputs; write to another file")
 
 
-def _say_rejects(snapshot: Any, root: Path, duplicates: bool = True) -> None:
-    for file in snapshot.files:
-        left_out = [f"{file.rejects:,} bad records"] if file.rejects or (duplicates and file.duplicates) else []
-        if left_out and duplicates:
-            left_out.append(f"{file.duplicates:,} duplicates")
-        if left_out:
-            say(f"{file.file}: {' and '.join(left_out)} left out")
-        if not file.complete:
-            say(f"{file.file}: warning: damaged; its end was not read")
-    for row in snapshot.table(root, "rejects", ["file", "position", "reason", "detail"]).slice(0, 10).to_pylist():
-        say(f"  {row['file']}, record {row['position']}: {row['reason']}: {row['detail']}")
-    if snapshot.rejects > 10:
-        say(f"  and {snapshot.rejects - 10:,} more")
-
-
 def _say_checks(result: Any) -> None:
-    for found in result.get_asset_check_evaluations():
+    """Say which checks did not pass, what each expects and what it found; those that stop the run come last."""
+    from novelsum_dagster.quality.suites import SUITES
+
+    expected = {(suite.step, suite.name): f"expected: {suite.description} Found: " for suite in SUITES}
+    for found in sorted(result.get_asset_check_evaluations(), key=lambda found: bool(found.blocking)):
         if not found.passed:
-            name = f"{found.asset_key.to_user_string()}: {found.check_name}"
-            say(f"check {'failed' if found.blocking else 'warns'}: {name}: {found.description}")
+            step, name = found.asset_key.to_user_string(), found.check_name
+            words = expected.get((step, name), "") + str(found.description)
+            say(f"check {'failed' if found.blocking else 'warns'}: {step}: {name}: {words}")
 
 
 def _was_interrupted(result: Any) -> bool:
@@ -482,12 +513,29 @@ def _was_interrupted(result: Any) -> bool:
 
 
 def _say_failures(result: Any) -> None:
+    """Say why each step failed; a check that failed has been named, so that only its consequence is left to say."""
     for event in result.all_events:
         if event.is_step_failure:
             data = event.step_failure_data
-            text = data.user_failure_data.description if data.user_failure_data else data.error.to_string()
+            if data.user_failure_data:
+                text = data.user_failure_data.description
+            elif data.error.cls_name == "DagsterAssetCheckFailedError":
+                say("novelsum: stopped by a check that failed: nothing is built on what does not pass it")
+                continue
+            else:
+                text = _mistake(data.error) or data.error.to_string()
             say(f"novelsum: {event.step_key} failed: {text}")
     say("What was done before is kept: the next run goes on from there.")
+
+
+def _mistake(error: Any) -> str | None:
+    """Return the message of the InputError that an error of Dagster is or came of; None where there is none."""
+    names = {InputError.__name__, *(kind.__name__ for kind in InputError.__subclasses__())}
+    while error is not None:
+        if error.cls_name in names:
+            return str(error.message).partition(": ")[2].strip()
+        error = error.cause
+    return None
 
 
 def _summary(settings: Settings) -> dict[str, Any]:
@@ -519,6 +567,17 @@ def _summary(settings: Settings) -> dict[str, Any]:
         "report": str(root / report.folder / "report.html"),
         "lineage": str(Workspace(settings).lineage.path),
     }
+
+
+def _what_was_cut(settings: Settings) -> str | None:
+    from novelsum_dagster.defs.handles import read_handle
+    from novelsum_dagster.embedding.own_vectors import PoolAt
+    from novelsum_dagster.embedding.vectors_of_pool import cut_of_pool
+    from novelsum_dagster.pool.snapshot import PoolSnapshot
+
+    root = settings.storage_path
+    pool = PoolAt(read_handle(root, "raw_pool", PoolSnapshot), root, settings.base)
+    return cut_of_pool(pool, settings.embedding).words(settings.embedding)
 
 
 def _what_changed(settings: Settings, run_id: str) -> str | None:

@@ -43,7 +43,7 @@ def plan(
 
     chosen = settings_in(settings)
     number, text = (samples, None) if samples is not None else _pool_size(chosen)
-    folder = _model_folder(chosen.embedding)
+    folder = _model_folder(chosen.embedding) if chosen.embedding.vectors is None else None
     size = Size(number, dimension or _dimension(chosen, folder), text, _weights(folder))
     if workers is not None:
         chosen = chosen.model_copy(update={"engine": "ray"})
@@ -109,8 +109,13 @@ def _dimension(settings: Settings, folder: Path | None) -> int:
         InputError: where the configuration cannot be read, or does not say.
     """
     from novelsum_dagster.embedding.encoder import identify
+    from novelsum_dagster.embedding.vector_files import read_vectors
     from novelsum_dagster.files import read_json
 
+    own = settings.embedding
+    if own.vectors is not None:
+        path = settings.base / Path(own.vectors).expanduser()
+        return int(read_vectors(path, own.vectors_column, own.vectors_id).vectors.shape[1])
     if folder is not None:
         made = settings.storage_path / "vectors" / identify(settings.embedding).key / "model.json"
         if made.exists():

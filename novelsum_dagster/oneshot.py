@@ -6,7 +6,7 @@ Vectors are kept in the user's cache folder, so that a text is embedded once; ev
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,24 +18,31 @@ from numpy.typing import NDArray
 from novelsum_dagster.devices import cuda_or_cpu
 from novelsum_dagster.diversity.density import density
 from novelsum_dagster.diversity.measures import Comparison, Grid, Samples, Yardstick, measure_sets
+from novelsum_dagster.embedding.cut import Cut
 from novelsum_dagster.embedding.encoder import token_counter
-from novelsum_dagster.embedding.store import embed, load_vectors
+from novelsum_dagster.embedding.own_vectors import PoolAt
+from novelsum_dagster.embedding.store import load_vectors
+from novelsum_dagster.embedding.vectors_of_pool import Work, cut_of_pool, vectors_of_pool
 from novelsum_dagster.pool.export import ChosenRecord, chosen_records
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.progress import Progress, Reporter
 from novelsum_dagster.selection.chosen import choose_from_pool, require_possible
 from novelsum_dagster.selection.subset import picks_table
-from novelsum_dagster.settings import Embedding, Measures, NearDuplicates, NovelSum, Pool, Selection, Source, cache_path
+from novelsum_dagster.settings import Embedding, Measures, NovelSum, Pool, Selection, cache_path
 
 
 @dataclass(frozen=True)
 class EmbeddedFiles:
-    """Files read and embedded: the snapshot lies under `root`, `vectors` is float32, (n, d), in its order."""
+    """Files read and embedded: the snapshot lies under `root`, `vectors` is float32, (n, d), in its order.
+
+    `cut` says what the model did not read of their texts.
+    """
 
     snapshot: PoolSnapshot
     root: Path
     vectors: NDArray[np.float32]
+    cut: Cut
 
     def records(self) -> tuple[Samples, list[str]]:
         """Return every record that was read as a sample, one that repeats another too, and their ids."""
@@ -49,45 +56,45 @@ class EmbeddedFiles:
 
 @contextmanager
 def embedded_files(
-    sources: Sequence[Source],
+    pool: Pool,
     embedding: Embedding,
-    max_reject_fraction: float,
     reporter: Reporter,
-    drop_near_duplicates: bool = False,
     device: str = "auto",
+    rejects_file: Path | None = None,
+    require: Callable[[PoolSnapshot, Path], None] | None = None,
 ) -> Iterator[EmbeddedFiles]:
     """Read and embed files; what was read is gone after the block.
 
     Args:
-        sources: the files.
+        pool: the files and what is let in.
         embedding: the model.
-        max_reject_fraction: largest part of bad records.
         reporter: shows progress.
-        drop_near_duplicates: leave out samples that resemble an earlier one, by MinHash with its default threshold.
         device: as the setting `device`.
+        rejects_file: where the rejects are written if there are too many; default: in the cache.
+        require: called with the snapshot and its root before anything is embedded.
 
     Raises:
         InputError: for missing files, bad records over the limit, an empty pool, a model that cannot be loaded.
     """
     with tempfile.TemporaryDirectory(prefix="novelsum-") as folder:
         root = Path(folder)
-        pool = Pool(
-            sources=tuple(sources),
-            max_reject_fraction=max_reject_fraction,
-            near_duplicates=NearDuplicates(
-                method="minhash" if drop_near_duplicates else "off", drop=drop_near_duplicates
-            ),
-        )
         with reporter.step("reading") as progress:
-            rejects = cache_path() / "rejects.parquet"
-            snapshot = build_snapshot(pool, Path.cwd(), root, token_counter(embedding), progress, rejects)
-        samples = snapshot.samples(root, ["id", "text"])
-        ids = samples["id"].to_pylist()
-        with reporter.step("embedding") as progress:
-            found = embed(
-                cache_path(), embedding, ids, samples["text"].to_pylist(), snapshot.key, progress, device=device
+            snapshot = build_snapshot(
+                pool,
+                Path.cwd(),
+                root,
+                token_counter(embedding),
+                progress,
+                rejects_file or cache_path() / "rejects.parquet",
+                text=embedding.text_rule,
             )
-        yield EmbeddedFiles(snapshot, root, load_vectors(cache_path() / found.folder, ids))
+        if require is not None:
+            require(snapshot, root)
+        read = PoolAt(snapshot, root, Path.cwd())
+        with reporter.step("embedding") as progress:
+            found = vectors_of_pool(read, embedding, cache_path(), Work(progress, device=device))
+        vectors = load_vectors(cache_path() / found.folder, read.column("id"))
+        yield EmbeddedFiles(snapshot, root, vectors, cut_of_pool(read, embedding))
 
 
 def choose(

@@ -28,7 +28,9 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from novelsum_dagster.errors import InputError
-from novelsum_dagster.pool.forms import Form
+from novelsum_dagster.pool.forms import Form, Part
+from novelsum_dagster.pool.samples import Role
+from novelsum_dagster.pool.texts import TextChoice, TextPart, TextRule
 
 SETTINGS_VARIABLE = "NOVELSUM_SETTINGS"
 """Environment variable that names the settings file; without it, `curation.yaml` in the working folder."""
@@ -68,11 +70,15 @@ class Source(_Section):
 
     path: str | None = Field(None, description="File or glob; relative paths start at the settings file's folder.")
     dataset: str | None = Field(None, description="Hugging Face dataset: a hub name or a local folder.")
-    split: str = Field("train", description="Split of the dataset.")
+    config: str | None = Field(None, min_length=1, description="Configuration of a dataset that has several.")
+    split: str = Field("train", description="Split of the dataset, or a part of it, as train[:10%].")
     revision: str | None = Field(None, description="Commit or tag of the dataset on the hub.")
     name: str | None = Field(None, min_length=1, description="Name in reports; default: the file's or dataset's.")
     form: Literal["auto", "any", Form] = Field(
-        "auto", description="Form of the records; auto: the first record's; any: each record's own."
+        "auto", description="Form of the records; auto: recognised for each record (any is the same)."
+    )
+    columns: dict[Part, str] = Field(
+        {}, description="Which column holds which part, as {prompt: q, response: meta.answer}; dots lead into objects."
     )
     licence: str | None = Field(None, min_length=1, description="Licence as its owner gives it, for the data card.")
     citation: str | None = Field(None, min_length=1, description="How to cite it, for the data card.")
@@ -84,13 +90,17 @@ class Source(_Section):
             raise ValueError("give either path or dataset")
         if self.success_marker and self.path is None:
             raise ValueError("success_marker is for files; give path, not dataset")
+        if self.config is not None and self.dataset is None:
+            raise ValueError("config is for datasets; give dataset, not path")
         return self
 
 
 class NearDuplicates(_Section):
     """How near-duplicates are found and what becomes of them."""
 
-    method: Literal["minhash", "off"] = Field("minhash", description="MinHash over character 5-grams, or off.")
+    method: Literal["minhash", "off"] = Field(
+        "minhash", description="MinHash over runs of 5 bytes of UTF-8, templates that many share left out; or off."
+    )
     threshold: Annotated[float, Field(gt=0, le=1)] = Field(0.8, description="Least Jaccard similarity of a pair.")
     drop: bool = Field(False, description="Take near-duplicates out of the pool instead of only flagging them.")
 
@@ -101,6 +111,12 @@ class Pool(_Section):
     sources: tuple[Source, ...] = Field((), description="Where the samples come from, in order.")
     max_reject_fraction: Fraction = Field(0.01, description="Fail when more than this part of the records is bad.")
     max_characters: PositiveInt = Field(200_000, description="Longer samples are rejected as over-long.")
+    roles: dict[str, Role] = Field(
+        {}, description="Roles beyond the common ones, as {narrator: user}: system, user, assistant or tool."
+    )
+    preference: Literal["chosen", "rejected"] = Field(
+        "chosen", description="Which side of a preference pair is the sample; the record is kept whole."
+    )
     near_duplicates: NearDuplicates = NearDuplicates()
 
 
@@ -111,7 +127,28 @@ class Embedding(_Section):
     revision: Commit | None = Field(
         None, description="Commit of a hub model, all 40 hexadecimal digits; required for one."
     )
-    max_tokens: PositiveInt = Field(256, description="Texts are cut after this many tokens.")
+    max_tokens: PositiveInt = Field(256, description="Tokens that the model reads of a text at a time.")
+    text: TextChoice = Field(
+        "turns",
+        description="Text of a sample: turns (user, assistant, tool), prompt (user), response (assistant), or all.",
+    )
+    include: tuple[TextPart, ...] = Field(
+        (), description="Also part of the text: system, tools (their definitions), reasoning."
+    )
+    long: Literal["truncate", "windows"] = Field(
+        "truncate",
+        description="Texts over max_tokens; truncate: only the start is read; windows: all, as the mean of windows.",
+    )
+    max_cut_fraction: Fraction = Field(
+        0.2, description="Warn when more than this part of the tokens is not read by the model."
+    )
+    vectors: str | None = Field(
+        None, description="File or folder of vectors of one's own, in place of the model; docs/data.md."
+    )
+    vectors_column: str | None = Field(None, description="Column with the vectors; default: the only list of numbers.")
+    vectors_id: str | None = Field(
+        None, description="Column by which vectors and records are matched, in both; default: by row."
+    )
     pooling: Literal["auto", "mean", "last_token"] = Field(
         "auto",
         description="How tokens become a vector; auto: the model's own way, else mean (causal models: last_token).",
@@ -125,6 +162,11 @@ class Embedding(_Section):
         32, description="Samples a forward pass on a GPU, halved where its memory is too small; on the CPU always 16."
     )
     shard_size: PositiveInt = Field(512, description="Samples committed to disk at a time.")
+
+    @property
+    def text_rule(self) -> TextRule:
+        """Which part of a sample is its text."""
+        return TextRule(self.text, self.include)
 
 
 class NovelSum(_Section):

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -65,6 +65,22 @@ def settings_in(path: Path | None) -> Settings:
     settings = load_settings(chosen)
     os.environ[SETTINGS_VARIABLE] = str(chosen)
     return settings
+
+
+def validated(section: type[Any], /, **values: Any) -> Any:
+    """Return a section of the settings from a command's options.
+
+    Raises:
+        InputError: naming the option that is wrong.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return section(**values)
+    except ValidationError as error:
+        found = error.errors()[0]
+        option = f"--{str(found['loc'][0]).replace('_', '-')}: " if found["loc"] else ""
+        raise InputError(option + found["msg"].removeprefix("Value error, ")) from None
 
 
 def folder_to_write(option: str, folder: Path) -> Path:

@@ -8,8 +8,9 @@ import pyarrow as pa
 from novelsum_dagster.defs.automation import CARRY
 from novelsum_dagster.defs.gpu import gpu_op
 from novelsum_dagster.defs.steps import OWNERS, RETRY, column_schema, recorded
-from novelsum_dagster.embedding.encoder import identify
-from novelsum_dagster.embedding.store import VectorSet, embed
+from novelsum_dagster.embedding.own_vectors import PoolAt
+from novelsum_dagster.embedding.store import VectorSet
+from novelsum_dagster.embedding.vectors_of_pool import Work, vectors_of_pool
 from novelsum_dagster.engine.engine import engine_of
 from novelsum_dagster.lineage.provenance import code_version
 from novelsum_dagster.pool.snapshot import PoolSnapshot
@@ -37,24 +38,17 @@ def embeddings(
 ) -> dg.MaterializeResult[VectorSet]:
     """A vector for each sample. Only samples without one are embedded; each shard is committed as it is done."""
     with recorded(context, workspace, {"raw_pool": raw_pool}) as step:
-        samples = raw_pool.samples(workspace.root, ["id", "text"])
-        ids, texts = samples["id"].to_pylist(), samples["text"].to_pylist()
-        settings, mirror = workspace.settings.embedding, workspace.mirror
-        engine = engine_of(workspace.settings)
-        if mirror is not None:
-            mirror.get_folder(f"vectors/{identify(settings).key}")
+        settings, mirror = workspace.settings, workspace.mirror
+        pool = PoolAt(raw_pool, workspace.root, settings.base)
         with step.reporter.step("embedding") as progress:
-            vectors = embed(
-                workspace.root,
-                settings,
-                ids,
-                texts,
-                raw_pool.key,
+            work = Work(
                 progress,
+                fetched=mirror.get_folder if mirror else lambda name: None,
                 committed=partial(publish, mirror),
-                device=engine.device(workspace.settings.device),
-                encoder_of=engine.encoder,
+                device=settings.device,
+                engine=engine_of(settings),
             )
+            vectors = vectors_of_pool(pool, settings.embedding, workspace.root, work)
         schema = pa.schema([("id", pa.string()), ("vector", pa.list_(pa.float32(), vectors.dimension))])
         return step.result(
             vectors,
@@ -67,6 +61,8 @@ def embeddings(
                 "revision": vectors.revision,
                 "device": vectors.device,
                 "dtype": vectors.dtype,
+                "cut_samples": vectors.cut_samples,
+                "unread_fraction": vectors.unread_fraction,
                 "path": dg.MetadataValue.path(str(workspace.root / vectors.folder)),
             },
         )

@@ -10,6 +10,8 @@ from novelsum_dagster.pool.snapshot import SAMPLES, PoolSnapshot
 from novelsum_dagster.selection.chosen import require_possible
 from novelsum_dagster.workspace import Workspace
 
+_SHOWN = {"source", "file", "form", "read", "kept", "duplicates", "rejects", "unread"}
+
 
 @dg.asset(group_name="data", kinds={"parquet"}, owners=OWNERS, code_version=code_version("raw_pool"))
 def raw_pool(
@@ -26,21 +28,32 @@ def raw_pool(
                 token_counter(settings.embedding),
                 progress,
                 s3=settings.s3,
+                text=settings.embedding.text_rule,
             )
         require_possible(snapshot, workspace.root, settings.selection)
         files = [
-            dg.TableRecord(file.model_dump(include={"source", "file", "form", "read", "kept", "duplicates", "rejects"}))
+            dg.TableRecord(
+                {
+                    **file.model_dump(include=_SHOWN),
+                    "read_as_content": ", ".join(file.content_columns),
+                    "not_read": ", ".join(file.other_columns),
+                    "folded_differ_in": ", ".join(f"{one.column} ({one.records:,})" for one in file.folded),
+                }
+            )
             for file in snapshot.files
         ]
         return step.result(
             snapshot,
             **{
                 "dagster/row_count": snapshot.kept,
-                "dagster/column_schema": column_schema(SAMPLES, id="content hash of roles and texts"),
+                "dagster/column_schema": column_schema(SAMPLES, id="hash of the training content"),
                 "records_read": snapshot.read,
                 "duplicates": snapshot.duplicates,
                 "rejects": snapshot.rejects,
+                "unread": snapshot.unread,
                 "near_duplicates": snapshot.near_duplicates,
+                "samples_with_media": sum(file.with_media for file in snapshot.files),
+                "samples_without_last_answer": sum(file.open_ended for file in snapshot.files),
                 "files": dg.MetadataValue.table(files) if files else "none",
                 "path": dg.MetadataValue.path(str(workspace.root / snapshot.folder)),
             },

@@ -10,18 +10,20 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from novelsum_dagster.devices import accelerator_or_cpu, is_out_of_memory
 from novelsum_dagster.embedding.model_files import files_hash, model_folder
+from novelsum_dagster.embedding.windows import mean_of_windows, require_windows, windows_of
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.settings import PACKAGED_MODEL, Embedding
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from tokenizers import Tokenizer
 
 _BATCHING = 2
 """Changes whenever a text's vector may, for the same model: 1 was padding to the longest text of a batch."""
@@ -30,10 +32,22 @@ _PADDING = 16
 _CPU_ROWS = 16
 """Rows of a batch on the CPU, whatever the settings: the last bits of a vector depend on it."""
 _TOKENIZED_AT_ONCE = 1000
+_LONG_AT_ONCE = 256
+"""Texts whose windows are held and embedded together."""
+_LONG = -1
+"""In place of the padded length of a text that is read in windows."""
+_Item = TypeVar("_Item")
 _LEAST_COSINE = 0.999
 _POOLING_MODES = {"mean": "mean", "last_token": "lasttoken"}
 """Names of sentence-transformers by ours."""
-_LATER_FIELDS = {"pooling": "auto", "backend": "torch", "files": ""}
+_LATER_FIELDS = {
+    "pooling": "auto",
+    "backend": "torch",
+    "files": "",
+    "text": "turns",
+    "include": (),
+    "long": "truncate",
+}
 """Fields of `Model` that came later: with these values the key is what it was without them."""
 _log = logging.getLogger(__name__)
 _PROBE = [
@@ -61,10 +75,13 @@ class Model:
     pooling: str = "auto"
     backend: str = "torch"
     files: str = ""
+    text: str = "turns"
+    include: tuple[str, ...] = ()
+    long: str = "truncate"
 
     @property
     def key(self) -> str:
-        """A short name that differs for every model, revision, content, length, pooling and backend."""
+        """A short name that differs wherever one of the fields does."""
         facts = {name: value for name, value in asdict(self).items() if value != _LATER_FIELDS.get(name)}
         digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:12]
         return f"{Path(self.name).name}-{digest}"
@@ -108,6 +125,10 @@ def identify(settings: Embedding) -> Model:
         pooling=settings.pooling,
         backend=settings.backend,
         files=files if revision else "",
+        text=settings.text,
+        # "all" has every part already, and parts have their own order in a text.
+        include=() if settings.text == "all" else tuple(sorted(set(settings.include))),
+        long=settings.long,
     )
 
 
@@ -125,21 +146,41 @@ def model_location(settings: Embedding) -> Path:
 
 
 def token_counter(settings: Embedding) -> Any:
-    """Return a function from texts to their numbers of tokens, untruncated, special tokens left out."""
+    """Return a function from texts to their numbers of tokens, untruncated, special tokens left out.
+
+    Where vectors are given in place of a model, tokens are those of the packaged model.
+
+    Raises:
+        InputError: for a model without a tokenizer that can be read.
+    """
+    tokenizer = _tokenizer(settings)
+
+    def count(texts: list[str]) -> list[int]:
+        return [len(encoding) for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    return count
+
+
+def special_tokens(settings: Embedding) -> int:
+    """Return how many of `max_tokens` are special tokens, which the tokenizer adds to every text.
+
+    Raises:
+        InputError: as `token_counter` does.
+    """
+    return int(_tokenizer(settings).num_special_tokens_to_add(is_pair=False))
+
+
+def _tokenizer(settings: Embedding) -> "Tokenizer":
     from tokenizers import Tokenizer
 
-    location = model_location(settings)
+    location = model_location(settings if settings.vectors is None else Embedding())
     try:
         tokenizer = Tokenizer.from_file(str(location / "tokenizer.json"))
     except Exception as error:  # The Rust library raises plain exceptions.
         raise InputError(f"embedding.model: no tokenizer.json at {location}: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
-
-    def count(texts: list[str]) -> list[int]:
-        return [len(encoding) for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-
-    return count
+    return tokenizer
 
 
 def load_encoder(settings: Embedding, dtype: str | None = None, device: str = "auto") -> Encoder:
@@ -189,6 +230,10 @@ class SentenceTransformerEncoder:
         self.dtype = chosen
         if dtype is None and self.device.startswith("cpu") and _computes_with_bfloat16():
             self._try_bfloat16()
+        # Models that look words up in a table read texts of any length whole, and have no mask.
+        self._reads_windows = settings.long == "windows" and "attention_mask" in self._model.preprocess(["a text"])
+        if self._reads_windows:
+            require_windows(self._model)
 
     @property
     def dimension(self) -> int:
@@ -198,6 +243,11 @@ class SentenceTransformerEncoder:
     def batches(self, texts: list[str]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
         """Yield places of texts of one padded length and their vectors, in an order that mixes the lengths.
 
+        With `embedding.long` windows, a text over the limit is cut into consecutive windows of `max_tokens` tokens with
+        special tokens, of which the first is what is read otherwise. Its vector is the mean of the windows' vectors,
+        weighted by their tokens without special tokens, summed in float64, and scaled to length 1 only where the
+        model's own last module does that. A text within the limit has the vector that it has with truncate.
+
         Where a GPU's memory is too small for a batch, batches are halved from then on.
 
         Raises:
@@ -206,23 +256,31 @@ class SentenceTransformerEncoder:
         count = self._rows
         lengths = np.array(self._padded_lengths(texts), dtype=np.int64)
         batches: list[list[int]] = []
-        for length in np.unique(lengths):
+        for length in np.unique(lengths[lengths != _LONG]):
             rows = np.flatnonzero(lengths == length).tolist()
             batches += [rows[start : start + count] for start in range(0, len(rows), count)]
+        fitting = len(batches)
+        rows = np.flatnonzero(lengths == _LONG).tolist()
+        batches += [rows[start : start + _LONG_AT_ONCE] for start in range(0, len(rows), _LONG_AT_ONCE)]
         # In order of length, the time left could not be told from the samples done.
         for number in np.random.default_rng(0).permutation(len(batches)):
             rows = batches[number]
-            yield rows, self._vectors([texts[row] for row in rows])
+            some = [texts[row] for row in rows]
+            yield rows, self._vectors(some, self._encoded) if number < fitting else self._vectors_of_long(some)
 
-    def _vectors(self, texts: list[str]) -> NDArray[np.float32]:
+    def _encoded(self, texts: list[str]) -> NDArray[np.float32]:
+        return _encode(self._model, texts, self._rows)
+
+    def _vectors(self, items: list[_Item], encode: Callable[[list[_Item]], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Return the vectors of texts, or of whatever else `encode` takes, of one padded length, a batch at a time."""
         parts: list[NDArray[np.float32]] = []
         done = 0
-        while done < len(texts):
-            some = texts[done : done + self._rows]
+        while done < len(items):
+            some = items[done : done + self._rows]
             # On a GPU the last bits depend on more than the shape, and rows that nobody wants cost time.
             filling = self._rows - len(some) if self.device.startswith("cpu") else 0
             try:
-                parts.append(_encode(self._model, some + some[:1] * filling, self._rows)[: len(some)])
+                parts.append(encode(some + some[:1] * filling)[: len(some)])
                 done += len(some)
                 continue
             except RuntimeError as error:
@@ -231,6 +289,23 @@ class SentenceTransformerEncoder:
                 words = str(error).splitlines()[0]
             self._halve(words)  # Outside: the exception holds on to what did not fit.
         return np.concatenate(parts)
+
+    def _vectors_of_long(self, texts: list[str]) -> NDArray[np.float32]:
+        from sentence_transformers.sentence_transformer.modules import Normalize
+
+        windows = windows_of(self._model, texts)
+        pads_left = self._model.tokenizer.padding_side == "left"
+        padded = _padded(windows.lengths)
+        vectors = np.empty((len(padded), self.dimension), dtype=np.float32)
+        for length in np.unique(padded):
+            rows = np.flatnonzero(padded == length)
+
+            def encode(places: list[int], length: int = int(length)) -> NDArray[np.float32]:
+                return _forward(self._model, windows.rows(places, length, pads_left))
+
+            vectors[rows] = self._vectors(rows.tolist(), encode)
+        tokens = windows.lengths - self._model.tokenizer.num_special_tokens_to_add()
+        return mean_of_windows(vectors, windows.owner, tokens, isinstance(self._model[-1], Normalize))
 
     def _halve(self, words: str) -> None:
         import torch
@@ -244,13 +319,25 @@ class SentenceTransformerEncoder:
         _log.warning("%s: memory is too small; batches of %d texts from here on (%s)", self.device, self._rows, words)
 
     def _padded_lengths(self, texts: list[str]) -> list[int]:
-        prompt = self._model.prompts.get(self._model.default_prompt_name or "")
+        """Return the padded length of each text; `_LONG` for one that is read in windows."""
+        at_once = _LONG_AT_ONCE if self._reads_windows else _TOKENIZED_AT_ONCE
         lengths: list[int] = []
-        for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
-            some = texts[start : start + _TOKENIZED_AT_ONCE]
-            mask = self._model.preprocess(some, prompt=prompt).get("attention_mask")
-            # Models that look words up in a table pad nothing, and have no mask.
-            lengths += [0] * len(some) if mask is None else (-(-mask.sum(1) // _PADDING) * _PADDING).tolist()
+        for start in range(0, len(texts), at_once):
+            some = texts[start : start + at_once]
+            lengths += self._lengths_of_windowed(some) if self._reads_windows else self._lengths_of_cut(some)
+        return lengths
+
+    def _lengths_of_cut(self, texts: list[str]) -> list[int]:
+        prompt = self._model.prompts.get(self._model.default_prompt_name or "")
+        mask = self._model.preprocess(texts, prompt=prompt).get("attention_mask")
+        # Models that look words up in a table pad nothing, and have no mask.
+        return [0] * len(texts) if mask is None else _padded(np.asarray(mask.sum(1))).tolist()
+
+    def _lengths_of_windowed(self, texts: list[str]) -> list[int]:
+        windows = windows_of(self._model, texts)
+        firsts = np.flatnonzero(np.diff(windows.owner, prepend=-1))
+        is_long = np.bincount(windows.owner) > 1
+        lengths: list[int] = np.where(is_long, _LONG, _padded(windows.lengths[firsts])).tolist()
         return lengths
 
     def _load(self, dtype: str) -> "SentenceTransformer":
@@ -273,11 +360,14 @@ class SentenceTransformerEncoder:
         _require_positions(model, self._settings)
         model.max_seq_length = self._settings.max_tokens
         first: Any = model[0]
-        processing = getattr(first, "processing_kwargs", {})
-        first.processing_kwargs = {
-            **processing,
-            "text": {**processing.get("text", {}), "pad_to_multiple_of": _PADDING},
-        }
+        if self._settings.max_tokens % _PADDING:
+            _pad_after_tokenizing(first)  # Tokenizers refuse to pad to a multiple that the limit is none of.
+        else:
+            processing = getattr(first, "processing_kwargs", {})
+            first.processing_kwargs = {
+                **processing,
+                "text": {**processing.get("text", {}), "pad_to_multiple_of": _PADDING},
+            }
         if self._settings.pooling != "auto":
             _pool_by(model, self._settings.pooling)
         self._set_padding(model, str(location))
@@ -323,6 +413,30 @@ def _require_positions(model: "SentenceTransformer", settings: Embedding) -> Non
         )
 
 
+def _pad_after_tokenizing(module: Any) -> None:
+    """Let a model's first module pad tokenized texts to a multiple of `_PADDING`."""
+    from torch.nn.functional import pad
+
+    tokenize = module.preprocess
+
+    def preprocess(*arguments: Any, **named: Any) -> dict[str, Any]:
+        features: dict[str, Any] = tokenize(*arguments, **named)
+        if "attention_mask" not in features:
+            return features
+        tokenizer = module.tokenizer
+        missing = -features["attention_mask"].shape[1] % _PADDING
+        sides = (missing, 0) if tokenizer.padding_side == "left" else (0, missing)
+        fillings = {
+            "input_ids": tokenizer.pad_token_id,
+            "attention_mask": 0,
+            "token_type_ids": tokenizer.pad_token_type_id,
+        }
+        padded = {name: pad(features[name], sides, value=value) for name, value in fillings.items() if name in features}
+        return {**features, **padded}
+
+    module.preprocess = preprocess
+
+
 def _pool_by(model: "SentenceTransformer", pooling: str) -> None:
     """Replace a model's own pooling; what follows it, as normalisation, stays.
 
@@ -349,6 +463,21 @@ def _computes_with_bfloat16() -> bool:
 def _encode(model: "SentenceTransformer", texts: list[str], batch_size: int) -> NDArray[np.float32]:
     vectors = model.encode(texts, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True)
     return np.asarray(vectors.float().cpu().numpy(), dtype=np.float32)
+
+
+def _forward(model: "SentenceTransformer", features: dict[str, Any]) -> NDArray[np.float32]:
+    """Return the vectors of tokenized texts, as `_encode` does of texts."""
+    import torch
+
+    model.eval()
+    with torch.inference_mode():
+        placed = {name: value.to(model.device) for name, value in features.items()}
+        vectors = model({**placed, "modality": "text"})["sentence_embedding"]
+    return np.asarray(vectors.float().cpu().numpy(), dtype=np.float32)
+
+
+def _padded(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    return -(-lengths // _PADDING) * _PADDING
 
 
 def _quiet() -> None:

@@ -31,7 +31,12 @@ _BYTES_PER_ID = 400
 
 
 class VectorSet(Handle):
-    """The vectors of a pool, in its order. `embedded` of its `samples` were new to the store."""
+    """The vectors of a pool, in its order.
+
+    `embedded` of its `samples` were new to the store. `cut_samples` have texts that the model did not read to the end,
+    `unread_fraction` is the part of all tokens that it did not read. Where the vectors are of one's own, `model` is the
+    name given, `revision` the SHA-256 of their file, and `max_tokens` 0.
+    """
 
     folder: str
     ids_from: Key
@@ -44,6 +49,8 @@ class VectorSet(Handle):
     dimension: int
     samples: int
     embedded: int
+    cut_samples: int = 0
+    unread_fraction: float = 0.0
 
 
 class VectorStore:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from novelsum_dagster.embedding.encoder import model_location
+from novelsum_dagster.embedding.windows import mean_of_windows, normalises
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.settings import Embedding
 
@@ -22,7 +23,7 @@ class VllmEncoder:
     """A model in vLLM.
 
     Args:
-        settings: model, pooling, dtype, token limit.
+        settings: model, pooling, dtype, token limit, and how longer texts are read.
         dtype: number type of the weights; None takes bfloat16.
         device: as the setting `device`: auto or cuda. vLLM takes the first card that it sees.
 
@@ -36,7 +37,7 @@ class VllmEncoder:
                 f"embedding.backend: vllm runs on device auto or cuda, not on {device};"
                 " CUDA_VISIBLE_DEVICES names a card"
             )
-        self._max_tokens = settings.max_tokens
+        self._settings = settings
         self.dtype, self.device = dtype or "bfloat16", "cuda"
         self._model = _load(settings, self.dtype)
 
@@ -52,9 +53,25 @@ class VllmEncoder:
             yield list(range(start, start + len(some))), self._vectors(some)
 
     def _vectors(self, texts: list[str]) -> NDArray[np.float32]:
-        tokens = self._model.get_tokenizer()(texts, truncation=True, max_length=self._max_tokens)["input_ids"]
-        found = self._model.embed([{"prompt_token_ids": ids} for ids in tokens], use_tqdm=False)
-        return np.array([one.outputs.embedding for one in found], dtype=np.float32)
+        is_windowed = self._settings.long == "windows"
+        tokenizer = self._model.get_tokenizer()
+        tokens = tokenizer(
+            texts, truncation=True, max_length=self._settings.max_tokens, return_overflowing_tokens=is_windowed
+        )
+        found = self._model.embed([{"prompt_token_ids": ids} for ids in tokens["input_ids"]], use_tqdm=False)
+        vectors = np.array([one.outputs.embedding for one in found], dtype=np.float32)
+        return self._of_texts(vectors, tokens, tokenizer.num_special_tokens_to_add()) if is_windowed else vectors
+
+    def _of_texts(self, vectors: NDArray[np.float32], tokens: Any, special: int) -> NDArray[np.float32]:
+        """Return the vectors of texts from those of their windows, as `SentenceTransformerEncoder` does."""
+        owner = np.array(tokens["overflow_to_sample_mapping"], dtype=np.int64)
+        lengths = np.array([len(ids) for ids in tokens["input_ids"]], dtype=np.int64)
+        does_normalise = self._settings.pooling == "auto" and normalises(model_location(self._settings))
+        is_whole = np.bincount(owner)[owner] == 1
+        weights = np.where(is_whole, 1, lengths - special)
+        means = mean_of_windows(vectors, owner, weights, does_normalise)
+        means[owner[is_whole]] = vectors[is_whole]
+        return means
 
 
 def _load(settings: Embedding, dtype: str) -> Any:

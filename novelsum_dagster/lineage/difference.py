@@ -7,9 +7,12 @@ was chosen (`explain`).
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from novelsum_dagster.lineage.query import Connection, all_rows
 from novelsum_dagster.lineage.runs import Run
 from novelsum_dagster.selection.extension import EXTENDS
+from novelsum_dagster.settings import Settings
 
 _MODEL = ("model", "model_revision")
 _CODE = ("package_version", "git_revision")
@@ -82,13 +85,21 @@ def changed_settings(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:
     """Return the settings that differ, by key, as a launchpad or a file gave them."""
     mine, theirs = (
         {
-            **{key: value for section in _SECTIONS for key, value in _flat(run.settings.get(section, {}), section)},
+            **{key: value for section in _SECTIONS for key, value in _flat(settings.get(section, {}), section)},
             **_selection_of(run),
         }
-        for run in (a, b)
+        for run, settings in ((run, _completed(run.settings)) for run in (a, b))
     )
     keys = [*mine, *(key for key in theirs if key not in mine)]
     return {key: (mine.get(key), theirs.get(key)) for key in keys if mine.get(key) != theirs.get(key)}
+
+
+def _completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with the defaults of those that the release that recorded them did not have."""
+    try:
+        return Settings.model_validate(settings).model_dump(mode="json")
+    except ValidationError:
+        return settings
 
 
 def _selection_of(run: Run) -> dict[str, Any]:
@@ -126,6 +137,8 @@ def _general_cause(a: Run, b: Run, settings: dict[str, tuple[Any, Any]], same_mo
 
 def _outside(row: dict[str, Any], when: str) -> str:
     """Say why a sample is not in the other run's pool; `when` is "before" or "any more"."""
+    if row["other_id"] is not None:
+        return "the same record under another id: release 0.2 reads more of it"
     if row["near_duplicate_of"] is not None:
         pool = "old" if when == "before" else "new"
         return f"a near-duplicate of {row['near_duplicate_of'][:8]} in the {pool} pool"
@@ -145,17 +158,24 @@ def _only_in(connection: Connection, run: Run, other: Run) -> list[dict[str, Any
         WITH mine AS (SELECT id, source, min(rank) AS rank FROM picks WHERE selection = ? GROUP BY id, source),
         theirs AS (SELECT DISTINCT id FROM picks WHERE selection = ?),
         pool AS (SELECT id FROM samples WHERE snapshot = ?),
+        renamed AS (
+            SELECT former_id AS id, min(id) AS other_id
+            FROM samples WHERE snapshot = ? AND former_id IS NOT NULL GROUP BY former_id
+            UNION ALL
+            SELECT id, former_id FROM samples WHERE snapshot = ? AND former_id IS NOT NULL
+        ),
         near AS (SELECT id, partner_id FROM near_duplicates WHERE snapshot = ? AND ?)
         SELECT
-            mine.id, mine.source, mine.rank, near.partner_id AS near_duplicate_of,
+            mine.id, mine.source, mine.rank, renamed.other_id, near.partner_id AS near_duplicate_of,
             pool.id IS NOT NULL AND near.id IS NULL AS in_other_pool
         FROM mine
         ANTI JOIN theirs ON theirs.id = mine.id
         LEFT JOIN pool ON pool.id = mine.id
         LEFT JOIN near ON near.id = mine.id
+        LEFT JOIN renamed ON renamed.id = mine.id
         ORDER BY mine.rank
         """,
-        [run.selection, other.selection, other.snapshot, other.snapshot, dropped],
+        [run.selection, other.selection, other.snapshot, other.snapshot, run.snapshot, other.snapshot, dropped],
     )
 
 

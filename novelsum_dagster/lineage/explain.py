@@ -124,9 +124,10 @@ def find_sample(connection: Connection, run: Run, query: str) -> dict[str, Any]:
         InputError: where no sample fits, or several do; offers the nearest.
     """
     if _ID.fullmatch(query):
-        found = _samples(connection, run, "starts_with(id, ?)", [query.lower()])
-        if found:
-            return _only(found, query)
+        for column in ("id", "former_id"):
+            found = _samples(connection, run, f"starts_with({column}, ?)", [query.lower()])
+            if found:
+                return _only(found, query)
     place = _PLACE.fullmatch(query)
     if place:
         found = _at_place(connection, run, place["file"], int(place["line"]))
@@ -154,7 +155,7 @@ def find_sample(connection: Connection, run: Run, query: str) -> dict[str, Any]:
 def _samples(connection: Connection, run: Run, condition: str, values: list[Any]) -> list[dict[str, Any]]:
     return all_rows(
         connection,
-        "SELECT id, source, file, position, line, form, turns, tokens, text FROM samples"
+        "SELECT id, former_id, source, file, position, line, form, turns, tokens, text FROM samples"
         f" WHERE snapshot = ? AND {condition} LIMIT {_OFFERED + 1}",
         [run.snapshot, *values],
     )

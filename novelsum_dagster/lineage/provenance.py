@@ -56,10 +56,15 @@ class StepFacts:
     settings: tuple[str, ...] = ()
 
 
-_VECTORS = tuple(f"embedding.{name}" for name in ("model", "revision", "max_tokens", "dtype", "pooling", "backend"))
+_TEXT = ("embedding.text", "embedding.include")
+_VECTORS = (
+    *(f"embedding.{name}" for name in ("model", "revision", "max_tokens", "dtype", "pooling", "backend", "long")),
+    *_TEXT,
+    *("embedding.vectors", "embedding.vectors_column", "embedding.vectors_id"),
+)
 STEPS = {
-    "raw_pool": StepFacts("1", ("pool", "embedding.model", "embedding.revision")),
-    "embeddings": StepFacts("2", _VECTORS),
+    "raw_pool": StepFacts("2", ("pool", "embedding.model", "embedding.revision", *_TEXT)),
+    "embeddings": StepFacts("3", _VECTORS),
     "density": StepFacts(
         "4",
         tuple(

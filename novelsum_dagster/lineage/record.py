@@ -26,6 +26,11 @@ class Outputs(NamedTuple):
     novelsum_report: NovelSumReport
 
 
+_OF_FILE = {"source", "file", "format", "form", "sha256", "complete", "read", "kept", "duplicates", "rejects"}
+_OF_VECTORS = {"folder", "model", "revision", "max_tokens", "dtype", "dimension", "samples"}
+"""What the database has of a file and of a pool's vectors; the rest is in the handles alone."""
+
+
 def record_outputs(store: LineageStore, run_id: str, outputs: Outputs) -> None:
     """Write all outputs of a run in one transaction; what an earlier run wrote already is left as it is."""
     snapshot, vectors, density, novelty, subset, report = outputs
@@ -43,14 +48,13 @@ def record_outputs(store: LineageStore, run_id: str, outputs: Outputs) -> None:
                 }
             ],
             "source_files": [
-                {"snapshot": snapshot.key, **file.model_dump(exclude={"arrow_schema", "licence", "citation"})}
-                for file in snapshot.files
+                {"snapshot": snapshot.key, **file.model_dump(include=_OF_FILE)} for file in snapshot.files
             ],
             "embeddings": [
                 {
                     "vectors": vectors.key,
                     "snapshot": vectors.ids_from,
-                    **vectors.model_dump(exclude={"key", "ids_from", "device", "embedded"}),
+                    **vectors.model_dump(include=_OF_VECTORS),
                 }
             ],
             "densities": [{"density": density.key, **density.model_dump(exclude={"key"})}],

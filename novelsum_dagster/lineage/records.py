@@ -15,7 +15,7 @@ from novelsum_dagster.pool.snapshot import PoolSnapshot, SourceFile
 
 _NEWEST_POOL = "assets/raw_pool.json"
 """The handle of the newest pool, which has what the database has not: the schemas of records that are Arrow rows."""
-_JSON_FORMATS = ("json", "jsonl")
+_JSON_FORMATS = ("json", "jsonl", "csv")
 
 
 def pool_of(connection: Connection, root: Path, run: Run) -> PoolSnapshot:

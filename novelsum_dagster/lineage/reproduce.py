@@ -15,7 +15,9 @@ from pydantic import ValidationError
 from novelsum_dagster.devices import cuda_or_cpu
 from novelsum_dagster.diversity.tables import build_density
 from novelsum_dagster.embedding.encoder import token_counter
-from novelsum_dagster.embedding.store import embed, load_vectors, vectors_key
+from novelsum_dagster.embedding.own_vectors import PoolAt
+from novelsum_dagster.embedding.store import load_vectors, vectors_key
+from novelsum_dagster.embedding.vectors_of_pool import Work, vectors_of_pool
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import file_hash
 from novelsum_dagster.lineage.provenance import Provenance, code_version, damaged_files, package_versions, stored_files
@@ -143,15 +145,14 @@ def _build(
             progress,
             s3=settings.s3,
             only=records["raw_pool"].inputs,
+            text=settings.embedding.text_rule,
         )
-    samples = snapshot.samples(anew, ["id", "text"])
-    ids, texts = samples["id"].to_pylist(), samples["text"].to_pylist()
+    pool = PoolAt(snapshot, anew, settings.base)
+    ids = pool.column("id")
     if embed_again:
         with reporter.step("embedding") as progress:
-            folder = (
-                anew
-                / embed(anew, settings.embedding, ids, texts, snapshot.key, progress, device=settings.device).folder
-            )
+            work = Work(progress, device=settings.device)
+            folder = anew / vectors_of_pool(pool, settings.embedding, anew, work).folder
     else:
         # Not with `embed`: it would write to the storage where the model, or a sample's id, is another than then.
         folder = root / Path(next(iter(records["embeddings"].files))).parent

@@ -42,8 +42,8 @@ _PLACE = "source VARCHAR, file VARCHAR, position BIGINT, line BIGINT"
 _VIEWS = {
     "samples": (
         "pool/snapshot=*/samples.parquet",
-        f"id VARCHAR, {_PLACE}, form VARCHAR, turns INTEGER, characters BIGINT, tokens BIGINT, text VARCHAR,"
-        " original BLOB, snapshot VARCHAR",
+        f"id VARCHAR, {_PLACE}, form VARCHAR, turns INTEGER, characters BIGINT, tokens BIGINT, text_tokens BIGINT,"
+        " former_id VARCHAR, text VARCHAR, original BLOB, snapshot VARCHAR",
     ),
     "origins": ("pool/snapshot=*/origins.parquet", f"id VARCHAR, {_PLACE}, is_first BOOLEAN, snapshot VARCHAR"),
     "rejects": (
@@ -360,14 +360,14 @@ class LineageStore:
     def refresh_views(self, connection: "duckdb.DuckDBPyConnection") -> None:
         """Point the views at the files that are there now; every write ends with it."""
         for name, (pattern, columns) in _VIEWS.items():
-            if next(self.root.glob(pattern), None) is None:
-                empty = ", ".join("NULL::{1} AS {0}".format(*column.split()) for column in columns.split(", "))
-                source = f"SELECT {empty} WHERE false"
-            else:
+            empty = ", ".join("NULL::{1} AS {0}".format(*column.split()) for column in columns.split(", "))
+            source = f"SELECT {empty} WHERE false"
+            if next(self.root.glob(pattern), None) is not None:
+                # Files of earlier releases may lack a column.
                 location = str(self.root / pattern).replace("'", "''")
                 source = (
                     f"SELECT * FROM read_parquet('{location}', hive_partitioning = true, hive_types_autocast = false,"
-                    " union_by_name = true)"
+                    f" union_by_name = true) UNION ALL BY NAME {source}"
                 )
             connection.execute(f"CREATE OR REPLACE VIEW {name} AS {source}")
 

@@ -3,7 +3,6 @@
 Belongs here: finding them, and saying which sample lacks one. Does not: what they are used for.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,10 @@ import pyarrow as pa
 
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.pool.readers import json_record
+from novelsum_dagster.pool.records import parsed
 from novelsum_dagster.pool.snapshot import SAMPLES, PoolSnapshot
 
-COLUMNS = tuple(name for name in SAMPLES.names if name not in ("text", "original"))
+COLUMNS = tuple(name for name in SAMPLES.names if name not in ("text", "original", "former_id"))
 """What every sample has; any other name is looked up in the original record."""
 
 
@@ -48,7 +48,7 @@ def field_of(original: bytes, schema: pa.Schema | None, name: str) -> Any:
         schema: of its file's rows; None for JSON.
         name: of the field.
     """
-    return _inner(json.loads(json_record(original, schema)), name)
+    return _inner(parsed(json_record(original, schema)), name)
 
 
 def positive_numbers(snapshot: PoolSnapshot, root: Path, name: str) -> list[float]:

@@ -17,19 +17,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import KEY_LENGTH, file_hash, place_folder, temporary_folder, write_bytes
+from novelsum_dagster.files import KEY_LENGTH, file_hash, place_folder, temporary_folder
 from novelsum_dagster.pool import snapshot as tables
 from novelsum_dagster.pool.buckets import BucketFile, bucket_files, fetched, forget_other_copies, is_in_bucket
 from novelsum_dagster.pool.duplicates import near_duplicates
-from novelsum_dagster.pool.forms import Form, recognise, turns_of
+from novelsum_dagster.pool.folded import FoldedRecords, printable
+from novelsum_dagster.pool.forms import Parsed, Reading, parse
 from novelsum_dagster.pool.landing import (
     Landed,
     landed_file,
     landed_object,
     landed_source,
+    located,
     require_unchanged,
     write_listing,
 )
+from novelsum_dagster.pool.messages import Roles
 from novelsum_dagster.pool.readers import (
     Record,
     arrow_schema,
@@ -38,13 +41,17 @@ from novelsum_dagster.pool.readers import (
     find_files,
     read_file,
     read_rows,
+    require_readable,
 )
-from novelsum_dagster.pool.samples import Reject, Turn, joined_text, sample_id
-from novelsum_dagster.pool.snapshot import PoolSnapshot, SourceFile
+from novelsum_dagster.pool.rejects import write_rejects
+from novelsum_dagster.pool.samples import Reject
+from novelsum_dagster.pool.snapshot import FoldedColumn, PoolSnapshot, SourceFile
+from novelsum_dagster.pool.texts import WHOLE, TextRule
 from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.settings import S3, Pool, Source
 
 _AWS = S3()
+_TURNS = TextRule()
 _BATCH = 1000
 CountTokens = Callable[[list[str]], list[int]]
 
@@ -57,8 +64,6 @@ class _Input:
     file: str
     format: str
     records: Callable[[], Iterator[Record]]
-    form: Form | None
-    is_mixed: bool
     stated: Source
     sha256: str | None = None
     schema: pa.Schema | None = None
@@ -66,6 +71,13 @@ class _Input:
     """What it was before it was read."""
     complete: bool = True
     counts: Counter[str] = field(default_factory=Counter)
+    forms: set[str] = field(default_factory=set)
+    """Forms of its samples."""
+    content: set[str] = field(default_factory=set)
+    """Columns that were read as training content."""
+    other: set[str] = field(default_factory=set)
+    """Columns that were not."""
+    folded: tuple[FoldedColumn, ...] = ()
 
 
 class _Table:
@@ -104,6 +116,8 @@ def build_snapshot(
     rejects_file: Path | None = None,
     s3: S3 = _AWS,
     only: Collection[str] | None = None,
+    text: TextRule = _TURNS,
+    refuse_bad: bool = True,
 ) -> PoolSnapshot:
     """Read all sources and write the snapshot under `root/pool`, unless the same content is there already.
 
@@ -116,6 +130,8 @@ def build_snapshot(
         rejects_file: where the rejects are left when there are too many; default `root/pool/rejects.parquet`.
         s3: how sources in buckets are reached; what they hold is copied to `root/landing` first.
         only: names of the files that are read, as a snapshot has them; default: all that are there.
+        text: which part of a sample is its text.
+        refuse_bad: False to take any pool, an empty one too, to look at.
 
     Raises:
         InputError: before any reading for a missing file; after it for a file that changed meanwhile, an empty pool
@@ -123,10 +139,10 @@ def build_snapshot(
     """
     inputs = _inputs(settings.sources, base, s3, root, only)
     with temporary_folder(root / "pool") as folder:
-        key = _Reading(settings, folder, count_tokens, progress).read(inputs, base)
-        _refuse_bad_pool(
-            inputs, settings.max_reject_fraction, folder, rejects_file or root / "pool" / "rejects.parquet"
-        )
+        key = _Ingest(settings, folder, count_tokens, text, progress).read(inputs, base)
+        if refuse_bad:
+            rejects_file = rejects_file or root / "pool" / "rejects.parquet"
+            _refuse_bad_pool(inputs, settings.max_reject_fraction, folder, rejects_file)
         near = _write_near_duplicates(settings, folder)
         key.update(json.dumps([near, settings.near_duplicates.drop]).encode())
         digest = key.hexdigest()[:KEY_LENGTH]
@@ -142,6 +158,12 @@ def build_snapshot(
     return _without_dropped(snapshot, root) if settings.near_duplicates.drop else snapshot
 
 
+def reading_of(source: Source, settings: Pool) -> Reading:
+    """Return how the records of a source are read."""
+    form = None if source.form == "auto" or source.form == "any" else source.form
+    return Reading(form, source.columns, Roles(settings.roles), settings.preference)
+
+
 def count_records(sources: Iterable[Source], base: Path) -> int:
     """Return how many records sources have, good ones or not.
 
@@ -149,7 +171,7 @@ def count_records(sources: Iterable[Source], base: Path) -> int:
         InputError: for a missing file, or a source in a bucket, which would have to be copied first.
     """
     count, seen = 0, set[Path]()
-    for source in sources:
+    for source in (located(source, base) for source in sources):
         if source.dataset is not None:
             count += sum(1 for _ in _dataset_input(source, base).records())
         elif is_in_bucket(source.path):
@@ -182,7 +204,7 @@ def _inputs(
     found: dict[str, _Input] = {}
     objects: list[BucketFile] = []
     # All files are looked for before the first is read.
-    for source, files in [(source, _files(source, base, s3)) for source in sources]:
+    for source, files in [(source, _files(source, base, s3)) for source in (located(one, base) for one in sources)]:
         if source.dataset is not None:
             item = _dataset_input(source, base)
             found.setdefault(item.file, item)
@@ -208,21 +230,15 @@ def _files(source: Source, base: Path, s3: S3) -> Sequence[Path | BucketFile]:
     return find_files(source.path, base, source.success_marker)
 
 
-def _form(source: Source) -> tuple[Form | None, bool]:
-    """Return the stated form, if any, and whether each record may have its own."""
-    if source.form == "auto" or source.form == "any":
-        return None, source.form == "any"
-    return source.form, False
-
-
 def _file_input(path: Path, landed: Landed | None, source: Source) -> _Input:
     kind = file_format(path)
     if landed is None:
         raise InputError(f"{path}: is gone since it was listed; run again once nobody writes to it")
     name = source.name or path.name.split(".")[0]
-    item = _Input(name, landed.name, kind, lambda: read_file(path), *_form(source), source, sha256=file_hash(path))
+    item = _Input(name, landed.name, kind, lambda: read_file(path), source, sha256=file_hash(path))
     item.landed = (landed,)
-    if kind == "parquet":
+    require_readable(path)
+    if kind in ("parquet", "arrow"):
         try:
             item.schema = arrow_schema(path)
         except (pa.ArrowException, OSError):
@@ -236,12 +252,11 @@ def _dataset_input(source: Source, base: Path) -> _Input:
     location = str(local) if local.exists() else source.dataset
     name = source.name or source.dataset.rstrip("/").split("/")[-1]
     revision = f"@{source.revision}" if source.revision else ""
-    item = _Input(
-        name, f"{source.dataset}{revision}[{source.split}]", "dataset", lambda: iter(()), *_form(source), source
-    )
+    config = f"/{source.config}" if source.config else ""
+    item = _Input(name, f"{source.dataset}{config}{revision}[{source.split}]", "dataset", lambda: iter(()), source)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for batch in dataset_batches(location, source.split, source.revision):
+        for batch in dataset_batches(location, source.split, source.revision, source.config):
             item.schema = item.schema or batch.schema.remove_metadata()
             yield batch.cast(item.schema)
 
@@ -250,21 +265,29 @@ def _dataset_input(source: Source, base: Path) -> _Input:
     return item
 
 
-class _Reading:
+class _Ingest:
     """The state of one pass: what has been seen, and the tables being written."""
 
-    def __init__(self, settings: Pool, folder: Path, count_tokens: CountTokens, progress: Progress) -> None:
+    def __init__(
+        self, settings: Pool, folder: Path, count_tokens: CountTokens, text: TextRule, progress: Progress
+    ) -> None:
         self._settings = settings
+        self._text = text
         self._progress = progress
-        self._seen: set[str] = set()
+        self._seen: dict[str, bytes] = {}
+        self._folded = FoldedRecords()
         self._hash = hashlib.sha256()
         self._read = 0
+        self._whole: list[str] = []
 
         def add_tokens(rows: list[dict[str, Any]]) -> None:
             counts = count_tokens([row["text"] for row in rows])
             self._hash.update(json.dumps(counts).encode())
-            for row, tokens in zip(rows, counts, strict=True):
-                row["tokens"] = tokens
+            whole = [at for at, text in enumerate(self._whole) if text != rows[at]["text"]]
+            totals = dict(zip(whole, count_tokens([self._whole[at] for at in whole]), strict=True)) if whole else {}
+            for at, (row, tokens) in enumerate(zip(rows, counts, strict=True)):
+                row["tokens"], row["text_tokens"] = totals.get(at, tokens), tokens
+            self._whole.clear()
 
         self._samples = _Table(folder / "samples.parquet", tables.SAMPLES, add_tokens)
         self._origins = _Table(folder / "origins.parquet", tables.ORIGINS)
@@ -277,52 +300,68 @@ class _Reading:
             InputError: for a file that changed meanwhile.
         """
         for item in inputs:
+            reading = reading_of(item.stated, self._settings)
             try:
                 for record in item.records():
-                    self._take(item, record)
-                    self._read += 1
-                    if self._read % _BATCH == 0:
+                    self._take(item, record, reading)
+                    before, self._read = self._read, self._read + 1 + record.unread
+                    if self._read // _BATCH > before // _BATCH:
                         self._progress(self._read, 0)
             except Exception:
                 require_unchanged(item.landed, base)  # Where the file changed, that is the better word.
                 raise
             require_unchanged(item.landed, base)
+            item.folded = tuple(FoldedColumn(**found) for found in self._folded.columns(item.file))
         self._progress(self._read, 0)
         for table in (self._samples, self._origins, self._rejects):
             table.close()
         return self._hash
 
-    def _take(self, item: _Input, record: Record) -> None:
+    def _take(self, item: _Input, record: Record, reading: Reading) -> None:
         place = {"source": item.source, "file": item.file, "position": record.position, "line": record.line}
-        item.counts["read"] += 1
-        item.complete = item.complete and not record.ends_file
+        item.counts["read"] += 1 + record.unread
+        item.counts["unread"] += record.unread
+        item.complete = item.complete and not record.ends_file and not record.unread
         try:
-            form, turns = self._turns(item, record)
+            parsed, text, whole = self._parsed(record, reading)
         except Reject as reject:
             item.counts["rejects"] += 1
             row = {**place, "reason": reject.reason, "detail": reject.detail}
             self._add(self._rejects, row, record.original)
             return
-        id_ = sample_id(turns)
-        is_first = id_ not in self._seen
-        item.counts["kept" if is_first else "duplicates"] += 1
-        self._add(self._origins, {"id": id_, **place, "is_first": is_first})
-        if is_first:
-            self._seen.add(id_)
-            text = joined_text(turns)
-            row = {"id": id_, **place, "form": form, "turns": len(turns), "characters": len(text), "text": text}
-            self._add(self._samples, row, record.original)
+        sample, id_ = parsed.sample, parsed.sample.id
+        item.forms.add(sample.form)
+        item.content |= parsed.columns
+        item.other |= parsed.other.keys()
+        other, first = self._folded.fingerprint(parsed.other), self._seen.get(id_)
+        self._add(self._origins, {"id": id_, **place, "is_first": first is None})
+        if first is not None:
+            item.counts["duplicates"] += 1
+            self._folded.compare(item.file, first, other, id_, record.position)
+            return
+        self._seen[id_] = other
+        item.counts["kept"] += 1
+        item.counts["with_media"] += bool(sample.media) or any(turn.media for turn in sample.turns)
+        item.counts["open_ended"] += not sample.ends_with_answer
+        row = {"id": id_, **place, "form": sample.form, "turns": len(sample.turns), "characters": len(whole)}
+        if parsed.former_id:
+            row["former_id"] = parsed.former_id
+        self._whole.append(whole)
+        self._add(self._samples, {**row, "text": text}, record.original)
 
-    def _turns(self, item: _Input, record: Record) -> tuple[Form, list[Turn]]:
+    def _parsed(self, record: Record, reading: Reading) -> tuple[Parsed, str, str]:
+        """Return what a record holds, its text, and all text in it."""
         if isinstance(record.value, Reject):
             raise record.value
-        form = item.form or recognise(record.value)
-        turns = turns_of(record.value, form)
-        item.form = None if item.is_mixed else form
-        characters = sum(len(turn.text) for turn in turns)
-        if characters > self._settings.max_characters:
-            raise Reject("over_long", f"{characters:,} characters; max_characters is {self._settings.max_characters:,}")
-        return form, turns
+        parsed = parse(record.value, reading)
+        whole = WHOLE.text_of(parsed.sample)
+        limit = self._settings.max_characters
+        if len(whole) > limit:
+            raise Reject("over_long", f"{len(whole):,} characters; max_characters is {limit:,}")
+        text = self._text.text_of(parsed.sample)
+        if not text.strip():
+            raise Reject("no_text", f"nothing to embed under embedding.text: {self._text.choice}")
+        return parsed, text, whole
 
     def _add(self, table: _Table, row: dict[str, Any], original: bytes | None = None) -> None:
         self._hash.update(json.dumps(row, ensure_ascii=True).encode())
@@ -340,8 +379,9 @@ def _refuse_bad_pool(inputs: list[_Input], limit: float, folder: Path, rejects_f
     rejects = total["rejects"]
     if rejects <= limit * total["read"] and total["kept"]:
         return
-    write_bytes((folder / "rejects.parquet").read_bytes(), rejects_file)
-    rows = pq.read_table(rejects_file, columns=["file", "position", "line", "reason", "detail"]).to_pylist()
+    table = pq.read_table(folder / "rejects.parquet")
+    write_rejects(table, {item.file: item.schema for item in inputs}, rejects_file)
+    rows = table.drop_columns(["original"]).to_pylist()
     reasons = Counter(row["reason"] for row in rows).most_common(5)
     first = rows[0]
     over = rejects > limit * total["read"]
@@ -358,7 +398,7 @@ def _refuse_bad_pool(inputs: list[_Input], limit: float, folder: Path, rejects_f
 
 def _write_near_duplicates(settings: Pool, folder: Path) -> list[tuple[str, str, float]]:
     rule = settings.near_duplicates
-    found = list(near_duplicates(_texts(folder), rule.threshold)) if rule.method == "minhash" else []
+    found = list(near_duplicates(lambda: _texts(folder), rule.threshold)) if rule.method == "minhash" else []
     rows = [(near.id, near.partner_id, near.score) for near in found]
     table = pa.Table.from_pylist(
         [{"id": id_, "partner_id": partner, "score": score} for id_, partner, score in rows],
@@ -380,7 +420,7 @@ def _summary(item: _Input) -> SourceFile:
         source=item.source,
         file=item.file,
         format=item.format,
-        form=item.form,
+        form=next(iter(item.forms)) if len(item.forms) == 1 else None,
         sha256=item.sha256,
         arrow_schema=schema,
         complete=item.complete,
@@ -388,6 +428,12 @@ def _summary(item: _Input) -> SourceFile:
         kept=item.counts["kept"],
         duplicates=item.counts["duplicates"],
         rejects=item.counts["rejects"],
+        unread=item.counts["unread"],
+        content_columns=tuple(sorted(map(printable, item.content))),
+        other_columns=tuple(sorted(map(printable, item.other))),
+        folded=item.folded,
+        with_media=item.counts["with_media"],
+        open_ended=item.counts["open_ended"],
         licence=item.stated.licence,
         citation=item.stated.citation,
     )

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import content_key, file_hash, read_json, write_json
 from novelsum_dagster.pool.buckets import BucketFile, bucket_files, is_in_bucket
+from novelsum_dagster.pool.datasets_reader import is_saved_dataset
 from novelsum_dagster.pool.readers import find_files, shown_name, unfinished_folders
 from novelsum_dagster.progress import counted
 from novelsum_dagster.settings import S3, Source
@@ -160,12 +161,20 @@ def landed_object(file: BucketFile, is_finished: bool = False) -> Landed:
     return Landed(file.name, file.found.size, file.found.etag, None, is_finished)
 
 
+def located(source: Source, base: Path) -> Source:
+    """Return a source whose path is a folder of `save_to_disk` as the dataset that it is; any other as it is."""
+    if source.path is None or is_in_bucket(source.path) or not is_saved_dataset(base / Path(source.path).expanduser()):
+        return source
+    return source.model_copy(update={"path": None, "dataset": source.path})
+
+
 def landed_source(source: Source, base: Path) -> list[Landed]:
     """Return the local files of one source: those of its path, or of a dataset that is a folder.
 
     Raises:
         InputError: as `find_files` does.
     """
+    source = located(source, base)
     if source.path is not None:
         paths = find_files(source.path, base, source.success_marker)
     else:

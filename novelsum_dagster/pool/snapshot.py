@@ -30,10 +30,14 @@ SAMPLES = pa.schema(
         ("turns", pa.int32()),
         ("characters", pa.int64()),
         ("tokens", pa.int64()),
+        ("text_tokens", pa.int64()),
+        ("former_id", pa.string()),
         ("text", pa.string()),
         ("original", pa.binary()),
     ]
 )
+_LATER = {"text_tokens": "tokens", "former_id": None}
+"""Columns that snapshots before 0.2 do not have, and the column that stands for them."""
 ORIGINS = pa.schema([("id", pa.string()), *_PLACE, ("is_first", pa.bool_())])
 REJECTS = pa.schema([*_PLACE, ("reason", pa.string()), ("detail", pa.string()), ("original", pa.binary())])
 NEAR_DUPLICATES = pa.schema([("id", pa.string()), ("partner_id", pa.string()), ("score", pa.float64())])
@@ -79,10 +83,36 @@ class Handle(BaseModel):
         return getattr(self, "folder", getattr(self, "file", None))
 
 
-class SourceFile(BaseModel):
-    """One file or dataset that was read, with its counts: read = kept + duplicates + rejects.
+class FoldedColumn(BaseModel):
+    """A column that is no training content and differs between records of one sample.
 
-    `licence` and `citation` are what the settings say of it.
+    Attributes:
+        column: its name; of a field within turns as `messages[].field`.
+        records: duplicates that differ in it from the first record of their sample.
+        position: of one of them in the file, from 1.
+        id: of the sample that it repeats.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    column: str
+    records: int
+    position: int
+    id: str
+
+
+class SourceFile(BaseModel):
+    """One file or dataset that was read, with its counts: read = kept + duplicates + rejects + unread.
+
+    Attributes:
+        form: of its samples; None where they have several.
+        unread: records that are known to be in the file and could not be read.
+        content_columns: columns that were read as training content.
+        other_columns: columns that were not, as ids, scores and dates.
+        folded: those of them in which folded records differ.
+        with_media: samples with references to images, audio or video, which no text model sees.
+        open_ended: samples whose last turn is not the assistant's.
+        licence, citation: what the settings say of it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -98,6 +128,12 @@ class SourceFile(BaseModel):
     kept: int
     duplicates: int
     rejects: int
+    unread: int = 0
+    content_columns: tuple[str, ...] = ()
+    other_columns: tuple[str, ...] = ()
+    folded: tuple[FoldedColumn, ...] = ()
+    with_media: int = 0
+    open_ended: int = 0
     licence: str | None = None
     citation: str | None = None
 
@@ -141,13 +177,36 @@ class PoolSnapshot(Handle):
         """Records that are no samples."""
         return sum(file.rejects for file in self.files)
 
+    @property
+    def unread(self) -> int:
+        """Records that could not be read."""
+        return sum(file.unread for file in self.files)
+
     def table(self, root: Path, name: str, columns: list[str] | None = None) -> pa.Table:
         """Read one table whole, or some of its columns; `root` is the storage folder."""
         return pq.read_table(root / self.folder / f"{name}.parquet", columns=columns)
 
+    def ids_by_former(self, root: Path) -> dict[str, list[str]]:
+        """Return the pool's ids by the id that releases before 0.2 gave to the same record, where it is another.
+
+        Several records that they took for one sample have one former id.
+        """
+        table = self.samples(root, ["id", "former_id"])
+        found: dict[str, list[str]] = {}
+        for id_, former in zip(table["id"].to_pylist(), table["former_id"].to_pylist(), strict=True):
+            if former is not None:
+                found.setdefault(former, []).append(id_)
+        return found
+
     def samples(self, root: Path, columns: list[str]) -> pa.Table:
         """Read columns of the samples that are in the pool, in pool order."""
-        table = self.table(root, "samples", list(dict.fromkeys(["id", *columns])))
+        path = root / self.folder / "samples.parquet"
+        missing = [name for name in columns if name in _LATER and name not in pq.read_schema(path).names]
+        stored = [_LATER[name] if name in missing else name for name in columns]
+        table = self.table(root, "samples", list(dict.fromkeys(["id", *(name for name in stored if name)])))
+        for name in missing:
+            own = _LATER[name]
+            table = table.append_column(name, table[own] if own else pa.nulls(len(table), SAMPLES.field(name).type))
         if self.near_duplicates_dropped:
             dropped = self.table(root, "near_duplicates", ["id"])["id"]
             table = table.filter(pc.invert(pc.is_in(table["id"], value_set=dropped)))

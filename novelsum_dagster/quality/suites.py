@@ -117,7 +117,7 @@ def _expect_ids(subject: Subject) -> "list[Expectation]":
 def _expect_fields(subject: Subject) -> "list[Expectation]":
     import great_expectations.expectations as gxe
 
-    limits = {"turns": (2, None), "characters": (1, None), "tokens": (0, None), "position": (1, None)}
+    limits = {"turns": (1, None), "characters": (1, None), "tokens": (0, None), "position": (1, None)}
     return [
         *(gxe.ExpectColumnValuesToNotBeNull(column=name) for name in ("source", "file", "form", *limits)),
         *(
@@ -132,7 +132,7 @@ def _file_counts(subject: Subject) -> "pd.DataFrame":
     return _frame(
         file=[file.file for file in files],
         read=[file.read for file in files],
-        accounted_for=[file.kept + file.duplicates + file.rejects for file in files],
+        accounted_for=[file.kept + file.duplicates + file.rejects + file.unread for file in files],
         complete=[file.complete for file in files],
     )
 
@@ -143,6 +143,21 @@ def _expect_counts(subject: Subject) -> "list[Expectation]":
     return [
         gxe.ExpectColumnPairValuesToBeEqual(column_A="read", column_B="accounted_for"),
         gxe.ExpectColumnValuesToBeBetween(column="read", min_value=1),
+    ]
+
+
+def _folded_columns(subject: Subject) -> "pd.DataFrame":
+    folded = [(file.file, found) for file in _pool(subject).files for found in file.folded]
+    places = [f"{found.column}: {file}, record {found.position} repeats {found.id}" for file, found in folded]
+    return _frame(differs=places or [""], records=[found.records for _, found in folded] or [0])
+
+
+def _expect_agreement(subject: Subject) -> "list[Expectation]":
+    import great_expectations.expectations as gxe
+
+    return [
+        gxe.ExpectColumnValuesToBeBetween(column="records", max_value=0),
+        gxe.ExpectColumnValuesToBeInSet(column="differs", value_set=[""]),
     ]
 
 
@@ -200,6 +215,18 @@ def _vector_facts(subject: Subject) -> "pd.DataFrame":
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
     finite = np.isfinite(vectors).all(axis=1)
     return _frame(norm=norms, finite=finite, dimension=np.full(len(vectors), vectors.shape[1]))
+
+
+def _unread(subject: Subject) -> "pd.DataFrame":
+    assert isinstance(subject.output, VectorSet)
+    return _frame(unread_share=[subject.output.unread_fraction], samples_cut=[subject.output.cut_samples])
+
+
+def _expect_read(subject: Subject) -> "list[Expectation]":
+    import great_expectations.expectations as gxe
+
+    limit = subject.settings.embedding.max_cut_fraction
+    return [gxe.ExpectColumnValuesToBeBetween(column="unread_share", max_value=limit)]
 
 
 def _expect_vectors(subject: Subject) -> "list[Expectation]":
@@ -386,9 +413,17 @@ SUITES: tuple[Suite, ...] = (
         "raw_pool",
         "counts_add_up",
         True,
-        "For every file: read = kept + duplicates + rejects.",
+        "For every file: read = kept + duplicates + rejects + unread.",
         _file_counts,
         _expect_counts,
+    ),
+    Suite(
+        "raw_pool",
+        "folded_records_agree",
+        False,
+        "Records that are folded as one sample agree in the columns that are no training content.",
+        _folded_columns,
+        _expect_agreement,
     ),
     Suite("raw_pool", "files_complete", True, "Every file was read to its end.", _file_counts, _expect_complete),
     Suite("raw_pool", "text_sanity", False, "Texts are text, in any language.", _text_shares, _expect_sane_text),
@@ -407,6 +442,14 @@ SUITES: tuple[Suite, ...] = (
         "One finite, non-zero vector of the model's dimension for each sample.",
         _vector_facts,
         _expect_vectors,
+    ),
+    Suite(
+        "embeddings",
+        "texts_read",
+        False,
+        "The part of the tokens that the model does not read is at most embedding.max_cut_fraction.",
+        _unread,
+        _expect_read,
     ),
     Suite("embeddings", "vectors_differ", False, "Nine of ten vectors differ.", _distinct_vectors, _expect_distinct),
     Suite(

@@ -156,6 +156,9 @@ def _facts(
         "biases": [*_source_biases(shares), *_length_biases(lengths(samples, rows).to_pylist())],
         "warnings": [_in_words(one) for one in verdicts if not one.passed],
         "model": vectors.model,
+        "cut_samples": vectors.cut_samples,
+        "unread": f"{vectors.unread_fraction:.1%}",
+        "max_tokens": vectors.max_tokens,
         "revision": vectors.revision,
         "citations": [citation for citation in citations if citation],
     }

@@ -21,16 +21,18 @@ from novelsum_dagster.diversity.measures import (
     measure_sets,
     record,
 )
+from novelsum_dagster.embedding.cut import cut_of
+from novelsum_dagster.embedding.encoder import special_tokens
 from novelsum_dagster.files import content_key, place_folder, temporary_folder, write_json
 from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.progress import Reporter
 from novelsum_dagster.report.page import Contents, write_page
-from novelsum_dagster.settings import Settings
+from novelsum_dagster.settings import Embedding, Settings
 
 POOL_DRAWS = 10
 """Samples of the pool whose NovelSum is measured; the report gives their mean and range."""
 POOL_SAMPLE, RANDOM, SELECTED, FRESH = "pool sample", "random", "selected", "fresh"
-REPORT_COLUMNS = ["id", "source", "tokens", "turns", "characters", "text"]
+REPORT_COLUMNS = ["id", "source", "tokens", "text_tokens", "turns", "characters", "text"]
 """What the report shows of the pool's samples."""
 
 
@@ -126,7 +128,7 @@ def build_report(
         selected=selected,
         settings={**described["settings"], "seed": seed},
         hashes={**inputs, "report": key},
-        notes=(*_notes(comparison, len(selected)),),
+        notes=(*_notes(comparison, len(selected)), *_not_read(samples, settings.embedding)),
     )
     with reporter.step("report"), temporary_folder(root / "reports") as folder:
         write_json({**described, "sets": [row.model_dump() for row in rows]}, folder / "novelsum.json")
@@ -171,6 +173,11 @@ def _labelled(row: SetMeasure) -> dict[str, Any]:
 def _described(settings: Settings) -> dict[str, Any]:
     sections = ("pool", "embedding", "novelsum", "measures", "selection")
     return {name: getattr(settings, name).model_dump(mode="json") for name in sections}
+
+
+def _not_read(samples: pa.Table, settings: Embedding) -> tuple[str, ...]:
+    words = cut_of(samples["text_tokens"].to_pylist(), settings, special_tokens(settings)).words(settings)
+    return (words,) if words else ()
 
 
 def _notes(comparison: Comparison, size: int) -> tuple[str, ...]:

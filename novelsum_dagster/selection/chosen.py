@@ -92,7 +92,7 @@ def choose_from_pool(
     if selection.strategy == "novelselect":
         options |= _limits(snapshot, root, selection)
     if earlier is not None and selection.extend_by is not None:
-        options["initial"] = _rows(_row_of(snapshot, root), earlier.kept, "extend_by")
+        options["initial"] = _rows(_row_of(snapshot, root), {}, earlier.kept, "extend_by")
         k = len(earlier.kept) + selection.extend_by
     return select(
         selection.strategy,
@@ -204,9 +204,9 @@ def _limits(snapshot: PoolSnapshot, root: Path, selection: Selection) -> dict[st
         ]
     }
     if selection.must_include or selection.must_exclude:
-        row_of = _row_of(snapshot, root)
-        limits["must_include"] = _rows(row_of, selection.must_include, "must_include")
-        limits["must_exclude"] = _rows(row_of, selection.must_exclude, "must_exclude")
+        row_of, renamed = _row_of(snapshot, root), snapshot.ids_by_former(root)
+        limits["must_include"] = _rows(row_of, renamed, selection.must_include, "must_include")
+        limits["must_exclude"] = _rows(row_of, renamed, selection.must_exclude, "must_exclude")
     if selection.token_budget is not None:
         limits["cost"] = np.array(field_values(snapshot, root, "tokens"), dtype=np.float64)
         limits["budget"] = selection.token_budget
@@ -221,7 +221,14 @@ def _labels(snapshot: PoolSnapshot, root: Path, column: str) -> list[str]:
     return [str(value) for value in field_values(snapshot, root, column)]
 
 
-def _rows(row_of: dict[str, int], ids: tuple[str, ...], name: str) -> list[int]:
+def _rows(row_of: dict[str, int], renamed: dict[str, list[str]], ids: tuple[str, ...], name: str) -> list[int]:
+    for id_ in ids:
+        if len(renamed.get(id_, ())) > 1 and id_ not in row_of:
+            raise InputError(
+                f"selection.{name}: {id_} was the id of {len(renamed[id_])} records that release 0.2 tells apart; name"
+                f" those that you want: {', '.join(renamed[id_])}"
+            )
+    ids = tuple(id_ if id_ in row_of else renamed.get(id_, [id_])[0] for id_ in ids)
     unknown = [id_ for id_ in ids if id_ not in row_of]
     if unknown:
         raise InputError(f"selection.{name}: no sample of the pool has the id {unknown[0]!r} ({len(unknown)} such ids)")

@@ -55,7 +55,9 @@ def earlier_subset(root: Path, snapshot: PoolSnapshot, key: str) -> Earlier:
             " settings to choose anew"
         ) from None
     there = set(snapshot.samples(root, ["id"])["id"].to_pylist())
-    distinct = tuple(dict.fromkeys(ids))
+    renamed = snapshot.ids_by_former(root)
+    # Of several records that had one id, the first is the one that was kept then.
+    distinct = tuple(dict.fromkeys(id_ if id_ in there else renamed.get(id_, [id_])[0] for id_ in ids))
     return Earlier(
         key, tuple(id_ for id_ in distinct if id_ in there), tuple(id_ for id_ in distinct if id_ not in there)
     )

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from novelsum_dagster.embedding.store import load_vectors
 from novelsum_dagster.lineage.store import LineageStore
-from novelsum_dagster.pool.forms import turns_of
-from novelsum_dagster.pool.samples import sample_id
+from novelsum_dagster.pool.forms import Reading, parse
 from novelsum_dagster.selection.exact import standing
 from novelsum_dagster.selection.novelselect import novelselect
 from tests.defs.conftest import Curation
@@ -117,7 +116,7 @@ def _write(folder: Path) -> str:
     two, more = {"path": "pool/two.jsonl"}, {"path": "more/new.jsonl"}
     old: dict[str, Any] = {"sources": [one, two], "max_reject_fraction": 0.1}
     new = {**old, "sources": [one, two, more], "near_duplicates": {"drop": True}}
-    excluded = sample_id(turns_of(_alpaca(12, start=36)[4], "alpaca"))
+    excluded = parse(_alpaca(12, start=36)[4], Reading()).sample.id
     limits = {
         "token_budget": 700,
         "must_exclude": [excluded],

@@ -164,7 +164,7 @@ def test_bad_records_are_named_and_kept(folder: Path) -> None:
     allowed = ["--max-reject-fraction", "0.5", "--density-power", "0", "--neighbors", "1"]
     done = _novelsum(folder, "select", "half.jsonl", "-k", "1", "-o", "out2.jsonl", *allowed)
     assert done.returncode == 0
-    assert "half.jsonl, record 4: missing_fields" in done.stderr
+    assert "half.jsonl, record 4, line 4: missing_fields" in done.stderr
 
 
 def test_measure_ranks_the_selected_over_the_first(folder: Path) -> None:

@@ -87,6 +87,18 @@ def test_texts_are_cut_after_max_tokens(encoder: SentenceTransformerEncoder) -> 
     np.testing.assert_allclose(same, other, atol=1e-6)
 
 
+@pytest.mark.parametrize("tokens", [20, 32])
+def test_every_limit_reads_so_many_tokens_with_special_ones(tokens: int) -> None:
+    settings = TINY.model_copy(update={"max_tokens": tokens})
+    fits, over = " ".join(["a"] * (tokens - 2)), " ".join(["a"] * (tokens - 2) + ["b"])
+    less = " ".join(["a"] * (tokens - 3))
+    found = encoded(SentenceTransformerEncoder(settings, "float32", "cpu"), [fits, over, less, "a"])
+    np.testing.assert_array_equal(found[0], found[1])
+    assert np.abs(found[0] - found[2]).max() > 1e-4
+    alone = encoded(SentenceTransformerEncoder(settings, "float32", "cpu"), ["a"])
+    np.testing.assert_array_equal(found[3], alone[0])
+
+
 @pytest.mark.slow
 def test_the_chosen_number_type_is_as_good_as_float32(encoder: SentenceTransformerEncoder) -> None:
     chosen = SentenceTransformerEncoder(Embedding(), device="cpu")

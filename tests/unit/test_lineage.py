@@ -117,4 +117,4 @@ def test_views_show_finished_folders_also_under_a_name_with_a_quote(tmp_path: Pa
     duckdb.execute("COPY (SELECT 'x' AS id, 0.5 AS density_factor) TO ? (FORMAT parquet)", [str(table)])
     store.start_run("r1", "{}")
     with store.reading() as connection:
-        assert connection.execute("SELECT * FROM density").fetchall() == [("x", 0.5, "abc")]
+        assert connection.execute("SELECT id, density_factor, density FROM density").fetchall() == [("x", 0.5, "abc")]

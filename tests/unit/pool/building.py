@@ -41,4 +41,4 @@ def hidden(folder: Path) -> Iterator[Path]:
 def adds_up(snapshot: PoolSnapshot) -> bool:
     """Tell whether the counts of every file, and of the pool, add up."""
     parts: list[PoolSnapshot | SourceFile] = [*snapshot.files, snapshot]
-    return all(part.read == part.kept + part.duplicates + part.rejects for part in parts)
+    return all(part.read == part.kept + part.duplicates + part.rejects + part.unread for part in parts)

@@ -11,9 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from novelsum_dagster.errors import InputError
+from novelsum_dagster.pool.forms import Reading, parse
+from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import NEAR_DUPLICATES, ORIGINS, REJECTS, SAMPLES
+from novelsum_dagster.pool.texts import TextRule
+from novelsum_dagster.settings import NearDuplicates, Pool, Source
 from tests.pools import alpaca, pairs, write_jsonl
-from tests.unit.pool.building import OFF, adds_up, build, hidden, ids, rows
+from tests.unit.pool.building import OFF, adds_up, build, hidden, ids, rows, words
 
 GOOD = '{"instruction": "What is a good record?", "output": "This one."}'
 
@@ -140,10 +144,9 @@ BAD: dict[str, tuple[bytes, str]] = {
     "null": (b'{"instruction": null, "output": "a"}', "missing_fields"),
     "empty": (b'{"instruction": "q", "output": ""}', "empty_field"),
     "type": (b'{"instruction": 5, "output": "a"}', "wrong_type"),
-    "other form": (b'{"prompt": "q", "completion": "a"}', "mixed_forms"),
     "long": (b'{"instruction": "q", "output": "' + b"a" * 5000 + b'"}', "over_long"),
     "number": (b"7", "wrong_type"),
-    "list": (b"[]", "wrong_type"),
+    "list": (b"[]", "empty_field"),
     "deep": (b'{"instruction": ' + b"[" * 50_000, "broken_json"),
     "deep but whole": (b'{"instruction": ' + b"[" * 400 + b"]" * 400 + b', "output": "a"}', "wrong_type"),
     "digits": (b'{"instruction": ' + b"9" * 9000 + b', "output": "a"}', "wrong_type"),
@@ -165,10 +168,15 @@ def test_a_bad_record_is_a_reject_with_its_place_and_the_run_goes_on(tmp_path: P
 NO_USER = '{"messages": [{"role": "assistant", "content": "a"}]}'
 CHAT = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}'
 FILES: dict[str, tuple[str, bytes, list[str], bool]] = {
-    "broken element": ("a.json", f"[{GOOD}, {{,}}, {GOOD}]".encode(), ["broken_json"], False),
+    "broken element": ("a.json", f"[{GOOD}, {{,}}, {GOOD}]".encode(), ["broken_json"], True),
     "truncated list": ("a.json", f"[{GOOD}, {GOOD[:20]}".encode(), ["broken_json"], False),
     "two lists": ("a.json", f"[{GOOD}][{GOOD}]".encode(), ["broken_json"], False),
-    "odd elements": ("a.json", f"[{GOOD}, 1, null, [{GOOD}], {GOOD}]".encode(), ["wrong_type"] * 3, True),
+    "odd elements": (
+        "a.json",
+        f"[{GOOD}, 1, null, [{GOOD}]]".encode(),
+        ["wrong_type"] * 2,
+        True,
+    ),
     "utf-16": ("a.json", f"[{GOOD}]".encode("utf-16"), ["wrong_encoding"], False),
     "utf-16 lines": ("a.jsonl", GOOD.encode("utf-16"), ["wrong_encoding"], False),
     "empty": ("a.json", b"", ["broken_json"], False),
@@ -176,8 +184,6 @@ FILES: dict[str, tuple[str, bytes, list[str], bool]] = {
     "not parquet": ("a.parquet", GOOD.encode(), ["unreadable_file"], False),
     "empty parquet": ("a.parquet", b"", ["unreadable_file"], False),
     "no user": ("a.jsonl", f"{CHAT}\n{NO_USER}".encode(), ["no_user_turn"], True),
-    "mixed": ("a.jsonl", f"{CHAT}\n{GOOD}\n{CHAT[:-1]}, {GOOD[1:]}".encode(), ["mixed_forms"], True),
-    "ambiguous": ("a.jsonl", f"{CHAT[:-1]}, {GOOD[1:]}\n{CHAT}".encode(), ["mixed_forms"], True),
 }
 
 
@@ -264,7 +270,7 @@ def test_a_pool_of_rejects_alone_fails_whatever_the_limit(tmp_path: Path) -> Non
     [
         ("missing.jsonl", "correct the path or glob"),
         ("no*.jsonl", "correct the path or glob"),
-        ("folder", "is a folder; name files or a glob"),
+        ("folder", "is a folder without a file that can be read"),
         ("notes.txt", "must end in"),
     ],
 )
@@ -305,8 +311,75 @@ def test_a_stated_form_decides_and_a_wrong_one_rejects(tmp_path: Path) -> None:
     second = build(tmp_path, sources=[{"path": "a.jsonl", "form": "alpaca"}])
     assert [snapshot.files[0].form for snapshot in (first, second)] == ["messages", "alpaca"]
     assert ids(first, tmp_path) != ids(second, tmp_path)
-    with pytest.raises(InputError, match=r"missing_fields|mixed_forms"):
-        build(tmp_path, sources=[{"path": "a.jsonl", "form": "sharegpt"}])
+    with pytest.raises(InputError, match="mixed_forms"):
+        build(tmp_path, sources=[{"path": "a.jsonl", "form": "prompt_completion"}])
+
+
+def test_a_file_may_mix_forms(tmp_path: Path) -> None:
+    """Of a list of turns beside an instruction the list wins."""
+    (tmp_path / "a.jsonl").write_text(f"{CHAT}\n{GOOD}\n{CHAT[:-1]}, {GOOD[1:]}\n")
+    snapshot = build(tmp_path, "a.jsonl")
+    assert (snapshot.kept, snapshot.duplicates, snapshot.rejects) == (2, 1, 0)
+    assert snapshot.files[0].form is None
+    assert [row["form"] for row in rows(snapshot, tmp_path, "samples")] == ["messages", "alpaca"]
+    (folded,) = [(one.column, one.records, one.position) for one in snapshot.files[0].folded if one.column == "output"]
+    assert folded == ("output", 1, 3)
+
+
+def test_duplicates_that_differ_in_other_columns_are_counted(tmp_path: Path) -> None:
+    one, two = alpaca(2)
+    scored = [{**one, "score": score, "tag": "x"} for score in (1, 2)]
+    write_jsonl(tmp_path / "a.jsonl", [scored[0], two, scored[1], one, two])
+    write_jsonl(tmp_path / "b.jsonl", [{**one, "score": 1, "tag": "y"}])
+    first, second = build(tmp_path, "a.jsonl", "b.jsonl").files
+    assert (first.content_columns, first.other_columns) == (("input", "instruction", "output"), ("score", "tag"))
+    id_ = sample_id(one)
+    assert [folded.model_dump() for folded in first.folded] == [
+        {"column": "score", "records": 2, "position": 3, "id": id_},
+        {"column": "tag", "records": 1, "position": 4, "id": id_},
+    ]
+    assert [folded.model_dump() for folded in second.folded] == [
+        {"column": "tag", "records": 1, "position": 1, "id": id_}
+    ]
+
+
+def test_the_text_is_what_the_rule_says_and_tokens_are_of_everything(tmp_path: Path) -> None:
+    record = {"system": "Be brief please.", "instruction": "What is good?", "output": "This one here."}
+    write_jsonl(tmp_path / "a.jsonl", [record])
+    root = tmp_path / "curated"
+    pool = Pool(sources=(Source(path="a.jsonl"),), near_duplicates=NearDuplicates(method="off"))
+    found = {}
+    for rule in (TextRule(), TextRule("prompt"), TextRule("response", ("system",)), TextRule("all")):
+        snapshot = build_snapshot(pool, tmp_path, root, words, text=rule)
+        (row,) = rows(snapshot, tmp_path, "samples")
+        found[rule.choice] = (row["text"], row["text_tokens"], row["tokens"], row["id"])
+    ids_of = {id_ for *_, id_ in found.values()}
+    assert len(ids_of) == 1
+    assert [found[name][:3] for name in ("turns", "prompt", "response", "all")] == [
+        ("What is good?\nThis one here.", 6, 9), ("What is good?", 3, 9),
+        ("Be brief please.\nThis one here.", 6, 9), ("Be brief please.\nWhat is good?\nThis one here.", 9, 9),
+    ]  # fmt: skip
+
+
+def test_a_sample_without_the_text_that_is_asked_for_is_rejected(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "Only a text."}, *alpaca(1)])
+    pool = Pool(sources=(Source(path="a.jsonl"),), max_reject_fraction=1)
+    snapshot = build_snapshot(pool, tmp_path, tmp_path / "curated", words, text=TextRule("prompt"))
+    assert [row["reason"] for row in rows(snapshot, tmp_path, "rejects")] == ["no_text"] and snapshot.kept == 1
+
+
+def test_former_ids_lead_to_samples(tmp_path: Path) -> None:
+    one, two = alpaca(2)
+    history = [{**one, "history": [[str(number), "b"]]} for number in range(2)]
+    write_jsonl(tmp_path / "a.jsonl", [*history, two, {**two, "system": "s"}])
+    snapshot = build(tmp_path, "a.jsonl")
+    found = ids(snapshot, tmp_path)
+    assert snapshot.ids_by_former(tmp_path / "curated") == {sample_id(one): found[:2], sample_id(two): [found[3]]}
+
+
+def sample_id(record: dict[str, Any]) -> str:
+    """Return the id of a record's sample."""
+    return parse(record, Reading()).sample.id
 
 
 def near_pool(base: Path) -> None:

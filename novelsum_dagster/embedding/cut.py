@@ -1,0 +1,54 @@
+"""How much of the texts the model does not read, because they are longer than `max_tokens`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from novelsum_dagster.settings import Embedding
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How many of some samples are cut, and how many of their tokens are never read.
+
+    Attributes:
+        samples: all of them.
+        cut: those with tokens that are not read.
+        tokens: of all texts, without special tokens.
+        unread_tokens: those that are not read.
+    """
+
+    samples: int
+    cut: int
+    tokens: int
+    unread_tokens: int
+
+    def words(self, settings: Embedding) -> str | None:
+        """Return in a sentence what is not read, and the setting that would have it read; None where all is."""
+        if not self.cut:
+            return None
+        return (
+            f"{self.cut:,} of {self.samples:,} samples are longer than the {settings.max_tokens:,} tokens that the"
+            f" model reads; {self.fraction:.1%} of all tokens are not read (embedding.long: windows reads them)."
+        )
+
+    @property
+    def fraction(self) -> float:
+        """The part of all tokens that is not read, from 0 to 1; 0 where there are none."""
+        return self.unread_tokens / self.tokens if self.tokens else 0.0
+
+
+def cut_of(counts: Sequence[int], settings: Embedding, special_tokens: int) -> Cut:
+    """Return what is cut of texts with these numbers of tokens; nothing with windows or vectors of one's own.
+
+    Args:
+        counts: tokens of each text without special tokens.
+        settings: limit, and how longer texts are read.
+        special_tokens: how many of `max_tokens` are special tokens.
+    """
+    tokens = np.asarray(counts, dtype=np.int64)
+    reads_all = settings.long == "windows" or settings.vectors is not None
+    room = max(0, settings.max_tokens - special_tokens)
+    unread = np.zeros_like(tokens) if reads_all else np.maximum(tokens - room, 0)
+    return Cut(len(tokens), int(np.count_nonzero(unread)), int(tokens.sum()), int(unread.sum()))

@@ -1,0 +1,169 @@
+"""Vectors of one's own in place of a model (`embedding.vectors`).
+
+Belongs here: which row of a file is the vector of which sample, and what is wrong with a sample's vector. Does not:
+formats (`vector_files`), the store.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from novelsum_dagster.embedding.encoder import Model
+from novelsum_dagster.embedding.store import VectorStore
+from novelsum_dagster.embedding.vector_files import VectorFile, read_vectors
+from novelsum_dagster.errors import InputError
+from novelsum_dagster.pool.fields import COLUMNS, field_of
+from novelsum_dagster.pool.snapshot import PoolSnapshot
+from novelsum_dagster.settings import Embedding
+
+BACKEND = "own"
+"""In `Model`, in place of the backend that runs a model."""
+_DTYPE = "float32"
+_CHECKED_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class PoolAt:
+    """A pool, and where things are.
+
+    Attributes:
+        snapshot: the pool.
+        root: the storage folder that the pool is in.
+        base: the folder that relative paths in the settings start from.
+    """
+
+    snapshot: PoolSnapshot
+    root: Path
+    base: Path
+
+    def column(self, name: str) -> list[Any]:
+        """Return a column of the samples, in pool order."""
+        return list(self.snapshot.samples(self.root, [name])[name].to_pylist())
+
+    def record(self, row: int) -> str:
+        """Return where the record of a sample is, in words."""
+        place = self.snapshot.samples(self.root, ["file", "position"]).slice(row, 1).to_pylist()[0]
+        return f"{place['file']}, record {place['position']:,}"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnVectors:
+    """The vectors of a pool, in a file of one's own.
+
+    Attributes:
+        pool: whose they are.
+        file: where they are.
+        ids: samples in pool order, (n,).
+        rows: place of each sample's vector in the file, (n,).
+        model: under which the store keeps them. It differs wherever the file's content, the columns, the name given as
+            `embedding.model`, or a sample's row does.
+    """
+
+    pool: PoolAt
+    file: VectorFile
+    ids: list[str]
+    rows: NDArray[np.int64]
+    model: Model
+
+    def add_to(self, store: VectorStore, shard_size: int) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """Write the vectors that the store does not have, float32; yield how many, and the names of their files.
+
+        Raises:
+            InputError: before anything is written, where a vector is not finite or is zero.
+        """
+        known = store.ids()
+        missing = np.array([place for place, id_ in enumerate(self.ids) if id_ not in known], dtype=np.int64)
+        for start in range(0, len(missing), _CHECKED_AT_ONCE):
+            self._require_sound(missing[start : start + _CHECKED_AT_ONCE])
+        for start in range(0, len(missing), shard_size):
+            places = missing[start : start + shard_size]
+            names = store.add([self.ids[place] for place in places], self.file.rows(self.rows[places]), _DTYPE)
+            yield len(places), names
+
+    def _require_sound(self, places: NDArray[np.int64]) -> None:
+        vectors = self.file.rows(self.rows[places])
+        is_finite = np.isfinite(vectors).all(1)
+        for is_bad, what in ((~is_finite, "has NaN or infinite numbers"), (~vectors.any(1), "is 0 everywhere")):
+            if is_bad.any():
+                place = int(places[np.flatnonzero(is_bad)[0]])
+                raise InputError(
+                    f"embedding.vectors: {self.file.path}: row {self.rows[place]:,} (from 0), the vector of"
+                    f" {self.pool.record(place)}, {what} as float32; embed that text again, or take the record out of"
+                    " the sources and its row out of the vectors"
+                )
+
+
+def own_vectors(pool: PoolAt, settings: Embedding) -> OwnVectors:
+    """Return the vectors of a pool in the file that `embedding.vectors` names.
+
+    Without `vectors_id`, a record's vector is in the row of its place among all records that were read, over all
+    sources in order; duplicates and rejects count. With it, it is in the row where that column of the file has the
+    value that the record has in its field of that name. A name that is no field of any record may be a column of the
+    samples: "id" is then the sample's id.
+
+    Raises:
+        InputError: for a file that cannot be read; where the numbers of rows and records differ, or ids are missing or
+            there twice.
+    """
+    assert settings.vectors is not None
+    file = read_vectors(pool.base / Path(settings.vectors).expanduser(), settings.vectors_column, settings.vectors_id)
+    rows = _rows_by_place(pool, file) if file.ids is None else _rows_by_id(pool, file.path, file.ids, settings)
+    ids = pool.column("id")
+    matched = hashlib.sha256(json.dumps([settings.vectors_column, settings.vectors_id]).encode())
+    matched.update("".join(f"\n{row} {id_}" for row, id_ in zip(rows, ids, strict=True)).encode())
+    model = Model(settings.model, file.content_hash(), 0, _DTYPE, backend=BACKEND, files=matched.hexdigest())
+    return OwnVectors(pool, file, ids, np.array(rows, dtype=np.int64), model)
+
+
+def _rows_by_place(pool: PoolAt, file: VectorFile) -> list[int]:
+    read = pool.snapshot.read
+    if len(file) != read:
+        raise InputError(
+            f"embedding.vectors: {file.path} has {len(file):,} rows, and {read:,} records were read; row by row, every"
+            " record of all sources has one, in order, duplicates and rejects too. Give as many rows, or match by ids"
+            " with embedding.vectors_id"
+        )
+    before: dict[str, int] = {}
+    count = 0
+    for source in pool.snapshot.files:
+        before[source.file] = count
+        count += source.read
+    places = zip(pool.column("file"), pool.column("position"), strict=True)
+    return [before[name] + position - 1 for name, position in places]
+
+
+def _rows_by_id(pool: PoolAt, path: Path, ids: list[str | None], settings: Embedding) -> list[int]:
+    name = settings.vectors_id or ""
+    place = {id_: row for row, id_ in enumerate(ids) if id_ is not None}
+    values = [None if value is None else str(value) for value in _values(pool, name)]
+    for known, where in ((ids, str(path)), (values, "the records")):
+        twice = next((id_ for id_, count in Counter(known).items() if id_ is not None and count > 1), None)
+        if twice is not None:
+            raise InputError(f"embedding.vectors_id: {where}: {name} {twice!r} is there twice; each must be there once")
+    missing = [row for row, value in enumerate(values) if value is None or value not in place]
+    if missing:
+        row = missing[0]
+        what = f"has no {name}" if values[row] is None else f"has {name} {values[row]!r}, which {path} does not have"
+        raise InputError(
+            f"embedding.vectors_id: {pool.record(row)} {what}; {len(missing):,} of {len(values):,} samples have no"
+            " vector. Add their vectors, or take these records out of the sources"
+        )
+    return [place[value] for value in values if value is not None]
+
+
+def _values(pool: PoolAt, name: str) -> list[Any]:
+    schemas = {file.file: file.schema_of_rows for file in pool.snapshot.files}
+    records = zip(pool.column("original"), pool.column("file"), strict=True)
+    values = [field_of(original, schemas[file], name) for original, file in records]
+    if any(value is not None for value in values):
+        return values
+    if name in COLUMNS:
+        return pool.column(name)
+    raise InputError(f"embedding.vectors_id: {name} is no field of any record; check its name")
