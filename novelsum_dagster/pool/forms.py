@@ -59,6 +59,7 @@ _TOOLS = ("tools", "functions")
 _REASONING = ("reasoning", "reasoning_content", "thinking", "complex_cot")
 _MEDIA = ("images", "image", "audios", "audio", "videos", "video")
 _LABELS = ("label", "kto_tag")
+_BESIDE = frozenset((*_SYSTEM, *_TOOLS, *_REASONING, *_MEDIA, *_LABELS))
 _SPEAKERS = re.compile(r"\n\n(Human|Assistant): ?")
 
 
@@ -140,7 +141,14 @@ class _Fields:
 
     def first(self, names: Sequence[str]) -> str | None:
         """Return the first of some names whose column is present."""
-        return next((name for name in names if name in self._names), None)
+        for name in names:
+            if name in self._names:
+                return name
+        return None
+
+    def has_any(self, names: frozenset[str]) -> bool:
+        """Return whether one of some columns is present."""
+        return not names.isdisjoint(self._names)
 
     def value(self, name: str | None) -> Any:
         """Return a column's value and count the column as read; None where it is not present."""
@@ -331,7 +339,7 @@ def _with_input(prompt: list[Turn], fields: _Fields) -> list[Turn]:
     for name in ("input", "context"):
         if not fields.is_read(name) and isinstance(fields.look(name), str):
             text = _joined(text, fields.value(name))
-    return [*prompt[:-1], replace(prompt[-1], text=text)]
+    return prompt if text == prompt[-1].text else [*prompt[:-1], replace(prompt[-1], text=text)]
 
 
 def _alpaca_input(fields: _Fields) -> str:
@@ -358,6 +366,8 @@ def _history(fields: _Fields, reading: Reading) -> list[Turn]:
 def _with_surroundings(found: _Content, fields: _Fields, form: Form) -> Sample:
     """Add what stands beside the turns: system prompt, tools, reasoning, media, the label of a preference."""
     turns, other_side = found.turns, found.other_side
+    if not fields.has_any(_BESIDE):
+        return Sample(tuple(turns), form, other_side=tuple(other_side))
     system = fields.value(fields.first(_SYSTEM))
     if system is not None:
         content = content_of(system, "system")
@@ -383,8 +393,9 @@ def _with_surroundings(found: _Content, fields: _Fields, form: Form) -> Sample:
 
 def _require_turns(sample: Sample) -> None:
     for turn in (*sample.turns, *sample.other_side):
-        for text in (turn.text, turn.reasoning, turn.name):
-            _check_unicode(text)
+        _check_unicode(turn.text)
+        if turn.reasoning or turn.name:
+            _check_unicode(f"{turn.reasoning}{turn.name}")
     roles = {turn.role for turn in sample.turns}
     if "user" not in roles and sample.form != "text":
         raise Reject("no_user_turn", "no turn is the user's")

@@ -354,11 +354,11 @@ class _Ingest:
         if isinstance(record.value, Reject):
             raise record.value
         parsed = parse(record.value, reading)
-        whole = WHOLE.text_of(parsed.sample)
+        text = self._text.text_of(parsed.sample)
+        whole = text if parsed.sample.is_plain and self._text == _TURNS else WHOLE.text_of(parsed.sample)
         limit = self._settings.max_characters
         if len(whole) > limit:
             raise Reject("over_long", f"{len(whole):,} characters; max_characters is {limit:,}")
-        text = self._text.text_of(parsed.sample)
         if not text.strip():
             raise Reject("no_text", f"nothing to embed under embedding.text: {self._text.choice}")
         return parsed, text, whole

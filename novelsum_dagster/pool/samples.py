@@ -40,6 +40,11 @@ class Turn:
     answers: int = 0
 
     @property
+    def is_text(self) -> bool:
+        """Whether the turn is its text and nothing else."""
+        return self.is_trained and not (self.reasoning or self.calls or self.name or self.media or self.answers)
+
+    @property
     def is_empty(self) -> bool:
         """Whether the turn has no content of any kind."""
         return not (self.text.strip() or self.reasoning.strip() or self.calls or self.media)
@@ -71,7 +76,7 @@ class Sample:
 
         The same content has the same id in every file, at every position and in every record form.
         """
-        return _hash([_canonical(turn) for turn in self.turns] if self.is_plain else self._content())
+        return turns_id([(turn.role, turn.text) for turn in self.turns]) if self.is_plain else _hash(self._content())
 
     @property
     def ends_with_answer(self) -> bool:
@@ -81,8 +86,9 @@ class Sample:
     @property
     def is_plain(self) -> bool:
         """Whether user, assistant and tool turns with texts are all there is."""
-        simple = not (self.tools or self.media or self.other_side or self.label is not None)
-        return simple and all(len(_canonical(turn)) == 2 and turn.role in _PLAIN_ROLES for turn in self.turns)
+        if self.tools or self.media or self.other_side or self.label is not None:
+            return False
+        return all(turn.role in _PLAIN_ROLES and turn.is_text for turn in self.turns)
 
     def _content(self) -> dict[str, Any]:
         content = {
@@ -106,7 +112,7 @@ class Reject(Exception):
 
 def turns_id(turns: list[tuple[str, str]]) -> str:
     """Return the id that releases before 0.2 gave to a sample with these roles and texts."""
-    return _hash([list(turn) for turn in turns])
+    return _hash(turns)
 
 
 def canonical_json(value: Any) -> str:

@@ -1,10 +1,9 @@
 """The text of a sample that is embedded, measured and searched for near-duplicates."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from novelsum_dagster.pool.samples import Sample, Turn
+from novelsum_dagster.pool.samples import Sample
 
 TextChoice = Literal["turns", "prompt", "response", "all"]
 TextPart = Literal["system", "tools", "reasoning"]
@@ -32,21 +31,17 @@ class TextRule:
     def text_of(self, sample: Sample) -> str:
         """Return the chosen turns and parts, joined by newlines (paper, section 3: user and assistant turns)."""
         parts = _EVERY_PART if self.choice == "all" else self.include
-        roles = {*_ROLES[self.choice], *(["system"] if "system" in parts else [])}
+        roles = _ROLES[self.choice]
         texts = [sample.tools] if "tools" in parts and sample.tools else []
         for turn in sample.turns:
-            if turn.role in roles:
-                texts.extend(_texts(turn, "reasoning" in parts))
+            if turn.role in roles or (turn.role == "system" and "system" in parts):
+                if "reasoning" in parts and turn.reasoning:
+                    texts.append(turn.reasoning)
+                if turn.text:
+                    texts.append(turn.text)
+                texts.extend(turn.calls)
         return "\n".join(texts)
 
 
 WHOLE = TextRule("all")
 """Everything in a sample that is text."""
-
-
-def _texts(turn: Turn, has_reasoning: bool) -> Iterator[str]:
-    if has_reasoning and turn.reasoning:
-        yield turn.reasoning
-    if turn.text:
-        yield turn.text
-    yield from turn.calls
