@@ -121,7 +121,8 @@ def inspect(
 
     Example: [bold]novelsum inspect data/*.jsonl[/]
     """
-    from novelsum_dagster.embedding.encoder import token_counter
+    from novelsum_dagster.embedding.cut import cut_of
+    from novelsum_dagster.embedding.encoder import special_tokens, token_counter
     from novelsum_dagster.pool.ingest import build_snapshot
     from novelsum_dagster.pool.inspection import inspected
     from novelsum_dagster.pool.rejects import RejectsFile
@@ -143,12 +144,14 @@ def inspect(
         )
         found = inspected(snapshot, root, pool)
         left_out.take(snapshot, root)
-    limit = embedding.max_tokens
+    special = special_tokens(embedding)
+    cuts = [cut_of(one.tokens, embedding, special) for one in found]
     if as_json:
-        print(json.dumps({"files": [_as_json(one) for one in found], "max_tokens": limit}, indent=2))
+        shown = [_as_json(one, cut) for one, cut in zip(found, cuts, strict=True)]
+        print(json.dumps({"files": shown, "max_tokens": embedding.max_tokens}, indent=2))
         return
-    for one in found:
-        _print_file(one, limit)
+    for one, cut in zip(found, cuts, strict=True):
+        _print_file(one, cut.words(embedding))
 
 
 def say_read(snapshot: Any, root: Path, duplicates: bool = True) -> None:
@@ -245,19 +248,26 @@ def _mapping(text: str) -> dict[str, str]:
     return {name.strip(): column.strip() for name, _, column in pairs}
 
 
-def _as_json(one: Any) -> dict[str, Any]:
+def _as_json(one: Any, cut: Any) -> dict[str, Any]:
     facts = {**asdict(one), "file": one.file.model_dump(exclude={"arrow_schema"})}
-    return {**facts, "tokens": dict(zip(("least", "median", "p95", "most"), one.tokens, strict=False))}
+    tokens = dict(zip(("least", "median", "p95", "most"), _quantiles(one.tokens), strict=False))
+    return {**facts, "tokens": tokens, "cut": asdict(cut)}
 
 
-def _print_file(one: Any, max_tokens: int) -> None:
+def _quantiles(tokens: Any) -> list[int]:
+    import numpy as np
+
+    return [int(value) for value in np.quantile(tokens, [0, 0.5, 0.95, 1], method="lower")] if len(tokens) else []
+
+
+def _print_file(one: Any, cut: str | None) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = Console()
     table = Table(title=escape(one.file.file), title_justify="left", show_header=False)
-    for name, value in _facts(one, max_tokens):
+    for name, value in _facts(one, cut):
         table.add_row(name, escape(value))
     console.print(table)
     for example in one.examples:
@@ -269,7 +279,7 @@ def _print_file(one: Any, max_tokens: int) -> None:
             console.print(f"    [bold]{turn.role}[/]: {escape(shown)}")
 
 
-def _facts(one: Any, max_tokens: int) -> Iterator[tuple[str, str]]:
+def _facts(one: Any, cut: str | None) -> Iterator[tuple[str, str]]:
     """Yield what is known of a file, as rows of a table."""
     file = one.file
     unread = f", {file.unread:,} unread" if file.unread else ""
@@ -282,9 +292,10 @@ def _facts(one: Any, max_tokens: int) -> Iterator[tuple[str, str]]:
     yield "forms", ", ".join(f"{form} {count:,}" for form, count in one.forms.items()) or "none"
     yield "read as content", ", ".join(file.content_columns) or "none"
     yield "not read", ", ".join(file.other_columns) or "none"
-    if one.tokens:
-        least, median, p95, most = one.tokens
-        yield "tokens", f"{least:,} to {most:,}, median {median:,}, 95 % up to {p95:,}; the model reads {max_tokens:,}"
+    if len(one.tokens):
+        least, median, p95, most = _quantiles(one.tokens)
+        yield "tokens", f"{least:,} to {most:,}, median {median:,}, 95 % up to {p95:,}"
+        yield "not read by the model", cut or "nothing: every text fits"
     if file.with_media:
         yield "media", f"{_count(file.with_media, 'sample')}; only the text is embedded"
     if file.open_ended:

@@ -1,9 +1,9 @@
 """How much of the texts the model does not read, because they are longer than `max_tokens`."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from novelsum_dagster.settings import Embedding
 
@@ -39,7 +39,7 @@ class Cut:
         return self.unread_tokens / self.tokens if self.tokens else 0.0
 
 
-def cut_of(counts: Sequence[int], settings: Embedding, special_tokens: int) -> Cut:
+def cut_of(counts: ArrayLike, settings: Embedding, special_tokens: int) -> Cut:
     """Return what is cut of texts with these numbers of tokens; nothing with windows or vectors of one's own.
 
     Args:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from novelsum_dagster.pool.forms import parse
 from novelsum_dagster.pool.ingest import reading_of
@@ -52,14 +53,14 @@ class InspectedFile:
         file: name and counts.
         forms: samples by form, duplicates not counted.
         rejects: by reason, the most frequent first.
-        tokens: of the embedded texts at the quantiles 0, 0.5, 0.95 and 1; empty without samples.
+        tokens: int64, (samples,), of the embedded texts.
         examples: one sample of each form.
     """
 
     file: SourceFile
     forms: dict[str, int]
     rejects: tuple[RejectedKind, ...]
-    tokens: tuple[int, ...]
+    tokens: NDArray[np.int64]
     examples: tuple[Example, ...]
 
 
@@ -92,7 +93,7 @@ def _file(file: SourceFile, samples: pa.Table, rejects: Sequence[dict[str, Any]]
         file,
         dict(counts.most_common()),
         _kinds(rejects),
-        tuple(int(value) for value in np.quantile(tokens, [0, 0.5, 0.95, 1], method="lower")) if len(tokens) else (),
+        np.asarray(tokens),
         tuple(
             _example(file, samples.slice(forms.index(form), 1).to_pylist()[0], pool) for form, _ in counts.most_common()
         ),

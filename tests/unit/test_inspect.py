@@ -26,7 +26,9 @@ def asked(folder: Path, *arguments: str) -> dict[str, Any]:
 
 def test_inspect_shows_forms_columns_rejects_and_lengths(tmp_path: Path) -> None:
     bad: list[dict[str, Any]] = [{"instruction": "q"}, {"instruction": "r"}, {"messages": []}]
-    write_jsonl(tmp_path / "a.jsonl", [*alpaca(3), CHAT, {**CHAT, "id": 2}, *bad])
+    short = [{**record, "output": "Yes."} for record in alpaca(2)]
+    long = {"instruction": "word " * 300, "input": "", "output": "Yes."}
+    write_jsonl(tmp_path / "a.jsonl", [*short, long, CHAT, {**CHAT, "id": 2}, *bad])
     (found,) = asked(tmp_path, "inspect", "a.jsonl")["files"]
     assert found["forms"] == {"alpaca": 3, "messages": 1}
     assert {name: found["file"][name] for name in ("read", "kept", "duplicates", "rejects", "unread")} == {
@@ -39,6 +41,7 @@ def test_inspect_shows_forms_columns_rejects_and_lengths(tmp_path: Path) -> None
     ]  # fmt: skip
     assert [example["form"] for example in found["examples"]] == ["alpaca", "messages"]
     assert found["examples"][1]["text"] == "q\na"
+    assert found["cut"]["samples"] == 4 and found["cut"]["cut"] == 1
     assert found["tokens"]["least"] == 2 <= found["tokens"]["median"] <= found["tokens"]["most"]
 
 
