@@ -43,8 +43,9 @@ def plan(
 
     chosen = settings_in(settings)
     number, text = (samples, None) if samples is not None else _pool_size(chosen)
-    folder = _model_folder(chosen.embedding) if chosen.embedding.vectors is None else None
-    size = Size(number, dimension or _dimension(chosen, folder), text, _weights(folder))
+    by_model = chosen.embedding.vectors is None
+    folder = _model_folder(chosen.embedding) if by_model else None
+    size = Size(number, dimension or _dimension(chosen, folder), text, _weights(folder) if by_model else 0)
     if workers is not None:
         chosen = chosen.model_copy(update={"engine": "ray"})
     asked = workers or (chosen.ray.workers if chosen.engine == "ray" else 1)

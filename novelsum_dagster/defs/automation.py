@@ -6,12 +6,14 @@ Belongs here: when a run starts, and the words for why one does not. Does not: t
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
 from novelsum_dagster.defs.dead_runs import unfinished_run
 from novelsum_dagster.defs.handles import read_handle
+from novelsum_dagster.embedding.vector_files import read_vectors
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import read_json
 from novelsum_dagster.lineage.models import models
@@ -210,6 +212,7 @@ def _changes(workspace: Workspace, instance: dg.DagsterInstance, job: str) -> It
     for source in settings.pool.sources:
         if source.dataset and not source.revision and not (settings.base / source.dataset).expanduser().exists():
             yield f"dataset {source.dataset} has no revision"
+    yield from _changed_vectors(workspace)
     yield from _stale_outputs(workspace)
     yield from _changed_models(instance)
 
@@ -218,6 +221,16 @@ def _words(read: dict[str, str], listing: Listing) -> str:
     before = Cursor(batch="", taken=read)
     changes: Changes = look(before, listing, 0, 0).changes
     return f"{changes} ({changes.names})"
+
+
+def _changed_vectors(workspace: Workspace) -> Iterator[str]:
+    """Yield the file of one's own vectors where it is another than the newest vectors were read from."""
+    own = workspace.settings.embedding
+    newest = workspace.root / handle_name("embeddings")
+    if own.vectors is not None and newest.exists():
+        path = workspace.settings.base / Path(own.vectors).expanduser()
+        if read_vectors(path, own.vectors_column, own.vectors_id).content_hash() != read_json(newest)["revision"]:
+            yield f"{own.vectors} is another file"
 
 
 def _stale_outputs(workspace: Workspace) -> Iterator[str]:
