@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import pytest
 
 from novelsum_dagster.definitions import CURATE_JOB, build_defs
@@ -256,6 +257,9 @@ def test_the_schedule_starts_a_run_only_when_something_changed(curated: Watched,
     settings = curated.settings
     wider = settings.model_copy(update={"novelsum": settings.novelsum.model_copy(update={"neighbors": 5})})
     assert "novelsum.neighbors for density" in curated.nightly(wider)
+    np.save(curated.folder / "own.npy", np.ones((2, 3)))
+    own = settings.model_copy(update={"embedding": settings.embedding.model_copy(update={"vectors": "own.npy"})})
+    assert "own.npy is another file" in curated.nightly(own)
     late = write_jsonl(curated.folder / "pool" / "late.jsonl", alpaca(3, start=40))
     assert curated.nightly() == "+1 file, 0 overwritten, 0 removed (pool/late.jsonl)"
     late.unlink()
