@@ -1,4 +1,4 @@
--- A pool as it was read, with its counts: read = kept + duplicates + rejects.
+-- A pool as it was read, with its counts: read = kept + duplicates + rejects + unread.
 CREATE OR REPLACE VIEW stg_snapshots AS
 SELECT
     snapshot,

@@ -1,4 +1,4 @@
--- A file of a pool, with its counts: read = kept + duplicates + rejects.
+-- A file of a pool, with its counts: read = kept + duplicates + rejects + unread.
 CREATE OR REPLACE VIEW stg_source_files AS
 SELECT
     snapshot,

@@ -392,7 +392,7 @@ def _refuse_bad_pool(inputs: list[_Input], limit: float, folder: Path, rejects_f
         + f". The first is {first['file']}, record {first['position']}"
         + (f", line {first['line']}" if first["line"] else "")
         + f": {first['reason']}: {first['detail']}. All are in {rejects_file}; mend them"
-        + (" or raise the limit" if over and total["kept"] else "")
+        + (" or raise the limit" if over and total["kept"] and all(item.complete for item in inputs) else "")
     )
 
 

@@ -235,6 +235,10 @@ def require_readable(path: Path) -> None:
         elif what is None and kind == "csv":
             with _opened(path) as stream:
                 require_distinct(csv_header(stream, path), path)
+    except UnicodeDecodeError:
+        raise InputError(
+            f"{path}: has a column whose name is not UTF-8; it is damaged, so fetch or write it again"
+        ) from None
     except FileNotFoundError:
         return  # It went since it was listed, which whoever reads it finds out.
     except pa.ArrowException:
