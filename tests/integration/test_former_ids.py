@@ -17,6 +17,8 @@ from tests.instances import in_memory
 from tests.machines import called
 from tests.pools import alpaca, write_jsonl, write_settings
 
+pytestmark = pytest.mark.slow
+
 
 def write_pool(folder: Path, **more: str) -> None:
     """Write records with more in them than an earlier release read, or without it."""

@@ -206,7 +206,7 @@ def test_it_says_why_there_is_none(made: Made) -> None:
     )
 
 
-@pytest.mark.parametrize("parquet", [False, True])
+@pytest.mark.parametrize("parquet", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_cap_on_a_field_of_the_records_is_named(tmp_path: Path, parquet: bool) -> None:
     made = Made(tmp_path, parquet)
     if parquet:  # As Dagster leaves it behind: the schema of Arrow rows is in the handle alone.
