@@ -14,10 +14,9 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import uuid4
 
 import typer
@@ -32,6 +31,7 @@ from novelsum_dagster.cli_files import (
     MaxRejects,
     Model,
     Rejects,
+    Role,
     Text,
     Vectors,
     VectorsId,
@@ -61,6 +61,9 @@ from novelsum_dagster.terminal import (
     settings_in,
     validated,
 )
+
+if TYPE_CHECKING:
+    from novelsum_dagster.pool.export import ChosenRecord, Nested
 
 app = new_app(
     "How diverse is an instruction-tuning dataset, and which subset is most diverse?\n\n"
@@ -181,6 +184,7 @@ def measure(
     seed: Seed = 42,
     form: Form = None,
     columns: Columns = None,
+    role: Role = None,
     model: Model = PACKAGED_MODEL,
     text: Text = "turns",
     long: Long = "truncate",
@@ -222,7 +226,7 @@ def measure(
     embedding, reporter = embedding_of(model, text, long, vectors, vectors_id), new_reporter()
     if vectors is not None and (len(sets) > 1 or reference):
         raise InputError("--vectors is for one set of files; select, or measure one set, without --reference")
-    everything = pool_of([*sets, *sorted(reference or [])], form, columns, max_reject_fraction, max_characters)
+    everything = pool_of([*sets, *sorted(reference or [])], form, columns, role, max_reject_fraction, max_characters)
     left_out = RejectsFile(rejects)
     samples, ids, content = {}, {}, {}
     for at, path in enumerate(sets):
@@ -231,7 +235,7 @@ def measure(
             raise InputError(f"{path}: given twice; name each set once")
         own = everything.model_copy(update={"sources": everything.sources[at : at + 1]})
         with embedded_files(own, embedding, reporter, device, rejects) as files:
-            say_read(files.snapshot, files.root, duplicates=False)
+            say_read(files.snapshot, files.root, rejects, duplicates=False)
             say_cut(files.cut, embedding)
             left_out.take(files.snapshot, files.root)
             content[name] = files.snapshot.key
@@ -240,7 +244,7 @@ def measure(
     if reference:
         own = everything.model_copy(update={"sources": everything.sources[len(sets) :]})
         with embedded_files(own, embedding, reporter, device, rejects) as files:
-            say_read(files.snapshot, files.root)
+            say_read(files.snapshot, files.root, rejects)
             left_out.take(files.snapshot, files.root)
             pool, content["reference"] = files.vectors, files.snapshot.key
     comparison = compare(samples, pool, powers, grid, seed, device, reporter)
@@ -290,6 +294,7 @@ def select(
     seed: Seed = 42,
     form: Form = None,
     columns: Columns = None,
+    role: Role = None,
     model: Model = PACKAGED_MODEL,
     text: Text = "turns",
     long: Long = "truncate",
@@ -309,15 +314,10 @@ def select(
     """
     from novelsum_dagster.files import write_table
     from novelsum_dagster.oneshot import choose, embedded_files
-    from novelsum_dagster.pool.export import (
-        Nested,
-        json_changes,
-        output_writer,
-        record_line,
-        require_writable,
-        write_records,
-    )
+    from novelsum_dagster.pool.export import output_writer, require_writable
     from novelsum_dagster.pool.rejects import RejectsFile
+    from novelsum_dagster.pool.snapshot import PoolSnapshot
+    from novelsum_dagster.selection.chosen import require_possible
     from novelsum_dagster.selection.subset import describe
 
     chosen = validated(
@@ -339,25 +339,21 @@ def select(
     if picks is not None and (picks.suffix != ".parquet" or picks.absolute() == output.absolute()):
         raise InputError(f"--picks: {picks} must end in .parquet and be another file than --output")
     reporter = new_reporter()
-    read = pool_of(pool, form, columns, max_reject_fraction, max_characters, drop_near_duplicates)
+    read = pool_of(pool, form, columns, role, max_reject_fraction, max_characters, drop_near_duplicates)
     embedding = embedding_of(model, text, long, vectors, vectors_id)
-    how: Nested = "json" if nested == "json" else "refuse"
-    if nested != how:
-        raise InputError(f"--nested: {nested!r} is not refuse or json")
-    require = None if to_stdout else partial(require_writable, path=output, nested=how)
+    how = _nested(nested)
+
+    def require(snapshot: PoolSnapshot, root: Path) -> None:
+        require_possible(snapshot, root, chosen)
+        if not to_stdout:
+            require_writable(snapshot, root, output, how)
+
     with embedded_files(read, embedding, reporter, device, rejects, require) as files:
-        say_read(files.snapshot, files.root)
+        say_read(files.snapshot, files.root, rejects)
         say_cut(files.cut, embedding)
         left_out.take(files.snapshot, files.root)
         table, records = choose(files, chosen, powers, reporter, device)
-        if to_stdout:
-            for record in records:
-                print(record_line(record))
-            notes = json_changes(records)
-        else:
-            notes = write_records(records, output, how)
-        for note in notes:
-            say(note)
+        _write_chosen(records, None if to_stdout else output, how)
         if picks is not None:
             write_table(table, picks)
     counts = {
@@ -371,6 +367,28 @@ def select(
         print(json.dumps({**counts, "output": str(output), **settings}, indent=2))
     else:
         say(f"{len(table):,} of {files.snapshot.kept:,} samples written" + ("" if to_stdout else f" to {output}"))
+
+
+def _nested(value: str) -> "Nested":
+    if value == "json":
+        return "json"
+    if value == "refuse":
+        return "refuse"
+    raise InputError(f"--nested: {value!r} is not refuse or json")
+
+
+def _write_chosen(records: "list[ChosenRecord]", output: Path | None, nested: "Nested") -> None:
+    """Write records to a file, or as JSON Lines to standard output; say what is in another form than it was read in."""
+    from novelsum_dagster.pool.export import json_changes, record_line, write_records
+
+    if output is None:
+        for record in records:
+            print(record_line(record))
+        notes = json_changes(records)
+    else:
+        notes = write_records(records, output, nested)
+    for note in notes:
+        say(note)
 
 
 @app.command()

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from novelsum_dagster.errors import InputError
+from novelsum_dagster.pool.forms import PARTS
+from novelsum_dagster.pool.samples import ROLES
 from novelsum_dagster.settings import PACKAGED_MODEL, Embedding, NearDuplicates, Pool, Source
 from novelsum_dagster.terminal import AsJson, SettingsFile, new_reporter, say, settings_in, validated
 
@@ -19,8 +21,8 @@ _SHOWN = 300
 Form = Annotated[
     list[str] | None,
     typer.Option(
-        help="auto (recognised for each record), alpaca, sharegpt, messages, prompt_completion, preference or text; for"
-        " one file as FILE=FORM. Repeat for several files. [default: auto]"
+        help="auto or any (recognised for each record), alpaca, sharegpt, messages, prompt_completion, preference or"
+        " text; for one file as FILE=FORM. Repeat for several files. [default: auto]"
     ),
 ]
 Columns = Annotated[
@@ -29,6 +31,9 @@ Columns = Annotated[
         help="Which column holds which part, as prompt=q,response=meta.answer; for one file as FILE:prompt=q. Parts:"
         " messages, prompt, response, input, history, system, tools, reasoning, chosen, rejected, text."
     ),
+]
+Role = Annotated[
+    list[str] | None, typer.Option("--role", help="What another role means, as narrator=user. Repeat for several.")
 ]
 MaxRejects = Annotated[float, typer.Option(min=0, max=1, help="Fail when more than this part of the records is bad.")]
 MaxCharacters = Annotated[int, typer.Option(min=1, help="Longer samples are rejected.")]
@@ -53,6 +58,7 @@ def pool_of(
     paths: list[Path],
     forms: list[str] | None,
     columns: list[str] | None,
+    roles: list[str] | None = None,
     max_reject_fraction: float = 1.0,
     max_characters: int = 200_000,
     drop_near_duplicates: bool = False,
@@ -76,6 +82,7 @@ def pool_of(
     pool: Pool = validated(
         Pool,
         sources=sources,
+        roles=_roles(roles or []),
         max_reject_fraction=max_reject_fraction,
         max_characters=max_characters,
         near_duplicates=rule,
@@ -91,6 +98,8 @@ def embedding_of(
     vectors_id: str | None = None,
 ) -> Embedding:
     """Return the settings of the embedding, as the options say."""
+    if vectors_id is not None and vectors is None:
+        raise InputError("--vectors-id is for --vectors; name their file")
     name, _, revision = (model, "", "") if vectors is not None else model.partition("@")
     embedding: Embedding = validated(
         Embedding,
@@ -111,6 +120,7 @@ def inspect(
     ] = None,
     form: Form = None,
     columns: Columns = None,
+    role: Role = None,
     model: Model = PACKAGED_MODEL,
     text: Text = "turns",
     max_characters: MaxCharacters = 200_000,
@@ -134,7 +144,7 @@ def inspect(
         chosen = settings_in(settings)
         pool, embedding, base = chosen.pool, chosen.embedding, chosen.base
     else:
-        pool, base = pool_of(files or [], form, columns, max_characters=max_characters), Path.cwd()
+        pool, base = pool_of(files or [], form, columns, role, max_characters=max_characters), Path.cwd()
         embedding = embedding_of(model, text)
     without = pool.model_copy(update={"near_duplicates": NearDuplicates(method="off")})
     with tempfile.TemporaryDirectory(prefix="novelsum-") as folder, new_reporter().step("reading") as progress:
@@ -154,12 +164,13 @@ def inspect(
         _print_file(one, cut.words(embedding))
 
 
-def say_read(snapshot: Any, root: Path, duplicates: bool = True) -> None:
+def say_read(snapshot: Any, root: Path, rejects: Path | None, duplicates: bool = True) -> None:
     """Say what was left out of the files, and what no text model sees.
 
     Args:
         snapshot: the pool.
         root: the storage folder.
+        rejects: the file that they are written to, if any.
         duplicates: whether records that repeat a sample are left out, too.
     """
     for file in snapshot.files:
@@ -169,9 +180,10 @@ def say_read(snapshot: Any, root: Path, duplicates: bool = True) -> None:
         if left_out:
             say(f"{file.file}: {' and '.join(left_out)} left out")
         for folded in file.folded if duplicates else ():
+            differ = f"{_count(folded.records, 'duplicate')} {'differs' if folded.records == 1 else 'differ'}"
             say(
-                f"{file.file}: {_count(folded.records, 'duplicate')} differ from the first in {folded.column}, which is"
-                f" no training content (record {folded.position} repeats {folded.id}); --columns maps columns"
+                f"{file.file}: in {folded.column}, which is not read as training content, {differ} from the first"
+                f" (record {folded.position} repeats {folded.id}); --columns maps columns"
             )
         if file.with_media:
             media = _count(file.with_media, "sample")
@@ -185,7 +197,7 @@ def say_read(snapshot: Any, root: Path, duplicates: bool = True) -> None:
         place = f"record {row['position']}" + (f", line {row['line']}" if row["line"] else "")
         say(f"  {row['file']}, {place}: {row['reason']}: {row['detail']}")
     if len(rows) > 10:
-        say(f"  and {len(rows) - 10:,} more; --rejects FILE writes all of them")
+        say(f"  and {len(rows) - 10:,} more; " + (f"all are in {rejects}" if rejects else "--rejects FILE writes all"))
 
 
 def say_cut(cut: Any, embedding: Embedding) -> None:
@@ -241,11 +253,25 @@ def _by_file(values: list[str], paths: list[Path], option: str, mark: str) -> di
     return found
 
 
+def _roles(values: list[str]) -> dict[str, str]:
+    pairs = [value.rpartition("=")[::2] for value in values]
+    for value, (name, role) in zip(values, pairs, strict=True):
+        if not name or role not in ROLES:
+            raise InputError(f"--role: {value!r} is not of the form narrator=user; the roles are {', '.join(ROLES)}")
+    return dict(pairs)
+
+
 def _mapping(text: str) -> dict[str, str]:
-    pairs = [part.partition("=") for part in text.split(",")]
-    if not all(name.strip() and column.strip() for name, _, column in pairs):
+    parts = [part.partition("=") for part in text.split(",")]
+    pairs = [(name.strip(), column.strip()) for name, _, column in parts]
+    if not all(name and column for name, column in pairs):
         raise InputError(f"--columns: {text!r} is not of the form prompt=q,response=a")
-    return {name.strip(): column.strip() for name, _, column in pairs}
+    names = [name for name, _ in pairs]
+    wrong = next((name for name in names if name not in PARTS or names.count(name) > 1), None)
+    if wrong is not None:
+        what = "is there twice" if wrong in PARTS else f"is none of the parts {', '.join(PARTS)}"
+        raise InputError(f"--columns: {wrong} {what}")
+    return dict(pairs)
 
 
 def _as_json(one: Any, cut: Any) -> dict[str, Any]:
@@ -295,11 +321,14 @@ def _facts(one: Any, cut: str | None) -> Iterator[tuple[str, str]]:
     if len(one.tokens):
         least, median, p95, most = _quantiles(one.tokens)
         yield "tokens", f"{least:,} to {most:,}, median {median:,}, 95 % up to {p95:,}"
-        yield "not read by the model", cut or "nothing: every text fits"
+        yield "beyond the model", cut or "nothing: every text fits"
     if file.with_media:
         yield "media", f"{_count(file.with_media, 'sample')}; only the text is embedded"
     if file.open_ended:
         yield "no answer at the end", f"{_count(file.open_ended, 'sample')}: the last turn is not the assistant's"
+    for folded in file.folded:
+        said = f"{_count(folded.records, 'duplicate')}, as record {folded.position}, which repeats {folded.id[:8]}"
+        yield f"differ in {folded.column}", said
     for kind in one.rejects:
         yield f"{kind.reason} {kind.records:,}", f"first: {_place(kind)}: {kind.detail}"
 

@@ -382,6 +382,11 @@ class _Columns:
             raise InputError(
                 f"{self._path}: Parquet cannot hold records that are nested so deeply; write .jsonl"
             ) from None
+        if not isinstance(record, dict):
+            raise InputError(
+                f"{self._path}: Parquet has columns, and a record is a {'list' if isinstance(record, list) else 'text'}"
+                " without names; write .jsonl"
+            )
         for name, value in record.items():
             if name not in self._shapes:
                 self._begin(name)

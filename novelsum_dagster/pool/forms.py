@@ -26,10 +26,11 @@ from novelsum_dagster.pool.messages import (
     is_turn_list,
     kind_of,
     media_of,
+    spoken_calls,
     tools_of,
     turns_of_list,
 )
-from novelsum_dagster.pool.samples import Reject, Sample, Turn, turns_id
+from novelsum_dagster.pool.samples import Reject, Sample, Turn, canonical_json, turns_id
 
 Form = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "preference", "text"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -37,7 +38,8 @@ Part = Literal[
     "messages", "prompt", "response", "input", "history", "system", "tools", "reasoning", "chosen", "rejected", "text"
 ]
 
-LIST_COLUMNS = ("messages", "conversations", "conversation", "dialog", "dialogue", "turns", "data")
+PARTS: tuple[Part, ...] = get_args(Part)
+LIST_COLUMNS = ("messages", "conversations", "conversation", "dialog", "dialogue", "turns", "data", "segments")
 """Columns that may hold the list of turns, the first that does counts."""
 _LISTS_FOR_SURE = ("messages", "conversations", "conversation")
 _LISTS_OF_PROMPTS = ("turns",)
@@ -46,21 +48,32 @@ _ANSWERS = ("output", "response", "answer", "completion", "target")
 _PAIRS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("prompt", ("completion", "response", "output", "answer")),
     ("question", ("answer", "response", "output", "solution")),
-    ("query", ("response", "answer", "output")),
+    ("query", ("response", "answer", "output", "answers")),
     ("inputs", ("targets", "outputs")),
     ("problem", ("solution", "generated_solution", "answer")),
     ("input", ("output", "target", "response")),
     ("user", ("assistant", "bot")),
     ("human", ("assistant", "gpt", "bot")),
 )
+_SPOKEN = "chat"
+"""A column with a whole conversation as one text."""
 _PROMPTS = ("prompt", "instruction", "question", "query", "problem", "input")
 _SYSTEM = ("system", "system_prompt", "system_message")
 _TOOLS = ("tools", "functions")
-_REASONING = ("reasoning", "reasoning_content", "thinking", "complex_cot")
-_MEDIA = ("images", "image", "audios", "audio", "videos", "video")
+_REASONING = (
+    *("reasoning", "reasoning_content", "thinking", "complex_cot", "cot", "chain_of_thought", "rationale", "thought"),
+)
+_MEDIA = tuple(
+    f"{kind}{part}" for kind in ("image", "audio", "video") for part in ("s", "", "_url", "_urls", "_path", "_paths")
+)
+_CHOSEN = ("chosen", "preferred_output")
+_REJECTED = ("rejected", "rejected_response", "rejected_messages", "non_preferred_output")
 _LABELS = ("label", "kto_tag")
-_BESIDE = frozenset((*_SYSTEM, *_TOOLS, *_REASONING, *_MEDIA, *_LABELS))
-_SPEAKERS = re.compile(r"\n\n(Human|Assistant): ?")
+_BESIDE = frozenset((*_SYSTEM, *_TOOLS, *_REASONING, *_MEDIA, *_LABELS, "history", "context"))
+_SPEAKERS = re.compile(r"(?:^|\n\n+)(Human|Assistant|USER|ASSISTANT|FUNCTION RESPONSE): ?")
+_SPEAKER_ROLES = {
+    "Human": "user", "USER": "user", "Assistant": "assistant", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -115,12 +128,15 @@ def parse(record: Any, reading: Reading) -> Parsed:
     fields = _Fields(_mapped(record, reading.columns) if reading.columns else record)
     form = _form_of(fields, reading.form)
     found = _PARSERS[form](fields, reading)
-    sample = _with_surroundings(found, fields, form)
+    sample = _with_surroundings(found, fields, form, reading)
     _require_turns(sample)
-    columns = _heads(reading.columns) if reading.columns else fields.read
+    columns = _mapped_columns(reading.columns, fields) if reading.columns else fields.read
     other = {name: value for name, value in record.items() if name not in columns and value is not None}
+    if reading.columns:
+        other.update(_beside_paths(record, columns))
     for name, values in found.other.items():
         other[f"{found.column}[].{name}"] = values
+    other = {name: value for name, value in other.items() if value is not None}
     is_same = not found.former or (
         sample.is_plain and found.former == [(turn.role, turn.text) for turn in sample.turns]
     )
@@ -190,16 +206,34 @@ def _form_of(fields: _Fields, stated: Form | None) -> Form:
     if form is not None:
         return "sharegpt" if form == "messages" and _says_from(fields) else form
     if (column := _list_column(fields)) is not None:
-        raise Reject("empty_field", f"{column} is empty")
+        if _is_blank(fields.look(column)):
+            raise Reject("empty_field", f"{column} is empty")
+        raise Reject("wrong_type", f"{column} is {kind_of(fields.look(column))}, not a list of turns")
     for prompt, answers in (("instruction", _ANSWERS), *_PAIRS):
         if fields.first([prompt]):
-            raise Reject("missing_fields", f"no {' or '.join(answers[:2])} beside {prompt}; columns: maps others")
-    raise Reject("missing_fields", f"columns {fields.names()[:8]} fit no form; columns: maps them, see docs/data.md")
+            raise Reject(
+                "missing_fields", f"no {' or '.join(answers[:2])} beside {prompt}; columns (--columns) maps others"
+            )
+    raise Reject(
+        "missing_fields", f"columns {fields.names()[:8]} fit no form; columns (--columns) maps them, see docs/data.md"
+    )
+
+
+def _is_spoken(fields: _Fields) -> bool:
+    return bool(_spoken(fields.look(_SPOKEN)))
 
 
 def _has_list(fields: _Fields) -> bool:
     column = _list_column(fields)
-    return column is not None and fields.look(column) not in ([], "[]")
+    return (
+        column is not None
+        and isinstance(decoded_list(fields.look(column)), list | Mapping)
+        and not _is_blank(fields.look(column))
+    )
+
+
+def _is_blank(value: Any) -> bool:
+    return value in ([], {}, "", "[]")
 
 
 def _says_from(fields: _Fields) -> bool:
@@ -210,12 +244,14 @@ def _says_from(fields: _Fields) -> bool:
 
 
 _FITS: Mapping[Form, Callable[[_Fields], bool]] = {
-    "preference": lambda fields: fields.first(["chosen"]) is not None and fields.first(["rejected"]) is not None,
+    "preference": lambda fields: (
+        fields.first(_REJECTED) is not None and (fields.first(_CHOSEN) is not None or _has_list(fields))
+    ),
     "messages": _has_list,
     "sharegpt": _has_list,
     "alpaca": lambda fields: fields.first(["instruction"]) is not None and fields.first(_ANSWERS) is not None,
     "prompt_completion": lambda fields: _pair(fields) is not None,
-    "text": lambda fields: fields.first(["text"]) is not None,
+    "text": lambda fields: fields.first(["text"]) is not None or _is_spoken(fields),
 }
 _ORDER: tuple[Form, ...] = ("preference", "messages", "alpaca", "prompt_completion", "text")
 
@@ -252,35 +288,38 @@ def _parse_pair(fields: _Fields, reading: Reading) -> _Content:
 
 def _exchange(fields: _Fields, reading: Reading, asks: str | None, answers: str | None) -> _Content:
     """Return a prompt and an answer, after what history there is."""
+    if asks == "instruction" and _is_blank_text(fields.look(asks)) and _alpaca_input(fields).strip():
+        asks = "input"
     prompt = _side(fields, asks, "user", reading)
     former_text = _joined(prompt[-1].text, _alpaca_input(fields)) if asks == "instruction" else prompt[-1].text
     prompt = _with_input(prompt, fields)
     answer = _side(fields, answers, "assistant", reading)
     former = [("user", former_text), ("assistant", answer[-1].text)] if len(prompt) == len(answer) == 1 else []
-    return _Content([*_history(fields, reading), *prompt, *answer], former=former)
+    if fields.first(_TOOLS) and len(answer) == 1 and (calls := spoken_calls(answer[0].text)):
+        answer = [replace(answer[0], text="", calls=tuple(calls))]
+    return _Content([*prompt, *answer], former=former)
 
 
 def _parse_preference(fields: _Fields, reading: Reading) -> _Content:
     before: list[Turn] = []
     column = _list_column(fields)
-    if column is not None and is_turn_list(fields.look(column)):
-        listed = turns_of_list(fields.value(column), column, reading.roles)
-        before = listed.turns
-    else:
-        prompt = fields.first(_PROMPTS)
-        if prompt is not None:
-            before = _with_input(_side(fields, prompt, "user", reading), fields)
-    sides = {name: _answer_side(fields, name, before, reading) for name in ("chosen", "rejected")}
+    if column is not None and _has_list(fields):
+        before = turns_of_list(fields.value(column), column, reading.roles).turns
+    elif (prompt := fields.first(_PROMPTS)) is not None:
+        spoken = _spoken(fields.value(prompt))
+        before = spoken or _with_input(_side(fields, prompt, "user", reading), fields)
+    chosen = fields.first(_CHOSEN)
+    sides = {
+        "chosen": before if chosen is None else _answer_side(fields, chosen, before, reading),
+        "rejected": _answer_side(fields, fields.first(_REJECTED), before, reading),
+    }
     other = "rejected" if reading.preference == "chosen" else "chosen"
     return _Content(sides[reading.preference], other_side=sides[other])
 
 
-def _answer_side(fields: _Fields, name: str, before: list[Turn], reading: Reading) -> list[Turn]:
+def _answer_side(fields: _Fields, name: str | None, before: list[Turn], reading: Reading) -> list[Turn]:
     """Return one side of a preference pair as a whole conversation."""
-    value = fields.value(name)
-    if isinstance(value, str) and not before and value.lstrip().startswith("Human:"):
-        return _spoken(value)
-    answer = _side(fields, name, "assistant", reading)
+    answer = _spoken(fields.value(name)) or _side(fields, name, "assistant", reading)
     starts_whole = any(turn.role in ("user", "system") for turn in answer)
     return answer if starts_whole else [*_without_answer(before), *answer]
 
@@ -293,14 +332,21 @@ def _without_answer(turns: list[Turn]) -> list[Turn]:
     return kept
 
 
-def _spoken(text: str) -> list[Turn]:
-    """Return the turns of a text in which `Human:` and `Assistant:` start paragraphs."""
-    parts = _SPEAKERS.split("\n\n" + text.lstrip())
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return [Turn(roles[name], said) for name, said in zip(parts[1::2], parts[2::2], strict=True) if said.strip()]
+def _spoken(text: Any) -> list[Turn]:
+    """Return the turns of a text in which names such as `Human:` start paragraphs; none of anything else."""
+    if not isinstance(text, str) or not _SPEAKERS.match(text.lstrip()):
+        return []
+    parts = _SPEAKERS.split(text.strip())
+    turns = [Turn(_SPEAKER_ROLES[name], said.strip()) for name, said in zip(parts[1::2], parts[2::2], strict=True)]
+    return [turn for turn in turns if turn.text]
 
 
 def _parse_text(fields: _Fields, _: Reading) -> _Content:
+    if _is_spoken(fields):
+        return _Content(_spoken(fields.value(_SPOKEN)))
+    role = fields.look("role")
+    if isinstance(role, str):
+        raise Reject("missing_fields", f"the record is one turn (role {role!r:.40}), not a conversation")
     value = fields.value("text")
     if not isinstance(value, str):
         raise Reject("wrong_type", f"text is {kind_of(value)}, not a string")
@@ -323,10 +369,18 @@ def _side(fields: _Fields, name: str | None, role: str, reading: Reading) -> lis
     """Return a prompt or an answer: a text, or a list of turns."""
     assert name is not None
     value = fields.value(name)
+    if isinstance(value, str):
+        decoded = decoded_list(value)
+        if isinstance(decoded, list) and decoded and isinstance(decoded[0], Mapping) and is_turn_list(decoded):
+            value = decoded
+    if isinstance(value, Mapping) and isinstance(value.get("messages"), list):
+        value = value["messages"]
     if isinstance(value, Mapping) and any(value.get(role_field) is not None for role_field in ROLE_FIELDS):
         value = [value]
-    if isinstance(value, list) and is_turn_list(value):
+    if isinstance(value, list) and is_turn_list(value, takes_texts=False):
         return turns_of_list(value, name, reading.roles).turns
+    if isinstance(value, list) and any(isinstance(item, str) for item in value):
+        raise Reject("wrong_type", f"{name} is a list of texts; a sample has one, or a list of turns")
     content = content_of(value, name)
     if content.is_empty:
         raise Reject("empty_field", f"{name} is empty")
@@ -337,9 +391,13 @@ def _with_input(prompt: list[Turn], fields: _Fields) -> list[Turn]:
     """Return a prompt with the texts of the columns input and context after its last turn."""
     text = prompt[-1].text
     for name in ("input", "context"):
-        if not fields.is_read(name) and isinstance(fields.look(name), str):
-            text = _joined(text, fields.value(name))
+        if not fields.is_read(name) and (name == "context" or isinstance(fields.look(name), str)):
+            text = _joined(text, _as_text(fields.value(name)))
     return prompt if text == prompt[-1].text else [*prompt[:-1], replace(prompt[-1], text=text)]
+
+
+def _is_blank_text(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip()
 
 
 def _alpaca_input(fields: _Fields) -> str:
@@ -347,6 +405,15 @@ def _alpaca_input(fields: _Fields) -> str:
     if value is not None and not isinstance(value, str):
         raise Reject("wrong_type", f"input is {kind_of(value)}, not a string")
     return value or ""
+
+
+def _as_text(value: Any) -> str:
+    """Return a context: a text, texts of a list, or anything else as JSON."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return "\n".join(value)
+    return canonical_json(value)
 
 
 def _joined(text: str, more: str) -> str:
@@ -363,8 +430,8 @@ def _history(fields: _Fields, reading: Reading) -> list[Turn]:
     return turns_of_list(value, "history", reading.roles).turns
 
 
-def _with_surroundings(found: _Content, fields: _Fields, form: Form) -> Sample:
-    """Add what stands beside the turns: system prompt, tools, reasoning, media, the label of a preference."""
+def _with_surroundings(found: _Content, fields: _Fields, form: Form, reading: Reading) -> Sample:
+    """Add what stands beside the turns: system prompt, history, context, tools, reasoning, media, label."""
     turns, other_side = found.turns, found.other_side
     if not fields.has_any(_BESIDE):
         return Sample(tuple(turns), form, other_side=tuple(other_side))
@@ -375,11 +442,20 @@ def _with_surroundings(found: _Content, fields: _Fields, form: Form) -> Sample:
         if not content.is_empty and not (first and first.role == "system" and first.text == content.text):
             turn = Turn("system", content.text, media=content.media)
             turns, other_side = [turn, *turns], [turn, *other_side] if other_side else []
-    if form in ("alpaca", "prompt_completion"):
-        reasoning = fields.value(fields.first(_REASONING))
-        last = turns[-1]
-        if isinstance(reasoning, str) and reasoning.strip() and not last.reasoning:
-            turns = [*turns[:-1], replace(last, reasoning=reasoning)]
+    earlier = _history(fields, reading)
+    if (
+        form in ("messages", "sharegpt")
+        and fields.first(["context"])
+        and (context := _as_text(fields.value("context")))
+    ):
+        earlier = [Turn("system", context), *earlier]
+    at = next((at for at, turn in enumerate(turns) if turn.role != "system"), 0)
+    turns = [*turns[:at], *earlier, *turns[at:]]
+    name, last = fields.first(_REASONING), turns[-1]
+    reasoning = fields.look(name) if name is not None else None
+    if isinstance(reasoning, str) and reasoning.strip() and last.role == "assistant" and not last.reasoning:
+        fields.value(name)
+        turns = [*turns[:-1], replace(last, reasoning=reasoning)]
     label = fields.first([name for name in _LABELS if isinstance(fields.look(name), bool)])
     return Sample(
         tuple(turns),
@@ -410,9 +486,18 @@ def _check_unicode(text: str) -> None:
         raise Reject("invalid_unicode", f"a lone surrogate at character {error.start}") from None
 
 
+def has_column(record: Mapping[str, Any], path: str) -> bool:
+    """Return whether a record has a column, dots leading into objects."""
+    if path in record:
+        return True
+    head, _, rest = path.partition(".")
+    inner = record.get(head)
+    return bool(rest) and isinstance(inner, Mapping) and has_column(inner, rest)
+
+
 def _mapped(record: Mapping[str, Any], columns: Mapping[Part, str]) -> dict[str, Any]:
     """Return the parts of a record under the names that the forms know."""
-    names: dict[str, str] = {"response": "completion" if "prompt" in columns else "output"}
+    names = _names_of(columns)
     parts = {}
     for part, path in columns.items():
         value: Any = record.get(path)
@@ -420,12 +505,31 @@ def _mapped(record: Mapping[str, Any], columns: Mapping[Part, str]) -> dict[str,
             value = record
             for name in path.split("."):
                 value = value.get(name) if isinstance(value, Mapping) else None
-        parts[names.get(part, part)] = value
+        parts[names[part]] = value
     if all(value is None for value in parts.values()):
-        raise Reject("missing_fields", f"no {' and no '.join(columns.values())}, which columns: names")
+        raise Reject("missing_fields", f"no {' and no '.join(columns.values())}, which columns (--columns) names")
     return parts
 
 
-def _heads(columns: Mapping[Part, str]) -> set[str]:
-    """Return the record's own columns that a mapping leads into."""
-    return {head for path in columns.values() for head in (path, path.split(".")[0])}
+def _names_of(columns: Mapping[Part, str]) -> dict[Part, str]:
+    """Return the columns under which the forms look for the mapped parts."""
+    response = "completion" if "prompt" in columns else "output"
+    return {part: response if part == "response" else part for part in columns}
+
+
+def _mapped_columns(columns: Mapping[Part, str], fields: _Fields) -> set[str]:
+    """Return the columns, as the mapping names them, whose parts were read."""
+    names = _names_of(columns)
+    return {path for part, path in columns.items() if names[part] in fields.read}
+
+
+def _beside_paths(record: Mapping[str, Any], columns: set[str]) -> dict[str, Any]:
+    """Return what stands beside the parts of objects that a mapping leads into; those objects are no columns then."""
+    found: dict[str, Any] = {}
+    for head in {path.split(".")[0] for path in columns if path not in record and "." in path}:
+        inner = record.get(head)
+        read = {path.split(".")[1] for path in columns if path.split(".")[0] == head}
+        if isinstance(inner, Mapping):
+            found.update({f"{head}.{name}": value for name, value in inner.items() if name not in read})
+            found[head] = None
+    return found

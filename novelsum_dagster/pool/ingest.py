@@ -8,7 +8,7 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from novelsum_dagster.pool import snapshot as tables
 from novelsum_dagster.pool.buckets import BucketFile, bucket_files, fetched, forget_other_copies, is_in_bucket
 from novelsum_dagster.pool.duplicates import near_duplicates
 from novelsum_dagster.pool.folded import FoldedRecords, printable
-from novelsum_dagster.pool.forms import Parsed, Reading, parse
+from novelsum_dagster.pool.forms import Parsed, Reading, has_column, parse
 from novelsum_dagster.pool.landing import (
     Landed,
     landed_file,
@@ -78,6 +78,10 @@ class _Input:
     other: set[str] = field(default_factory=set)
     """Columns that were not."""
     folded: tuple[FoldedColumn, ...] = ()
+    there: set[str] = field(default_factory=set)
+    """Columns that `columns` names and that a record has, null or not."""
+    top: set[str] = field(default_factory=set)
+    """All columns, where `columns` names some."""
 
 
 class _Table:
@@ -311,6 +315,7 @@ class _Ingest:
                 require_unchanged(item.landed, base)  # Where the file changed, that is the better word.
                 raise
             require_unchanged(item.landed, base)
+            _require_columns(item)
             item.folded = tuple(FoldedColumn(**found) for found in self._folded.columns(item.file))
         self._progress(self._read, 0)
         for table in (self._samples, self._origins, self._rejects):
@@ -322,6 +327,9 @@ class _Ingest:
         item.counts["read"] += 1 + record.unread
         item.counts["unread"] += record.unread
         item.complete = item.complete and not record.ends_file and not record.unread
+        if reading.columns and isinstance(record.value, Mapping):
+            item.top |= record.value.keys()
+            item.there |= {path for path in reading.columns.values() if has_column(record.value, path)}
         try:
             parsed, text, whole = self._parsed(record, reading)
         except Reject as reject:
@@ -369,6 +377,18 @@ class _Ingest:
             self._hash.update(original)
             row["original"] = original
         table.add(row)
+
+
+def _require_columns(item: _Input) -> None:
+    """Refuse a mapping to a column that no record has: a misspelt one would be content that nobody reads.
+
+    Raises:
+        InputError: naming it.
+    """
+    never = [f"{part}: {path}" for part, path in item.stated.columns.items() if path not in item.there]
+    if never and item.counts["read"] > item.counts["unread"]:
+        has = ", ".join(sorted(map(printable, item.top))[:12])
+        raise InputError(f"{item.file}: columns names {', '.join(never)}, which no record has; they have {has}")
 
 
 def _refuse_bad_pool(inputs: list[_Input], limit: float, folder: Path, rejects_file: Path) -> None:

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from novelsum_dagster.pool.forms import parse
 from novelsum_dagster.pool.ingest import reading_of
-from novelsum_dagster.pool.readers import json_record
-from novelsum_dagster.pool.records import parsed
 from novelsum_dagster.pool.samples import Reject, Sample, Turn
 from novelsum_dagster.pool.snapshot import PoolSnapshot, SourceFile
+from novelsum_dagster.pool.table_reader import record_value
 from novelsum_dagster.settings import Pool
 
 
@@ -110,7 +109,7 @@ def _kinds(rejects: Sequence[dict[str, Any]]) -> tuple[RejectedKind, ...]:
 
 
 def _example(file: SourceFile, row: dict[str, Any], pool: Pool) -> Example:
-    record = parsed(json_record(row["original"], file.schema_of_rows))
+    record = record_value(row["original"], file.schema_of_rows)
     sample = next(found for found in _samples(record, pool) if found.id == row["id"])
     return Example(row["form"], row["position"], row["line"], sample.turns, sample.tools, row["text"])
 

@@ -10,15 +10,31 @@ from novelsum_dagster.pool.samples import Reject, Turn, canonical_json
 
 ROLE_FIELDS = ("role", "from", "speaker")
 TEXT_FIELDS = ("content", "value", "text")
-_REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+_REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "thought")
 _CALL_FIELDS = ("tool_calls", "function_call")
 _CALLING_ROLES = ("tool_call", "function_call", "tool_calls", "tool_use")
-_OTHER_FIELDS = ("refusal", "name", "weight", "train", "loss", "tool_call_id", "id", "type")
+_UNTRAINED = {"weight": 0, "train": False, "training": False, "loss": False, "mask": True, "masked": True}
+"""Fields of a turn, and the value by which each excludes it from the training loss."""
+_OTHER_FIELDS = ("refusal", "name", "tool_call_id", "id", "type", *_UNTRAINED)
 _ROLE_NAMES: dict[str, tuple[str, ...]] = {
     "system": ("system", "developer", "sys"),
     "user": ("user", "human", "prompter", "customer", "usr"),
     "assistant": (
-        *("assistant", "gpt", "bot", "model", "chatgpt", "bard", "bing", "ai", "claude", "gemini", "agent", "llm"),
+        *(
+            "assistant",
+            "gpt",
+            "bot",
+            "model",
+            "chatgpt",
+            "bard",
+            "bing",
+            "ai",
+            "claude",
+            "gemini",
+            "agent",
+            "llm",
+            "chatbot",
+        ),
         *_CALLING_ROLES,
     ),
     "tool": (
@@ -28,14 +44,14 @@ _ROLE_NAMES: dict[str, tuple[str, ...]] = {
 }
 _PAIR_FIELDS = (
     ("human", "assistant"), ("user", "assistant"), ("human", "gpt"), ("human", "bot"), ("user", "bot"),
-    ("prompt", "response"), ("question", "answer"), ("query", "response"), ("input", "output"),
-    ("instruction", "output"),
+    ("instruction", "output"), ("prompt", "response"), ("question", "answer"), ("query", "response"),
+    ("input", "output"),
 )  # fmt: skip
 """Names under which an exchange of two turns is one object of a list."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _MEDIA_PARTS = (
     "image_url", "image", "input_image", "input_audio", "audio", "audio_url", "video", "video_url",
-    "file", "input_file",
+    "file", "input_file", "document",
 )  # fmt: skip
 _REASONING_PARTS = ("thinking", "reasoning")
 
@@ -104,7 +120,7 @@ def is_turn_list(value: Any, takes_texts: bool = True) -> bool:
         return False
     first = items[0]
     if isinstance(first, Mapping):
-        return _first_of(first, ROLE_FIELDS) is not None or _pair_of(first) is not None
+        return _first_of(first, ROLE_FIELDS) is not None or _pair_of(first) is not None or _is_segment(first)
     if isinstance(first, list):
         return all(isinstance(item, list) and len(item) == 2 and isinstance(item[0], str) for item in items)
     return takes_texts and len(items) > 1 and all(isinstance(item, str) for item in items)
@@ -179,12 +195,15 @@ def content_of(value: Any, where: str) -> Turn:
     if not isinstance(value, list):
         raise Reject("wrong_type", f"{where} is {kind_of(value)}, not text")
     parts = [_part(part, f"{where}, part {number}") for number, part in enumerate(value, 1)]
+    # A reference stands at a place in the text: before or after it is not the same prompt.
+    before = [sum(len(part.text) for part in parts[:at]) for at in range(len(parts))]
     return Turn(
         "tool" if parts and all(part.role == "tool" for part in parts) else "",
         "\n".join(part.text for part in parts if part.text),
         "\n".join(part.reasoning for part in parts if part.reasoning),
         tuple(call for part in parts for call in part.calls),
-        media=tuple(reference for part in parts for reference in part.media),
+        name=next((part.name for part in parts if part.name), ""),
+        media=tuple(f"{at}:{reference}" for at, part in zip(before, parts, strict=True) for reference in part.media),
     )
 
 
@@ -205,7 +224,7 @@ def _part(part: Any, where: str) -> Turn:
         return Turn("", calls=(_call({"name": part.get("name"), "arguments": part.get("input")}),))
     if kind == "tool_result":
         inner = content_of(part.get("content"), where)
-        return Turn("tool", inner.text, media=inner.media)
+        return Turn("tool", inner.text, name="error" if part.get("is_error") is True else "", media=inner.media)
     if kind in _MEDIA_PARTS or any(part.get(name) is not None for name in _MEDIA_PARTS):
         return Turn("", media=(_reference({name: given for name, given in part.items() if given is not None}),))
     raise Reject("wrong_type", f"{where}: unknown type {kind!r:.40}")
@@ -245,6 +264,11 @@ def _first_of(item: Mapping[str, Any], names: Sequence[str]) -> str | None:
     return next((name for name in names if item.get(name) is not None), None)
 
 
+def _is_segment(item: Mapping[str, Any]) -> bool:
+    """Whether an item is a text with a label that says whether it is trained on (Axolotl's input_output)."""
+    return isinstance(item.get("label"), bool) and isinstance(item.get("text"), str)
+
+
 def _pair_of(item: Mapping[str, Any]) -> tuple[str, str] | None:
     return next(
         ((a, b) for a, b in _PAIR_FIELDS if isinstance(item.get(a), str) and isinstance(item.get(b), str)), None
@@ -261,10 +285,15 @@ def _turns_of_item(item: Any, where: str, roles: Roles, found: TurnList, calls: 
     role_field = _first_of(item, ROLE_FIELDS)
     pair = _pair_of(item) if role_field is None else None
     if pair is not None:
-        known: tuple[str, ...] = (*pair, "system")
+        known: tuple[str, ...] = (*pair, "system", "input") if pair[0] == "instruction" else (*pair, "system")
         if isinstance(item.get("system"), str):
             yield Turn("system", item["system"])
-        yield from (Turn("user", item[pair[0]]), Turn("assistant", item[pair[1]]))
+        more = item.get("input") if pair[0] == "instruction" else None
+        asked = f"{item[pair[0]]}\n{more}" if isinstance(more, str) and more.strip() else item[pair[0]]
+        yield from (Turn("user", asked), Turn("assistant", item[pair[1]]))
+    elif role_field is None and _is_segment(item):
+        known = ("label", "text")
+        yield Turn("assistant" if item["label"] else "user", item["text"], is_trained=item["label"])
     elif role_field is None:
         raise Reject("missing_fields", f"{where}: no {' or '.join(ROLE_FIELDS[:2])}")
     else:
@@ -284,11 +313,14 @@ def _message(
     refusal = item.get("refusal")
     if text_field is None and not (made or refusal or any(name in item for name in TEXT_FIELDS)):
         raise Reject("missing_fields", f"{where}: no {' or '.join(TEXT_FIELDS[:2])}")
-    content = content_of(item[text_field] if text_field else None, f"{where}: {text_field}")
-    text = content.text or (refusal if isinstance(refusal, str) else "")
+    said = item[text_field] if text_field else None
+    if role == "tool" and isinstance(said, Mapping | list) and not _has_parts(said):
+        said = canonical_json(said)  # A result that is an object.
+    content = content_of(said, f"{where}: {text_field}")
+    text = "\n".join(part for part in (content.text, refusal) if isinstance(part, str) and part)
     found.former.append((role, text))
     own_calls = list(content.calls)
-    if _normal(item[role_field]) in _CALLING_ROLES and (spoken := _spoken_calls(text)):
+    if _normal(item[role_field]) in _CALLING_ROLES and (spoken := spoken_calls(text)):
         text, own_calls = "", [*own_calls, *spoken]
     for value in made:
         entries = value if isinstance(value, list) else [value]
@@ -303,10 +335,24 @@ def _message(
         text=text,
         reasoning=content.reasoning or given,
         calls=tuple(own_calls),
-        name=name if isinstance(name, str) else "",
+        name=name if isinstance(name, str) else content.name,
         media=(*content.media, *media),
-        is_trained=item.get("weight") != 0 and item.get("train") is not False and item.get("loss") is not False,
+        is_trained=not any(_is_exactly(item.get(name), value) for name, value in _UNTRAINED.items()),
         answers=calls.index(answers) + 1 if role == "tool" and answers is not None and answers in calls else 0,
+    )
+
+
+def _is_exactly(value: Any, other: Any) -> bool:
+    """Whether values are equal, true and false apart from numbers."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
+def _has_parts(value: Any) -> bool:
+    """Whether a content is text parts, not an object of another kind."""
+    items = value if isinstance(value, list) else [value]
+    return all(
+        isinstance(item, str) or (isinstance(item, Mapping) and ("type" in item or "text" in item or "parts" in item))
+        for item in items
     )
 
 
@@ -320,11 +366,11 @@ def _decoded(value: Any) -> Any:
     return value
 
 
-def _spoken_calls(text: str) -> list[str]:
+def spoken_calls(text: str) -> list[str]:
     """Return calls that are written as the JSON text of a turn; none where the text is anything else."""
     value = _decoded(text)
     entries = value if isinstance(value, list) else [value]
-    is_call = all(isinstance(entry, Mapping) and isinstance(entry.get("name"), str) for entry in entries)
+    is_call = bool(entries) and all(isinstance(one, Mapping) and isinstance(one.get("name"), str) for one in entries)
     return [_call(entry) for entry in entries] if is_call else []
 
 

@@ -79,4 +79,5 @@ def checked(value: Any) -> Parsed:
     """Return a value that may be a record, or the reject of one that may not."""
     if isinstance(value, dict | list | str):
         return value
-    return Reject("wrong_type", f"the record is a {type(value).__name__}, not an object")
+    kind = "null" if value is None else "a boolean" if isinstance(value, bool) else "a number"
+    return Reject("wrong_type", f"the record is {kind}, not an object")

@@ -190,6 +190,11 @@ def _decoded(text: str) -> Any:
         return text
 
 
+def record_value(original: bytes, schema: pa.Schema | None) -> Any:
+    """Return the value of a kept original, as it was when it was read; `schema` is given for Arrow rows."""
+    return parsed(original.decode()) if schema is None else _rows(arrow_row(original, schema))[0]
+
+
 def json_record(original: bytes, schema: pa.Schema | None) -> str:
     """Return a kept original as one line of JSON.
 

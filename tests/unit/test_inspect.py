@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -43,6 +44,13 @@ def test_inspect_shows_forms_columns_rejects_and_lengths(tmp_path: Path) -> None
     assert found["examples"][1]["text"] == "q\na"
     assert found["cut"]["samples"] == 4 and found["cut"]["cut"] == 1
     assert found["tokens"]["least"] == 2 <= found["tokens"]["median"] <= found["tokens"]["most"]
+
+
+def test_inspect_shows_records_with_media_in_bytes(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "completion": "a", "image": {"bytes": b"\xff", "path": None}}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (found,) = asked(tmp_path, "inspect", "a.parquet")["files"]
+    assert found["file"]["with_media"] == 1 and found["examples"][0]["text"] == "q\na"
 
 
 def test_inspect_reads_files_without_any_sample(tmp_path: Path) -> None:
@@ -84,7 +92,8 @@ def test_options_may_be_for_one_file(tmp_path: Path) -> None:
         (["poem"], None, "--form"),
         (["x.jsonl=alpaca"], None, "x.jsonl is none of the files"),
         (None, ["prompt"], "prompt=q,response=a"),
-        (None, ["verse=q"], "--columns"),
+        (None, ["verse=q"], "--columns: verse"),
+        (None, ["prompt=q,prompt=r"], "--columns: prompt is there twice"),
         (None, ["x.jsonl:prompt=q"], "x.jsonl is none of the files"),
     ],
 )

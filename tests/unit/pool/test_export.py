@@ -501,3 +501,11 @@ def test_an_unknown_id_is_an_input_error(tmp_path: Path) -> None:
     snapshot = build(tmp_path, "a.jsonl")
     with pytest.raises(InputError, match=r"sample nobody is not in pool snapshot .* \(2 such samples\)"):
         chosen_records(snapshot, tmp_path / "curated", [*ids(snapshot, tmp_path), "nobody", "none"])
+
+
+def test_records_without_names_do_not_fit_into_parquet(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('"a text"\n["q", "a"]\n')
+    snapshot = build(tmp_path, "a.jsonl")
+    assert snapshot.kept == 2
+    with pytest.raises(InputError, match="without names"):
+        require_writable(snapshot, tmp_path / "curated", tmp_path / "out.parquet", "json")

@@ -121,6 +121,24 @@ DIFFERENT: list[Any] = [
     {"prompt": "q", "chosen": "a", "rejected": "b"},
     {"prompt": "q", "chosen": "a", "rejected": "c"},
     {"text": "a"},
+    {"messages": [{"role": "user", "content": ["q", {"type": "image"}, "r"]}, TURNS[1]]},
+    {"messages": [{"role": "user", "content": ["q", "r", {"type": "image"}]}, TURNS[1]]},
+    {"messages": [TURNS[0], {**TURNS[1], "refusal": "no"}]},
+    {"messages": [{"role": "user", "content": [{"type": "tool_result", "content": "r"}]}, *TURNS]},
+    {"messages": [{"role": "user", "content": [{"type": "tool_result", "content": "r", "is_error": True}]}, *TURNS]},
+    {"messages": [TURNS[0], {**TURNS[1], "masked": True}], "images": ["2.png"]},
+    {"messages": TURNS, "context": "c"},
+    {"messages": TURNS, "context": "d"},
+    {"messages": TURNS, "history": [["h", "k"]], "system": "s"},
+    {"question": "q", "context": ["c", "d"], "answer": "b"},
+    {"question": "q", "context": {"x": "c"}, "answer": "b"},
+    {"question": "q", "answer": "b", "rationale": "r"},
+    {"image_url": "3.png", "question": "q", "answer": "b"},
+    {"messages": TURNS, "rejected_response": "d"},
+    {"messages": TURNS, "rejected_response": "e"},
+    {"conversation": [{"instruction": "q", "input": "j", "output": "a"}]},
+    {"conversation": [{"instruction": "r", "input": "j", "output": "a"}]},
+    {"segments": [{"label": False, "text": "q"}, {"label": True, "text": "a"}]},
 ]
 
 
@@ -170,6 +188,27 @@ EQUAL: list[list[Any]] = [
         {"conversations": VALUES[:1], "chosen": VALUES[1], "rejected": {"from": "gpt", "value": "b"}},
         {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
         {"prompt": TURNS[:1], "chosen": [TURNS[1]], "rejected": [{"role": "assistant", "content": "b"}]},
+        {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": "a", "rejected": "b"},
+        {"input": {"messages": TURNS[:1]}, "preferred_output": TURNS[1:], "non_preferred_output": "b"},
+        {"messages": TURNS, "rejected_response": "b"},
+    ],
+    [
+        {"query": "q", "answers": '[{"name": "f", "arguments": {"x": 1}}]', "tools": '[{"name": "f"}]'},
+        {"messages": CALLING, "tools": [{"name": "f"}]},
+    ],
+    [
+        {"system": "s", "chat": "USER: q\n\n\nASSISTANT: a"},
+        {"system": "s", "messages": TURNS},
+    ],
+    [
+        {"prompt": json.dumps(TURNS[:1]), "completion": json.dumps(TURNS[1:])},
+        {"conversation": "abc-123", "prompt": "q", "completion": "a"},
+        {"instruction": "", "input": "q", "output": "a"},
+        BASE,
+    ],
+    [
+        {"messages": [*CALLING, {"role": "tool", "content": {"y": 1}}, TURNS[1]]},
+        {"messages": [*CALLING, {"role": "tool", "content": '{"y":1}'}, TURNS[1]]},
     ],
     [
         {"messages": [TURNS[0], {**TURNS[1], "reasoning": "r"}]},
@@ -280,6 +319,14 @@ def test_columns_that_were_not_read_are_named() -> None:
     assert found.other == {"score": 0.5, "messages[].time": [1, 2]}
 
 
+def test_a_mapping_counts_what_it_reads_and_nothing_else() -> None:
+    columns = {"prompt": "qa.q", "response": "qa.a", "system": "s"}
+    found = read({"qa": {"q": "q", "a": "a", "note": 1}, "s": None, "t": 2}, columns=columns)
+    assert found.columns == {"qa.q", "qa.a"}
+    assert found.other == {"qa.note": 1, "t": 2}
+    assert sample_of({"m": TURNS, "r": "b"}, columns={"messages": "m", "rejected": "r"}).other_side[-1].text == "b"
+
+
 def test_the_former_id_is_that_of_releases_before() -> None:
     pair = turns_id([("user", "q"), ("assistant", "a")])
     system = turns_id([("system", "s"), ("user", "q"), ("assistant", "a")])
@@ -315,6 +362,9 @@ BAD: list[tuple[str, Any]] = [
     ("wrong_type", {"instruction": "q", "input": {"x": 1}, "output": "a"}),
     ("wrong_type", {"prompt": "q", "completion": True}),
     ("wrong_type", {"text": 1}),
+    ("wrong_type", {"instruction": "q", "output": ["good", "bad"]}),
+    ("wrong_type", {"prompt": "q", "chosen": ["x", "y"], "rejected": ["z"]}),
+    ("missing_fields", {"message_id": "1", "text": "q", "role": "prompter"}),
     ("wrong_type", {"messages": "q"}),
     ("wrong_type", {"messages": [*TURNS, "q"]}),
     ("wrong_type", chat((1, "q"), ("assistant", "a"))),

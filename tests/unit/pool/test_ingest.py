@@ -368,6 +368,14 @@ def test_a_sample_without_the_text_that_is_asked_for_is_rejected(tmp_path: Path)
     assert [row["reason"] for row in rows(snapshot, tmp_path, "rejects")] == ["no_text"] and snapshot.kept == 1
 
 
+def test_a_column_that_no_record_has_is_refused(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"q": "q", "r": "a", "s": None}])
+    columns = {"prompt": "q", "response": "r", "system": "s"}
+    assert build(tmp_path, sources=[{"path": "a.jsonl", "columns": columns}]).kept == 1
+    with pytest.raises(InputError, match=r"system: sy, which no record has; they have q, r, s"):
+        build(tmp_path, sources=[{"path": "a.jsonl", "columns": {**columns, "system": "sy"}}])
+
+
 def test_former_ids_lead_to_samples(tmp_path: Path) -> None:
     one, two = alpaca(2)
     history = [{**one, "history": [[str(number), "b"]]} for number in range(2)]
