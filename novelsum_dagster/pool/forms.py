@@ -16,6 +16,7 @@ System prompt, tools, images and the like may stand beside any of them.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from novelsum_dagster.pool.messages import (
@@ -39,8 +40,19 @@ Part = Literal[
 ]
 
 PARTS: tuple[Part, ...] = get_args(Part)
-LIST_COLUMNS = ("messages", "conversations", "conversation", "dialog", "dialogue", "turns", "data", "segments")
+LIST_COLUMNS = (
+    "messages",
+    "conversations",
+    "conversation",
+    "dialog",
+    "dialogue",
+    "turns",
+    "data",
+    "segments",
+    "contents",
+)
 """Columns that may hold the list of turns, the first that does counts."""
+_LISTS = frozenset(LIST_COLUMNS)
 _LISTS_FOR_SURE = ("messages", "conversations", "conversation")
 _LISTS_OF_PROMPTS = ("turns",)
 """Here, texts in a list are the user's alone, as in MT-Bench."""
@@ -52,13 +64,14 @@ _PAIRS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("inputs", ("targets", "outputs")),
     ("problem", ("solution", "generated_solution", "answer")),
     ("input", ("output", "target", "response")),
+    ("article", ("summary", "highlights")),
     ("user", ("assistant", "bot")),
     ("human", ("assistant", "gpt", "bot")),
 )
 _SPOKEN = "chat"
 """A column with a whole conversation as one text."""
 _PROMPTS = ("prompt", "instruction", "question", "query", "problem", "input")
-_SYSTEM = ("system", "system_prompt", "system_message")
+_SYSTEM = ("system", "system_prompt", "system_message", "system_instruction", "systeminstruction")
 _TOOLS = ("tools", "functions")
 _REASONING = (
     *("reasoning", "reasoning_content", "thinking", "complex_cot", "cot", "chain_of_thought", "rationale", "thought"),
@@ -69,6 +82,7 @@ _MEDIA = tuple(
 _CHOSEN = ("chosen", "preferred_output")
 _REJECTED = ("rejected", "rejected_response", "rejected_messages", "non_preferred_output")
 _LABELS = ("label", "kto_tag")
+_INPUTS = frozenset(("input", "context"))
 _BESIDE = frozenset((*_SYSTEM, *_TOOLS, *_REASONING, *_MEDIA, *_LABELS, "history", "context"))
 _SPEAKERS = re.compile(r"(?:^|\n\n+)(Human|Assistant|USER|ASSISTANT|FUNCTION RESPONSE): ?")
 _SPEAKER_ROLES = {
@@ -151,6 +165,15 @@ class _Fields:
         self._names = {name.lower(): name for name, value in reversed(list(record.items())) if value is not None}
         self.read: set[str] = set()
 
+    @cached_property
+    def list_column(self) -> str | None:
+        """The column with the list of turns; of those that are empty the first only where no other has one."""
+        if not self.has_any(_LISTS):
+            return None
+        present = [name for name in LIST_COLUMNS if name in self._names]
+        full = next((name for name in present if is_turn_list(self.look(name), name not in _LISTS_OF_PROMPTS)), None)
+        return full or next((name for name in present if name in _LISTS_FOR_SURE), None)
+
     def is_read(self, name: str) -> bool:
         """Return whether a column has been counted as read."""
         return self._names.get(name) in self.read
@@ -205,7 +228,7 @@ def _form_of(fields: _Fields, stated: Form | None) -> Form:
     form = next((form for form in _ORDER if _FITS[form](fields)), None)
     if form is not None:
         return "sharegpt" if form == "messages" and _says_from(fields) else form
-    if (column := _list_column(fields)) is not None:
+    if (column := fields.list_column) is not None:
         if _is_blank(fields.look(column)):
             raise Reject("empty_field", f"{column} is empty")
         raise Reject("wrong_type", f"{column} is {kind_of(fields.look(column))}, not a list of turns")
@@ -224,7 +247,7 @@ def _is_spoken(fields: _Fields) -> bool:
 
 
 def _has_list(fields: _Fields) -> bool:
-    column = _list_column(fields)
+    column = fields.list_column
     return (
         column is not None
         and isinstance(decoded_list(fields.look(column)), list | Mapping)
@@ -237,7 +260,7 @@ def _is_blank(value: Any) -> bool:
 
 
 def _says_from(fields: _Fields) -> bool:
-    column = _list_column(fields)
+    column = fields.list_column
     items = decoded_list(fields.look(column)) if column is not None else None
     first = items[0] if isinstance(items, list) and items else None
     return isinstance(first, Mapping) and first.get("from") is not None
@@ -256,23 +279,15 @@ _FITS: Mapping[Form, Callable[[_Fields], bool]] = {
 _ORDER: tuple[Form, ...] = ("preference", "messages", "alpaca", "prompt_completion", "text")
 
 
-def _list_column(fields: _Fields) -> str | None:
-    """Return the column with the list of turns; of those that are empty the first only where no other has one."""
-    present = [name for name in LIST_COLUMNS if fields.first([name])]
-    full = next((name for name in present if is_turn_list(fields.look(name), name not in _LISTS_OF_PROMPTS)), None)
-    return full or next((name for name in present if name in _LISTS_FOR_SURE), None)
-
-
 def _pair(fields: _Fields) -> tuple[str, str] | None:
     for prompt, answers in _PAIRS:
-        answer = fields.first(answers)
-        if fields.first([prompt]) and answer is not None:
+        if fields.first((prompt,)) and (answer := fields.first(answers)) is not None:
             return prompt, answer
     return None
 
 
 def _parse_list(fields: _Fields, reading: Reading) -> _Content:
-    column = _list_column(fields)
+    column = fields.list_column
     assert column is not None
     found = turns_of_list(fields.value(column), column, reading.roles)
     return _Content(found.turns, column, found.other, found.former)
@@ -302,7 +317,7 @@ def _exchange(fields: _Fields, reading: Reading, asks: str | None, answers: str 
 
 def _parse_preference(fields: _Fields, reading: Reading) -> _Content:
     before: list[Turn] = []
-    column = _list_column(fields)
+    column = fields.list_column
     if column is not None and _has_list(fields):
         before = turns_of_list(fields.value(column), column, reading.roles).turns
     elif (prompt := fields.first(_PROMPTS)) is not None:
@@ -371,8 +386,11 @@ def _side(fields: _Fields, name: str | None, role: str, reading: Reading) -> lis
     value = fields.value(name)
     if isinstance(value, str):
         decoded = decoded_list(value)
-        if isinstance(decoded, list) and decoded and isinstance(decoded[0], Mapping) and is_turn_list(decoded):
-            value = decoded
+        if decoded is value or not (decoded and isinstance(decoded[0], Mapping) and is_turn_list(decoded)):
+            if not value.strip():
+                raise Reject("empty_field", f"{name} is empty")
+            return [Turn(role, value)]
+        value = decoded
     if isinstance(value, Mapping) and isinstance(value.get("messages"), list):
         value = value["messages"]
     if isinstance(value, Mapping) and any(value.get(role_field) is not None for role_field in ROLE_FIELDS):
@@ -389,6 +407,8 @@ def _side(fields: _Fields, name: str | None, role: str, reading: Reading) -> lis
 
 def _with_input(prompt: list[Turn], fields: _Fields) -> list[Turn]:
     """Return a prompt with the texts of the columns input and context after its last turn."""
+    if not fields.has_any(_INPUTS):
+        return prompt
     text = prompt[-1].text
     for name in ("input", "context"):
         if not fields.is_read(name) and (name == "context" or isinstance(fields.look(name), str)):

@@ -9,7 +9,7 @@ from typing import Any
 from novelsum_dagster.pool.samples import Reject, Turn, canonical_json
 
 ROLE_FIELDS = ("role", "from", "speaker")
-TEXT_FIELDS = ("content", "value", "text")
+TEXT_FIELDS = ("content", "value", "text", "parts")
 _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "thought")
 _CALL_FIELDS = ("tool_calls", "function_call")
 _CALLING_ROLES = ("tool_call", "function_call", "tool_calls", "tool_use")
@@ -161,7 +161,7 @@ def _numbered(turns: list[Turn]) -> list[Turn]:
     kept = []
     for turn in turns:
         results += turn.answers > 0
-        kept.append(replace(turn, answers=0) if turn.answers == results else turn)
+        kept.append(replace(turn, answers=0) if 0 < turn.answers == results else turn)
     return kept
 
 
@@ -283,6 +283,10 @@ def _turns_of_item(item: Any, where: str, roles: Roles, found: TurnList, calls: 
     if not isinstance(item, Mapping):
         raise Reject("wrong_type", f"{where} is {kind_of(item)}, not an object")
     role_field = _first_of(item, ROLE_FIELDS)
+    if role_field is not None and len(item) == 2 and (plain := _plain_message(item, role_field, where, roles)):
+        found.former.append((plain.role, plain.text))
+        yield plain
+        return
     pair = _pair_of(item) if role_field is None else None
     if pair is not None:
         known: tuple[str, ...] = (*pair, "system", "input") if pair[0] == "instruction" else (*pair, "system")
@@ -302,6 +306,15 @@ def _turns_of_item(item: Any, where: str, roles: Roles, found: TurnList, calls: 
     for name, value in item.items():
         if name not in known and value is not None:
             found.other.setdefault(name, []).append(value)
+
+
+def _plain_message(item: Mapping[str, Any], role_field: str, where: str, roles: Roles) -> Turn | None:
+    """Return a turn that is a role and a text and nothing else; None for any other."""
+    text = next((item[name] for name in TEXT_FIELDS if name in item), None)
+    if not isinstance(text, str):
+        return None
+    role = roles.role_of(item[role_field], where)
+    return None if _normal(item[role_field]) in _CALLING_ROLES else Turn(role, text)
 
 
 def _message(

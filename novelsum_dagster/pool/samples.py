@@ -7,6 +7,7 @@ else does.
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -50,7 +51,7 @@ class Turn:
         return not (self.text.strip() or self.reasoning.strip() or self.calls or self.media)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sample:
     """The training content of one record.
 
@@ -70,7 +71,7 @@ class Sample:
     other_side: tuple[Turn, ...] = ()
     label: bool | None = None
 
-    @property
+    @cached_property
     def id(self) -> str:
         """32 hexadecimal digits that depend on the training content alone.
 
@@ -83,7 +84,7 @@ class Sample:
         """Whether the last turn is the assistant's."""
         return bool(self.turns) and self.turns[-1].role == "assistant"
 
-    @property
+    @cached_property
     def is_plain(self) -> bool:
         """Whether user, assistant and tool turns with texts are all there is."""
         if self.tools or self.media or self.other_side or self.label is not None:

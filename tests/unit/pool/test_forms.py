@@ -197,6 +197,10 @@ EQUAL: list[list[Any]] = [
         {"messages": CALLING, "tools": [{"name": "f"}]},
     ],
     [
+        {
+            "systemInstruction": {"parts": [{"text": "s"}]},
+            "contents": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "a"}]}],
+        },
         {"system": "s", "chat": "USER: q\n\n\nASSISTANT: a"},
         {"system": "s", "messages": TURNS},
     ],
