@@ -547,7 +547,7 @@ def _say_failures(result: Any) -> None:
 
 
 def _mistake(error: Any) -> str | None:
-    """Return the message of the InputError that an error of Dagster is or came of; None where there is none."""
+    """Return the message of the InputError that an error of Dagster is or came of; None if there is none."""
     names = {InputError.__name__, *(kind.__name__ for kind in InputError.__subclasses__())}
     while error is not None:
         if error.cls_name in names:

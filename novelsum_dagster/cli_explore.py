@@ -45,7 +45,7 @@ def explore(
         _export(chosen.storage_path, run, export)
         return
     require_extra(_EXTRA, "novelsum explore", *_MODULES)
-    # The newest run is found by the page, which also says so where there is none.
+    # The newest run is found by the page, which also says so if there is none.
     os.environ.pop(RUN_VARIABLE, None)
     if run is not None:
         os.environ[RUN_VARIABLE] = _run_id(chosen.storage_path, run)

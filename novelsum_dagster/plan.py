@@ -72,7 +72,7 @@ class Room:
 
     Attributes:
         memory, disk: of this machine, in bytes.
-        device: memory of the device; None where there is none.
+        device: memory of the device; None if there is none.
         workers: of Ray that share this machine with the step.
     """
 

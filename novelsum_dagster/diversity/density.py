@@ -373,7 +373,7 @@ class ExactSearch:
         Args:
             rows: (n, d).
             limit: squared distance, (n,).
-            known: found before, -1 at an infinite distance where there is none.
+            known: found before, -1 at an infinite distance if there is none.
             among: the points to look at, (m,), none of them known; None looks at all.
         """
         if not len(rows):

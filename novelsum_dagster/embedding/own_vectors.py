@@ -48,7 +48,7 @@ class PoolAt:
         return list(self.snapshot.samples(self.root, [name])[name].to_pylist())
 
     def record(self, row: int) -> str:
-        """Return where the record of a sample is, in words."""
+        """Return the place of a sample's record as text."""
         place = self.snapshot.samples(self.root, ["file", "position"]).slice(row, 1).to_pylist()[0]
         return f"{place['file']}, record {place['position']:,}"
 

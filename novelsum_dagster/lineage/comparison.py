@@ -99,7 +99,7 @@ class MeasureChange(_Part):
 
 
 class Comparison(_Part):
-    """One state against the one before; all that compares is None where there is none.
+    """One state against the one before; all that compares is None if there is none.
 
     Attributes:
         number: 1 for a change that is made for the first time, 2 where it was undone and made again; 0 where there is

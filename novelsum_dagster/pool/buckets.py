@@ -90,7 +90,7 @@ def bucket_files(pattern: str, s3: S3, success_marker: bool = False) -> tuple[li
 
 
 def fetched(file: BucketFile, s3: S3, root: Path) -> Path:
-    """Return a local copy of an object as it was listed, fetched where there is none.
+    """Return a local copy of an object as it was listed, fetched if there is none.
 
     Args:
         file: the object.

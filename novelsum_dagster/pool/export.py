@@ -415,7 +415,7 @@ class _Columns:
 
 
 class _Shape:
-    """What the values of a column, of an object's key or of a list's items are, as far as an Arrow type tells it."""
+    """What the values of a column, of an object's key or of a list's items are, as far as an Arrow type shows it."""
 
     __slots__ = ("_fields", "_high", "_items", "_kind", "_low")
 

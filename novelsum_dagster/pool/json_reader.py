@@ -422,7 +422,7 @@ class _Elements:
 
 @dataclass(frozen=True)
 class _Shape:
-    """How the records of a file start, by which they are told from objects inside of them.
+    """How the records of a file start, by which they are distinguished from objects inside of them.
 
     Attributes:
         opening: bracket.
@@ -448,7 +448,7 @@ class _Shape:
         return re.compile(before + self.start) if self.inner_indent > len(indent) else None
 
     def fits(self, value: dict[str, Any] | list[Any], on_line: bool) -> bool:
-        """Return whether a value can be a record; on a line that starts as records do, indentation tells enough."""
+        """Return whether a value can be a record; on a line that starts as records do, indentation is enough."""
         is_indented = on_line and (self.inner_indent is not None or not self.start)
         return bool(value) and (is_indented or isinstance(value, list) or len(self.names & value.keys()) >= self.needed)
 

@@ -148,7 +148,7 @@ class Window:
         """Return the JSON value that starts at an offset to `at`, and the offset of its end.
 
         Raises:
-            json.JSONDecodeError, RecursionError: where there is none.
+            json.JSONDecodeError, RecursionError: if there is none.
             Reject: where it is too long.
         """
         while True:

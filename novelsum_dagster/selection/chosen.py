@@ -225,8 +225,8 @@ def _rows(row_of: dict[str, int], renamed: dict[str, list[str]], ids: tuple[str,
     for id_ in ids:
         if len(renamed.get(id_, ())) > 1 and id_ not in row_of:
             raise InputError(
-                f"selection.{name}: {id_} was the id of {len(renamed[id_])} records that release 0.2 tells apart; name"
-                f" those that you want: {', '.join(renamed[id_])}"
+                f"selection.{name}: {id_} was the id of {len(renamed[id_])} records that release 0.2 distinguishes;"
+                f" name those that you want: {', '.join(renamed[id_])}"
             )
     ids = tuple(id_ if id_ in row_of else renamed.get(id_, [id_])[0] for id_ in ids)
     unknown = [id_ for id_ in ids if id_ not in row_of]

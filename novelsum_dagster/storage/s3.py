@@ -113,7 +113,7 @@ class Remote:
         )
 
     def read(self, name: str) -> bytes | None:
-        """Return the content of a small object; None where there is none.
+        """Return the content of a small object; None if there is none.
 
         Its SHA-256 is checked where it is kept with it.
         """

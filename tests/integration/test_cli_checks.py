@@ -40,7 +40,7 @@ def test_a_check_that_stops_the_run_ends_it_in_its_own_words(tmp_path: Path) -> 
         (NotEnoughMemory("too little memory"), "too little memory"),
     ],
 )
-def test_a_mistake_in_a_check_is_told_without_a_trace(
+def test_a_mistake_in_a_check_ends_without_a_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
 ) -> None:
     done = _run_with(tmp_path, monkeypatch, error)

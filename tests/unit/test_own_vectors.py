@@ -387,7 +387,7 @@ def test_the_store_differs_by_content_columns_name_and_whose_row_is_whose(tmp_pa
     assert own_vectors(pool, given("v.npy", max_tokens=9, text="prompt", dtype="bfloat16")).model == first
 
 
-def test_shards_are_told_as_they_are_written(tmp_path: Path) -> None:
+def test_shards_are_reported_as_they_are_written(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", VECTORS)
     pool = made_pool(tmp_path)
     fetched: list[str] = []

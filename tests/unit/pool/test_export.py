@@ -283,10 +283,10 @@ UNFIT: dict[str, tuple[list[str], str]] = {
 @pytest.mark.parametrize(("fields", "message"), UNFIT.values(), ids=UNFIT)
 def test_what_parquet_cannot_hold_is_refused_or_json_text(tmp_path: Path, fields: list[str], message: str) -> None:
     snapshot, path = json_pool(tmp_path, *fields, "null", ""), tmp_path / "out" / "out.parquet"
-    told = rf"out\.parquet: Parquet cannot hold column {message}.*; write \.jsonl, or .* \(--nested json\)"
-    with pytest.raises(InputError, match=told):
+    message_of = rf"out\.parquet: Parquet cannot hold column {message}.*; write \.jsonl, or .* \(--nested json\)"
+    with pytest.raises(InputError, match=message_of):
         require_writable(snapshot, tmp_path / "curated", path)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message_of):
         write_records(chosen(snapshot, tmp_path), path)
     assert not path.exists() and not list(hidden(tmp_path / "out"))
     require_writable(snapshot, tmp_path / "curated", tmp_path / "out.jsonl")
@@ -457,7 +457,7 @@ def typed() -> pa.RecordBatch:
     )
 
 
-def test_what_json_does_not_have_is_written_in_its_next_form_and_told(tmp_path: Path) -> None:
+def test_what_json_does_not_have_is_written_in_its_next_form_with_a_note(tmp_path: Path) -> None:
     notes = [
         "binary values written as base64 text: 2",
         "values that are no finite number (NaN, infinity) written as null: 2",
