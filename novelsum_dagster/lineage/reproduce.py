@@ -91,10 +91,10 @@ def reproduce(
     settings = _settings_then(run, base)
     _require_unchanged(records, settings, root, embed_again)
     with tempfile.TemporaryDirectory(prefix="novelsum-") as folder:
-        anew = Path(folder)
-        keys, subset = _build(run, settings, records, root, anew, reporter, embed_again)
+        scratch = Path(folder)
+        keys, subset = _build(run, settings, records, root, scratch, reporter, embed_again)
         outputs = {**keys, "selected_subset": subset.key}
-        files = _compared(records["selected_subset"], run, anew, subset)
+        files = _compared(records["selected_subset"], run, scratch, subset)
     return Reproduction(
         run=run,
         outputs={asset: (records[asset].output, outputs[asset]) for asset in _STEPS},
@@ -131,7 +131,7 @@ def _build(
     settings: Settings,
     records: Mapping[str, Provenance],
     root: Path,
-    anew: Path,
+    scratch: Path,
     reporter: Reporter,
     embed_again: bool,
 ) -> tuple[dict[str, str], Subset]:
@@ -140,19 +140,19 @@ def _build(
         snapshot = build_snapshot(
             settings.pool,
             settings.base,
-            anew,
+            scratch,
             token_counter(settings.embedding),
             progress,
             s3=settings.s3,
             only=records["raw_pool"].inputs,
             text=settings.embedding.text_rule,
         )
-    pool = PoolAt(snapshot, anew, settings.base)
+    pool = PoolAt(snapshot, scratch, settings.base)
     ids = pool.column("id")
     if embed_again:
         with reporter.step("embedding") as progress:
             work = Work(progress, device=settings.device)
-            folder = anew / vectors_of_pool(pool, settings.embedding, anew, work).folder
+            folder = scratch / vectors_of_pool(pool, settings.embedding, scratch, work).folder
     else:
         # Not with `embed`: it would write to the storage where the model, or a sample's id, is another than then.
         folder = root / Path(next(iter(records["embeddings"].files))).parent
@@ -160,13 +160,19 @@ def _build(
     key = vectors_key(ids, vectors)
     with reporter.step("density") as progress:
         density = build_density(
-            anew, ids, vectors, key, settings=settings.novelsum, device=cuda_or_cpu(settings.device), progress=progress
+            scratch,
+            ids,
+            vectors,
+            key,
+            settings=settings.novelsum,
+            device=cuda_or_cpu(settings.device),
+            progress=progress,
         )
     config = records["selected_subset"].config
     powers = {name: config[name] for name in ("density_power", "proximity_power")}
     with reporter.step("selecting") as progress:
         subset = select_subset(
-            anew,
+            scratch,
             snapshot,
             vectors,
             key,
@@ -180,10 +186,10 @@ def _build(
     return {"raw_pool": snapshot.key, "embeddings": key, "density": density.key}, subset
 
 
-def _compared(made: Provenance, run: Run, anew: Path, subset: Subset) -> dict[str, bool | None]:
+def _compared(made: Provenance, run: Run, scratch: Path, subset: Subset) -> dict[str, bool | None]:
     """Return by name whether the files are equal; those whose last digits depend on the processor are left out."""
     then = {name.removeprefix(f"{run.folder}/"): file.sha256 for name, file in made.files.items()}
-    now = {name.removeprefix(f"{subset.folder}/"): file_hash(anew / name) for name in stored_files(anew, subset)}
+    now = {name.removeprefix(f"{subset.folder}/"): file_hash(scratch / name) for name in stored_files(scratch, subset)}
     names = [name for name in dict.fromkeys([*then, *now]) if name not in MACHINE_DEPENDENT]
     return {name: then[name] == now[name] if name in then and name in now else None for name in names}
 

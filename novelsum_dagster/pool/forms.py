@@ -74,8 +74,8 @@ _PROMPTS = ("prompt", "instruction", "question", "query", "problem", "input")
 _SYSTEM = ("system", "system_prompt", "system_message", "system_instruction", "systeminstruction")
 _TOOLS = ("tools", "functions")
 _REASONING = (
-    *("reasoning", "reasoning_content", "thinking", "complex_cot", "cot", "chain_of_thought", "rationale", "thought"),
-)
+    "reasoning", "reasoning_content", "thinking", "complex_cot", "cot", "chain_of_thought", "rationale", "thought",
+)  # fmt: skip
 _MEDIA = tuple(
     f"{kind}{part}" for kind in ("image", "audio", "video") for part in ("s", "", "_url", "_urls", "_path", "_paths")
 )
@@ -357,8 +357,9 @@ def _spoken(text: Any) -> list[Turn]:
 
 
 def _parse_text(fields: _Fields, _: Reading) -> _Content:
-    if _is_spoken(fields):
-        return _Content(_spoken(fields.value(_SPOKEN)))
+    if turns := _spoken(fields.look(_SPOKEN)):
+        fields.value(_SPOKEN)
+        return _Content(turns)
     role = fields.look("role")
     if isinstance(role, str):
         raise Reject("missing_fields", f"the record is one turn (role {role!r:.40}), not a conversation")
