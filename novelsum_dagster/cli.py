@@ -589,13 +589,11 @@ def _summary(settings: Settings) -> dict[str, Any]:
 
 def _what_was_cut(settings: Settings) -> str | None:
     from novelsum_dagster.defs.handles import read_handle
-    from novelsum_dagster.embedding.own_vectors import PoolAt
-    from novelsum_dagster.embedding.vectors_of_pool import cut_of_pool
-    from novelsum_dagster.pool.snapshot import PoolSnapshot
+    from novelsum_dagster.embedding.cut import cut_words
+    from novelsum_dagster.embedding.store import VectorSet
 
-    root = settings.storage_path
-    pool = PoolAt(read_handle(root, "raw_pool", PoolSnapshot), root, settings.base)
-    return cut_of_pool(pool, settings.embedding).words(settings.embedding)
+    made = read_handle(settings.storage_path, "embeddings", VectorSet)
+    return cut_words(made.cut_samples, made.samples, made.unread_fraction, settings.embedding)
 
 
 def _what_changed(settings: Settings, run_id: str) -> str | None:

@@ -26,12 +26,7 @@ class Cut:
 
     def words(self, settings: Embedding) -> str | None:
         """Return in a sentence what is not read, and the setting that would have it read; None where all is."""
-        if not self.cut:
-            return None
-        return (
-            f"{self.cut:,} of {self.samples:,} samples are longer than the {settings.max_tokens:,} tokens that the"
-            f" model reads; {self.fraction:.1%} of all tokens are not read (embedding.long: windows reads them)."
-        )
+        return cut_words(self.cut, self.samples, self.fraction, settings)
 
     @property
     def fraction(self) -> float:
@@ -52,3 +47,20 @@ def cut_of(counts: ArrayLike, settings: Embedding, special_tokens: int) -> Cut:
     room = max(0, settings.max_tokens - special_tokens)
     unread = np.zeros_like(tokens) if reads_all else np.maximum(tokens - room, 0)
     return Cut(len(tokens), int(np.count_nonzero(unread)), int(tokens.sum()), int(unread.sum()))
+
+
+def cut_words(cut: int, samples: int, fraction: float, settings: Embedding) -> str | None:
+    """Return in a sentence how many of some samples are cut, and the setting that prevents it; None if none is.
+
+    Args:
+        cut: samples that are cut.
+        samples: all of them.
+        fraction: the part of all tokens that is not read.
+        settings: with the limit.
+    """
+    if not cut:
+        return None
+    return (
+        f"{cut:,} of {samples:,} samples are longer than the {settings.max_tokens:,} tokens that the model reads;"
+        f" {fraction:.1%} of all tokens are not read (embedding.long: windows reads them)."
+    )
