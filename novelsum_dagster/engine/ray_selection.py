@@ -153,7 +153,7 @@ class _Worker:
         threadpool_limits(1, user_api="blas")
         part, weights, device, threads = self.__dict__.pop("_made")
         # What Ray hands over can only be read, and compiled code would be compiled for that anew.
-        own = Candidates(part.rows.copy(), part.factor.copy(), part.quality.copy(), part.unit)
+        own = Candidates(part.rows.copy(), part.factor.copy(), part.quality.copy(), part.unit, part.scoring)
         return local_search(own, weights.copy(), device, threads)
 
     def answer(

@@ -24,6 +24,7 @@ from novelsum_dagster.selection.limits import Quota, limits_of
 from novelsum_dagster.selection.novelselect import SearchOn, local_search
 from novelsum_dagster.selection.partitioned import partitioned
 from novelsum_dagster.selection.picks import Picks
+from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.strategies import select
 from novelsum_dagster.selection.subset import Subset, describe, write_subset
 from novelsum_dagster.settings import Selection, problems
@@ -37,7 +38,7 @@ def choose_from_pool(
     density_factor: NDArray[np.float64],
     selection: Selection,
     *,
-    proximity_power: float,
+    scoring: Scoring,
     earlier: Earlier | None = None,
     checkpoint: Path | None = None,
     device: str = "auto",
@@ -53,7 +54,7 @@ def choose_from_pool(
         vectors: (n, d), in pool order.
         density_factor: float64, (n,).
         selection: the settings.
-        proximity_power: alpha of NovelSelect.
+        scoring: the score that NovelSelect maximises, with alpha.
         earlier: the subset whose samples are the first picks; `selection.extend_by` are added to them.
         checkpoint: where NovelSelect saves its picks, so that a selection that was broken off goes on.
         device: as the setting `device`; for NovelSelect.
@@ -70,7 +71,6 @@ def choose_from_pool(
     options = selection.options
     if selection.strategy == "novelselect":
         options = {
-            "proximity_power": proximity_power,
             "device": device,
             "verify": selection.verify,
             "checkpoint": checkpoint,
@@ -84,13 +84,14 @@ def choose_from_pool(
             partitions=selection.partitions,
             density_factor=density_factor,
             quality=quality,
+            scoring=scoring,
             seed=selection.seed,
             spread=spread,
             progress=progress,
             **options,
         )
     if selection.strategy == "novelselect":
-        options |= _limits(snapshot, root, selection)
+        options |= scoring.options() | _limits(snapshot, root, selection)
     if earlier is not None and selection.extend_by is not None:
         options["initial"] = _rows(_row_of(snapshot, root), {}, earlier.kept, "extend_by")
         k = len(earlier.kept) + selection.extend_by
@@ -128,7 +129,7 @@ def select_subset(
     selection: Selection,
     *,
     density_power: float,
-    proximity_power: float,
+    scoring: Scoring,
     earlier: Earlier | None = None,
     device: str = "auto",
     search_on: SearchOn = local_search,
@@ -143,7 +144,8 @@ def select_subset(
         vectors: float32, (n, d), in pool order; `vectors_key` is the key of the set.
         density: of the pool.
         selection: the settings.
-        density_power, proximity_power: beta and alpha of NovelSelect.
+        density_power: beta of NovelSelect.
+        scoring: the score that it maximises, with alpha.
         earlier: the subset that is extended.
         device: as the setting `device`.
         search_on, spread: of an engine; default: this process.
@@ -155,9 +157,9 @@ def select_subset(
     own = describe(selection)
     described = {
         **own,
-        "options": {**own["options"], **({EXTENDS: earlier.key} if earlier else {})},
+        "options": {**own["options"], **scoring.measured(), **({EXTENDS: earlier.key} if earlier else {})},
         "density_power": density_power,
-        "proximity_power": proximity_power,
+        "proximity_power": scoring.proximity_power,
         "snapshot": snapshot.key,
         "vectors": vectors_key,
         "density": density.key,
@@ -168,7 +170,7 @@ def select_subset(
         vectors,
         density.factor(root, density_power),
         selection,
-        proximity_power=proximity_power,
+        scoring=scoring,
         earlier=earlier,
         checkpoint=root / "checkpoints" / f"{content_key(described)}.parquet",
         device=device,
@@ -176,7 +178,34 @@ def select_subset(
         spread=spread,
         progress=progress,
     )
-    return write_subset(snapshot, root, picks, vectors, described)
+    reached = reached_by(picks, vectors, density.factor(root, density_power), scoring, progress)
+    return write_subset(snapshot, root, picks, vectors, described, reached)
+
+
+def reached_by(
+    picks: Picks,
+    vectors: NDArray[np.float32],
+    density_factor: NDArray[np.float64],
+    scoring: Scoring,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Return what a selection by density_side `objective` reached (`objective_facts`); empty for other sides.
+
+    Args:
+        picks: of the selection.
+        vectors: float32, (n, d), the pool.
+        density_factor: float64, (n,).
+        scoring: by which the picks were chosen.
+        progress: called with samples compared and n.
+
+    Raises:
+        ValueError, NotEnoughMemory: as `objective_facts` does.
+    """
+    if scoring.density_side != "objective":
+        return {}
+    from novelsum_dagster.selection.swaps import objective_facts
+
+    return objective_facts(vectors, density_factor, picks, scoring, progress)
 
 
 def require_possible(snapshot: PoolSnapshot, root: Path, selection: Selection) -> None:

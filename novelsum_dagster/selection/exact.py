@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from novelsum_dagster.diversity.novelsum import rank_weights
+from novelsum_dagster.diversity.novelsum import DensitySide, SelfDistance, rank_weights
 from novelsum_dagster.diversity.vectors import as_rows, cosine_distances, unit_rows
 from novelsum_dagster.processors import usable_processors
 from novelsum_dagster.selection.inputs import check_indices, check_quality, factor_or_density
+from novelsum_dagster.selection.scoring import PUBLISHED, Scoring, Side
 
 _TILE_VALUES = 2**22
 """Distances held at a time by one thread: 16 MiB of float32."""
@@ -45,6 +46,9 @@ def standing(
     neighbors: int = 10,
     density_power: float = 0.5,
     proximity_power: float = 1.0,
+    density_side: Side = "both",
+    measured_side: DensitySide = "row",
+    self_distance: SelfDistance = "included",
     density_factor: ArrayLike | None = None,
     quality: ArrayLike | None = None,
     rows: ArrayLike | None = None,
@@ -56,7 +60,8 @@ def standing(
     Args:
         embeddings: (n, d), the pool.
         picks: rows picked so far, in order, at least one.
-        neighbors, density_power, proximity_power, density_factor, quality: as in the selection.
+        neighbors, density_power, proximity_power, density_side, measured_side, self_distance, density_factor, quality:
+            as in the selection.
         rows: the samples asked for; None takes all. A rank needs the scores of all in any case.
 
     Raises:
@@ -70,7 +75,8 @@ def standing(
         raise ValueError("picks: none given; before the first pick no sample has a score")
     asked = np.arange(n) if rows is None else check_indices(rows, n, "rows")
     factor = factor_or_density(rows_, density_factor, neighbors, density_power)
-    scores = exact_scores(np.arange(n), units, factor, picked, rank_weights(len(picked), proximity_power))
+    scoring = Scoring(density_side, proximity_power, measured_side, self_distance)
+    scores = exact_scores(np.arange(n), units, factor, picked, rank_weights(len(picked), proximity_power), scoring)
     if quality is not None:
         scores *= check_quality(quality, n)
     nearest_pick, nearest_distance = _nearest(units[asked], units[picked])
@@ -83,6 +89,7 @@ def exact_scores(
     factor: NDArray[np.float64],
     picks: NDArray[np.int64],
     weights: NDArray[np.float64],
+    scoring: Scoring = PUBLISHED,
 ) -> NDArray[np.float64]:
     """Return `F` of candidates over picks: float64, (c,).
 
@@ -92,12 +99,19 @@ def exact_scores(
         factor: float64, (n,), density factors.
         picks: int64, (m,), rows.
         weights: float64, at least (m,), proximity weights by rank.
+        scoring: which score.
     """
-    from novelsum_dagster.selection.search_kernels import Picked, all_distances, weighted_sums
+    if scoring.density_side == "objective":
+        from novelsum_dagster.selection.search_objective import objective_scores
 
-    picked = Picked(unit_rows[picks], factor[picks])
+        return objective_scores(candidates, unit_rows, factor, picks, scoring)
+    from novelsum_dagster.selection.search_kernels import Picked, all_distances, column_sums, weighted_sums
+
+    picked = Picked(unit_rows[picks], factor[picks] * scoring.of_picks)
 
     def tile(part: NDArray[np.int64]) -> NDArray[np.float64]:
+        if scoring.density_side == "column":
+            return np.asarray(column_sums(cosine_distances(unit_rows[part], picked.rows), picked.factor, weights))
         distances = np.empty((len(part), len(picks)), np.float32)
         all_distances(unit_rows, factor, part, picked, distances)
         distances.sort(axis=1)

@@ -23,7 +23,8 @@ _ORDER = {"reassoc", "contract", "nsz"}
 
 
 @njit(cache=True, nogil=True, fastmath=_ORDER)
-def _dot(a: Any, b: Any) -> Any:
+def dot(a: Any, b: Any) -> Any:
+    """Return the dot product of two unit rows in float32, rounded in whatever order is fastest (`cosine_slack`)."""
     total = np.float32(0)
     for q in range(len(a)):
         total += a[q] * b[q]
@@ -46,7 +47,7 @@ def two_farthest(
         bound: float64, (n,), at least the least distance to all picks; below 0 where picked.
         seen: int64, (n,). All three are brought up to date as far as needed.
         level: candidates nearer than this need not be found; 0 or more.
-        slack: by how much `1 - _dot` may be off a distance.
+        slack: by how much `1 - dot` may be off a distance.
 
     Returns:
         best, its distance, second, its distance; -1 and -infinity if no candidate reaches the level.
@@ -60,7 +61,7 @@ def two_farthest(
             continue
         at, least, most = seen[i], nearest[i], nearest[i]
         while at < now and most >= level:
-            rough = 1.0 - _dot(rows[i], picked_rows[at])
+            rough = 1.0 - dot(rows[i], picked_rows[at])
             if rough + slack < level:
                 # Under the level for certain; this pick is met again if the level falls below the bound.
                 most = rough + slack

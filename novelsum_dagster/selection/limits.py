@@ -105,6 +105,21 @@ class Limits:
         for group in self._groups:
             self._changed |= group.add(pick)
 
+    def may_replace(self, pick: int) -> NDArray[np.bool_]:
+        """Return which samples may take the place of a pick, bool, (n,): all limits are kept then, as they are now."""
+        allowed = self._open & (self._cost <= self.left + self._cost[pick])
+        for group in self._groups:
+            allowed &= group.may_replace(pick)
+        return np.asarray(allowed)
+
+    def replace(self, pick: int, other: int) -> None:
+        """Count a sample in place of a pick."""
+        self.left += float(self._cost[pick])
+        self._open[pick] = True
+        for group in self._groups:
+            group.take_back(pick)
+        self.add(other)
+
     def changes(self) -> NDArray[np.bool_] | None:
         """Return which samples may be picked now, bool, (n,); None where that is as before, picks aside."""
         ceilings = [group.ceiling(self.left) for group in self._groups]
@@ -209,7 +224,8 @@ class _Group:
         self._open, self._cost = open_, cost
         sizes = np.bincount(self.codes[open_], minlength=len(self._names))
         self._cap_left = self._by_label(quota.caps, "cap", sizes)
-        self._floor_left = self._by_label(quota.floors, "floor", np.zeros_like(sizes))
+        self._floor = self._by_label(quota.floors, "floor", np.zeros_like(sizes))
+        self._floor_left, self._picked = self._floor.copy(), np.zeros_like(sizes)
         for label, cap, floor, size in zip(self._names, self._cap_left, self._floor_left, sizes, strict=True):
             if floor > min(cap, size):
                 raise ValueError(
@@ -234,8 +250,23 @@ class _Group:
         """Count a pick; return whether its label is now full."""
         code = self.codes[pick]
         self._cap_left[code] -= 1
-        self._floor_left[code] = max(self._floor_left[code] - 1, 0)
+        self._picked[code] += 1
+        self._floor_left[code] = max(self._floor[code] - self._picked[code], 0)
         return bool(self._cap_left[code] <= 0)
+
+    def take_back(self, pick: int) -> None:
+        """Count a pick no longer."""
+        code = self.codes[pick]
+        self._cap_left[code] += 1
+        self._picked[code] -= 1
+        self._floor_left[code] = max(self._floor[code] - self._picked[code], 0)
+
+    def may_replace(self, pick: int) -> NDArray[np.bool_]:
+        """Return which samples may take the place of a pick: those of its label, and of others if it can spare one."""
+        code = self.codes[pick]
+        alike = self.codes == code
+        can_spare = self._picked[code] > self._floor[code]
+        return np.asarray(alike | (self._cap_left > 0)[self.codes] if can_spare else alike)
 
     def room(self) -> int:
         """Return how many more samples the caps allow."""

@@ -5,8 +5,8 @@ Belongs here: the public function, its checks, the loop over picks. Does not: th
 """
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
 from novelsum_dagster.devices import cuda_or_cpu
-from novelsum_dagster.diversity.novelsum import rank_weights
+from novelsum_dagster.diversity.novelsum import DensitySide, SelfDistance, rank_weights
 from novelsum_dagster.diversity.vectors import as_rows, unit_rows
 from novelsum_dagster.memory import available_memory, require_memory
 from novelsum_dagster.progress import Progress, no_progress
@@ -22,6 +22,7 @@ from novelsum_dagster.selection.checkpoint import Checkpoint, Trace, selection_k
 from novelsum_dagster.selection.inputs import check_indices, check_quality, factor_or_density
 from novelsum_dagster.selection.limits import Limits, Quota, limits_of
 from novelsum_dagster.selection.picks import Picks, Remaining, recorded
+from novelsum_dagster.selection.scoring import Scoring, Side
 from novelsum_dagster.selection.search import Candidates, Found, Search
 
 SearchOn = Callable[[Candidates, NDArray[np.float64], str, int | None], Search]
@@ -47,6 +48,15 @@ def local_search(
         NotEnoughMemory: where the search would not fit.
     """
     device = cuda_or_cpu(device)
+    side = candidates.scoring.density_side
+    if side == "objective":
+        from novelsum_dagster.selection.search_objective import ObjectiveSearch
+
+        return ObjectiveSearch(candidates, weights, device, threads)
+    if side == "column":
+        from novelsum_dagster.selection.search_column import ColumnSearch
+
+        return ColumnSearch(candidates, weights, threads)
     if device == "cpu":
         from novelsum_dagster.selection.search_cpu import CpuSearch, memory_needed
 
@@ -67,6 +77,10 @@ def novelselect(
     neighbors: int = 10,
     density_power: float = 0.5,
     proximity_power: float = 1.0,
+    density_side: Side = "both",
+    measured_side: DensitySide = "row",
+    self_distance: SelfDistance = "included",
+    swap_rounds: int = 0,
     seed: int = 42,
     density_factor: ArrayLike | None = None,
     quality: ArrayLike | None = None,
@@ -88,7 +102,8 @@ def novelselect(
     The first pick is `numpy.random.RandomState(seed).randint(0, n)`. Each further pick is the candidate i of the
     highest `y_i F_i`, `F_i = sum_r r^-alpha D_(r)(i)`, where `D(i, s) = (1 - cos(i, s)) (f_i + f_s)` over the picks
     s, ascending, f is the density factor and y the quality; the lowest index wins a tie. (Paper, section 6;
-    UmeanNever/NovelSum. What saves the work: `search`.)
+    UmeanNever/NovelSum. What saves the work: `search`.) That is the score of `density_side` "both"; the others have
+    scores of their own (`Scoring`).
 
     Any exception, one raised by `progress` too, ends the selection and leaves `checkpoint` behind.
 
@@ -99,6 +114,12 @@ def novelselect(
         neighbors: K of the density factor, default 10.
         density_power: beta, default 0.5; 0 leaves density out.
         proximity_power: alpha, default 1.0.
+        density_side: whose density counts in F. "both" (default): as above, the published code. "column": the picks',
+            `sum_r r^-alpha f_(r) d_(r)(i)` with the cosine distances d ascending: the equation of the paper's figure
+            and caption, and of MagicAgent (arXiv 2602.19000). "row": the candidate's, `f_i sum_r r^-alpha d_(r)(i)`.
+            "objective": F is the increase of the picks' NovelSum when i joins them.
+        measured_side, self_distance: `density_side` and `self_distance` of the NovelSum that "objective" increases.
+        swap_rounds: with "objective", rounds in which picks are exchanged in the end while NovelSum increases.
         seed: of the first pick, default 42. Where limits rule that sample out, the next one that they allow is taken.
         density_factor: (n,), where known already; `neighbors` and `density_power` are then not used.
         quality: (n,), positive; the score is multiplied by it. None takes 1.
@@ -122,6 +143,7 @@ def novelselect(
         NotEnoughMemory: before work starts.
         VerificationError: where `verify` finds a better candidate.
     """
+    scoring = Scoring(density_side, proximity_power, measured_side, self_distance, swap_rounds)
     rows = as_rows(embeddings)
     n = len(rows)
     limits = limits_of(n, k, cost=cost, budget=budget, quotas=quotas, must_exclude=must_exclude)
@@ -129,6 +151,8 @@ def novelselect(
     if verify < 0:
         raise ValueError(f"verify is {verify}; it must be 0 or more")
     given = _given(initial, must_include, n)
+    if quality is not None and density_side == "objective":
+        raise ValueError("density_side objective takes no quality: NovelSum has none")
     qualities = None if quality is None else check_quality(quality, n)
     factor = factor_or_density(rows, density_factor, neighbors, density_power, device)
     units = unit_rows(rows)
@@ -138,7 +162,7 @@ def novelselect(
         settings = {
             "samples_or_budget": [k is None, limits.budget],
             "seed": int(seed),
-            "proximity_power": float(proximity_power),
+            **scoring.facts(),
             "quotas": [quota.facts() for quota in quotas],
         }
         key = selection_key(
@@ -151,17 +175,31 @@ def novelselect(
             given=given.indices,
         )
         saved = Checkpoint(Path(checkpoint), key)
+    kept = len(given.indices)
+    if saved:
         given = saved.load() or given
     limits.take_given(given.indices.tolist())
     weights = rank_weights(max(most, len(given.indices)), proximity_power)
+
+    def report() -> None:
+        progress(*limits.spent())
+
     with (
         threadpool_limits(1, user_api="blas"),
-        closing(search_on(Candidates.of(units, factor, qualities), weights, device, threads)) as search,
+        closing(search_on(Candidates.of(units, factor, qualities, scoring), weights, device, threads)) as search,
     ):
         run = _Run(search, limits, given, most, verify, saved)
-        run.go_on(seed, lambda: progress(*limits.spent()))
+        run.go_on(seed, report)
         remaining = search.remaining()
-    picks = run.trace.head(search.picked)
+    picks, exchanges = run.trace.head(search.picked), None
+    if scoring.swap_rounds:
+        from novelsum_dagster.selection.swaps import improved
+
+        with run.saved_if_broken_off():
+            better = improved(units, factor, picks, scoring, limits, kept=kept, threads=threads, report=report)
+        picks, remaining, exchanges = better.trace, better.remaining, better.exchanges
+    if saved:
+        saved.remove()
     return recorded(
         picks.indices,
         units,
@@ -171,6 +209,7 @@ def novelselect(
         runner_up=picks.runner_up,
         runner_up_score=picks.runner_up_score,
         remaining=_of_all(remaining, picks),
+        exchanges=exchanges,
     )
 
 
@@ -188,7 +227,7 @@ class _Run:
     def go_on(self, seed: int, report: Callable[[], None]) -> None:
         """Pick until the budget is spent."""
         saved_at = time.monotonic()
-        try:
+        with self.saved_if_broken_off():
             if not self._search.picked:
                 self._pick(Found(self._limits.first(seed), np.nan))
             while self._search.picked < len(self.trace.indices) and (found := self._next()) is not None:
@@ -200,11 +239,15 @@ class _Run:
                     saved_at = time.monotonic()
             self._limits.require_kept()
             report()
+
+    @contextmanager
+    def saved_if_broken_off(self) -> Iterator[None]:
+        """Save the picks at any exception."""
+        try:
+            yield
         except BaseException:
             self._save()
             raise
-        if self._saved:
-            self._saved.remove()
 
     def _next(self) -> Found | None:
         allowed = self._limits.changes()

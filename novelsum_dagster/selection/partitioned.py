@@ -21,6 +21,7 @@ from novelsum_dagster.selection.checkpoint import Checkpoint, Trace, selection_k
 from novelsum_dagster.selection.inputs import check_density_factor, check_k, check_quality
 from novelsum_dagster.selection.novelselect import SearchOn, local_search, novelselect
 from novelsum_dagster.selection.picks import Picks, Remaining
+from novelsum_dagster.selection.scoring import PUBLISHED, Scoring
 from novelsum_dagster.spread import Spread, in_turn
 
 
@@ -30,7 +31,7 @@ def partitioned(
     *,
     partitions: int,
     density_factor: NDArray[np.float64],
-    proximity_power: float = 1.0,
+    scoring: Scoring = PUBLISHED,
     seed: int = 42,
     quality: NDArray[np.float64] | None = None,
     device: str = "cpu",
@@ -51,7 +52,7 @@ def partitioned(
         k: number of picks, 1 to n.
         partitions: number of parts, 1 to n; samples are dealt out by a seeded shuffle.
         density_factor: float64, (n,), of the samples in the whole pool.
-        proximity_power: alpha, default 1.0.
+        scoring: which score, with alpha; default: the published one.
         seed: of the shuffle and of every first pick, default 42.
         quality: float64, (n,), positive; None takes 1.
         device, verify: as in `novelselect`, of each part and of the last selection.
@@ -78,13 +79,15 @@ def partitioned(
     total = sum(counts) + k
     saved = None
     if checkpoint is not None:
-        settings = {"k": k, "partitions": partitions, "seed": seed, "proximity_power": proximity_power}
+        settings = {"k": k, "partitions": partitions, "seed": seed, **scoring.facts()}
         key = selection_key(settings, rows=embeddings, factor=factor, quality=qualities)
         saved = Checkpoint(checkpoint.with_suffix(".parts.parquet"), key)
     forward = _loaded(saved, counts)
     left = parts[len(forward) :]
     asks = _asks(embeddings, left, factor, qualities)
-    for part, picks in zip(left, spread(_Part(k, seed, proximity_power, device, verify), asks), strict=True):
+    # Exchanges are for the last selection.
+    in_part = replace(scoring, swap_rounds=0)
+    for part, picks in zip(left, spread(_Part(k, seed, in_part, device, verify), asks), strict=True):
         forward.append(part[picks])
         if saved:
             saved.save(_trace(forward))
@@ -95,13 +98,13 @@ def partitioned(
         k,
         density_factor=factor[merged],
         quality=None if qualities is None else qualities[merged],
-        proximity_power=proximity_power,
         seed=seed,
         device=device,
         verify=verify,
         checkpoint=checkpoint,
         search_on=search_on,
         progress=lambda done, _: progress(len(merged) + done, total),
+        **scoring.options(),
     )
     if saved:
         saved.remove()
@@ -114,7 +117,7 @@ class _Part:
 
     k: int
     seed: int
-    proximity_power: float
+    scoring: Scoring
     device: str
     verify: int
 
@@ -129,10 +132,10 @@ class _Part:
             self.k,
             density_factor=factor,
             quality=quality,
-            proximity_power=self.proximity_power,
             seed=self.seed,
             device=self.device,
             verify=self.verify,
+            **self.scoring.options(),
         ).indices
 
 

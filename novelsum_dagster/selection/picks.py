@@ -34,6 +34,24 @@ class Remaining:
 
 
 @dataclass(frozen=True)
+class Exchanges:
+    """What was exchanged after k samples had been picked by `objective`.
+
+    Attributes:
+        count: exchanges made.
+        rounds: over all picks.
+        before, after: NovelSum of the picks.
+        by_exchange: bool, (k,), whether a pick came by an exchange, at the place of the one that it replaced.
+    """
+
+    count: int
+    rounds: int
+    before: float
+    after: float
+    by_exchange: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
 class Picks:
     """k picks out of n samples, in pick order; every array has shape (k,).
 
@@ -47,6 +65,7 @@ class Picks:
         density_factor: float64, the pick's density factor.
         quality: float64, the pick's quality; NaN where none was given.
         remaining: what NovelSelect knows of every sample at the end; None for the other strategies.
+        exchanges: what was exchanged in the end; None where nothing was to be.
     """
 
     indices: NDArray[np.int64]
@@ -58,6 +77,7 @@ class Picks:
     density_factor: NDArray[np.float64]
     quality: NDArray[np.float64]
     remaining: Remaining | None = None
+    exchanges: Exchanges | None = None
 
 
 def recorded(
@@ -70,6 +90,7 @@ def recorded(
     runner_up: NDArray[np.int64] | None = None,
     runner_up_score: NDArray[np.float64] | None = None,
     remaining: Remaining | None = None,
+    exchanges: Exchanges | None = None,
 ) -> Picks:
     """Return the picks with everything in their record that follows from them.
 
@@ -80,6 +101,7 @@ def recorded(
         quality: float64, (n,), where given.
         score, runner_up, runner_up_score: (k,); None where the strategy has none.
         remaining: of all samples.
+        exchanges: what was exchanged in the end.
     """
     nothing = np.full(len(indices), np.nan)
     nearest_pick, nearest_distance = nearest_earlier(unit_rows[indices])
@@ -93,6 +115,7 @@ def recorded(
         density_factor=density_factor[indices],
         quality=nothing if quality is None else quality[indices],
         remaining=remaining,
+        exchanges=exchanges,
     )
 
 

@@ -5,6 +5,7 @@ Belongs here: the public function, the similarities, lazy greedy. Does not: the 
 
 import heapq
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from itertools import pairwise
 from typing import Protocol
 
@@ -74,7 +75,12 @@ def qdit(
     with ThreadPoolExecutor(usable_processors()) as threads:
         coverage: _Coverage
         if similarity_neighbors is None:
-            coverage = _Dense(inputs.units, threads)
+            coverage = DenseCoverage(
+                inputs.units,
+                threads,
+                "QDIT",
+                "set similarity_neighbors, for example to 100, to keep only each sample's nearest",
+            )
         else:
             coverage = _Sparse(inputs.units, similarity_neighbors, threads)
         search = _LazyGreedy(coverage, 1 - quality_weight, fixed)
@@ -152,17 +158,26 @@ def memory_needed(n: int, similarity_neighbors: int | None) -> int:
     return _BYTES_PER_NEIGHBOR * n * similarity_neighbors
 
 
-class _Dense:
-    """Coverage by all n x n cosines."""
+class DenseCoverage:
+    """Coverage by all n x n cosines.
 
-    def __init__(self, units: NDArray[np.float32], threads: ThreadPoolExecutor) -> None:
+    Args:
+        units: float32, (n, d), unit rows.
+        threads: that share the work.
+        work, instead: what is done, and what would fit, where this does not.
+
+    Raises:
+        NotEnoughMemory: where the cosines would not fit.
+    """
+
+    def __init__(self, units: NDArray[np.float32], threads: ThreadPoolExecutor, work: str, instead: str) -> None:
         from novelsum_dagster.selection.qdit_kernels import dense_gains
 
         self.size = len(units)
         require_memory(
             memory_needed(self.size, None),
-            f"QDIT over all pairs of {self.size:,} samples",
-            "set similarity_neighbors, for example to 100, to keep only each sample's nearest",
+            f"{work} over all pairs of {self.size:,} samples",
+            instead,
         )
         self._dense_gains = dense_gains
         self._threads = threads
@@ -170,6 +185,12 @@ class _Dense:
         self._similarity = np.empty((self.size, self.size), np.float32)
         for start in range(0, self.size, _TILE):
             self._write(cosine_distances(units[start : start + _TILE], units[start:]), start)
+
+    def emptied(self) -> "DenseCoverage":
+        """Return the coverage by no picks; cosines are shared."""
+        other = copy(self)
+        other._covered = np.zeros(self.size, np.float32)
+        return other
 
     def gains(self, candidates: NDArray[np.int64]) -> NDArray[np.float64]:
         out = np.empty(len(candidates))

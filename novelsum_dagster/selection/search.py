@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from novelsum_dagster.selection.exact import exact_scores
 from novelsum_dagster.selection.picks import Remaining
+from novelsum_dagster.selection.scoring import PUBLISHED, Scoring
 
 _EXACT_RANKS = 32
 """Ranks that a summary keeps one by one: there the weights fall fastest."""
@@ -70,27 +71,32 @@ class Candidates:
         rows: float32, (n, d), of length 1.
         factor, quality: float64, (n,), density factors and qualities, both divided by a power of two.
         unit: what scores of these are multiplied by.
+        scoring: which score is searched for.
     """
 
     rows: NDArray[np.float32]
     factor: NDArray[np.float64]
     quality: NDArray[np.float64]
     unit: float
+    scoring: Scoring = PUBLISHED
 
     @staticmethod
     def of(
-        unit_rows: NDArray[np.float32], factor: NDArray[np.float64], quality: NDArray[np.float64] | None
+        unit_rows: NDArray[np.float32],
+        factor: NDArray[np.float64],
+        quality: NDArray[np.float64] | None,
+        scoring: Scoring = PUBLISHED,
     ) -> "Candidates":
         """Return a whole pool, (n, d), with its density factors, (n,), and qualities, (n,); None takes 1."""
         # Distances are kept in float32. A power of two changes no digit, and lets factors of any size fit.
         factor_unit, factors = _scaled(factor, _LARGEST_FACTOR)
         quality_unit, qualities = (1.0, np.ones(len(factor))) if quality is None else _scaled(quality, 1.0)
-        return Candidates(unit_rows, factors, qualities, factor_unit * quality_unit)
+        return Candidates(unit_rows, factors, qualities, factor_unit * quality_unit, scoring)
 
     def part(self, first: int, last: int) -> "Candidates":
         """Return some rows, scaled as all are; their scores stay so."""
         rows = slice(first, last)
-        return Candidates(self.rows[rows], self.factor[rows], self.quality[rows], 1.0)
+        return Candidates(self.rows[rows], self.factor[rows], self.quality[rows], 1.0, self.scoring)
 
 
 class Search(ABC):
@@ -104,7 +110,7 @@ class Search(ABC):
     def __init__(self, candidates: Candidates, weights: NDArray[np.float64]) -> None:
         n = len(candidates.rows)
         self._rows, self._factor, self._quality = candidates.rows, candidates.factor, candidates.quality
-        self._unit, self._weights = candidates.unit, weights
+        self._unit, self._weights, self._scoring = candidates.unit, weights, candidates.scoring
         self.picked = 0
         self.picks = np.empty(len(weights), np.int64)
         self._blocked, self._is_pick = np.zeros((2, n), np.bool_)
@@ -119,7 +125,7 @@ class Search(ABC):
 
     def take(self, row: NDArray[np.float32], factor: float, own: int) -> None:
         """Append a pick by its row, (d,), and scaled factor; `own` is its index here, -1 for one of another part."""
-        self._take(row, factor, own)
+        self._take(row, factor * self._scoring.of_picks, own)
         self.picks[self.picked] = own
         if own >= 0:
             self._is_pick[own] = self._blocked[own] = True
@@ -150,7 +156,9 @@ class Search(ABC):
         others = open_[(open_ != found.best) & (open_ != found.second)]
         chosen = np.random.default_rng(self.picked).permutation(others)[:count]
         candidates = np.concatenate([[found.best], chosen])
-        sums = exact_scores(candidates, self._rows, self._factor, self.picks[: self.picked], self._weights)
+        sums = exact_scores(
+            candidates, self._rows, self._factor, self.picks[: self.picked], self._weights, self._scoring
+        )
         scores = sums * self._quality[candidates] * self._unit
         limit = found.second_score if found.second >= 0 else found.score
         # Devices add up in different orders. Float64 keeps that far below `_AGREE`, but where rows are nearly alike,

@@ -11,10 +11,10 @@ A pick goes down a ladder; few candidates reach the next step, and none that cou
 4. those that still do, one or two a pick: all distances in float64, kept as a sorted list from then on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,7 @@ _REFRESH_FROM, _AHEAD, _MOST_AHEAD = 32, 1 / 4, 64
 """After 32 picks, summaries that will be stale within a quarter of the picks made, 64 at most, are renewed together:
 large matrix products are several times faster than small ones."""
 
+_A = TypeVar("_A")
 _T = TypeVar("_T")
 
 
@@ -58,8 +59,7 @@ class CpuSearch(Search):
         super().__init__(candidates, weights)
         n, d = candidates.rows.shape
         k = len(weights)
-        self._threads = threads or usable_processors()
-        self._workers = ThreadPoolExecutor(self._threads, thread_name_prefix="novelselect")
+        self._threads = Threads(threads)
         self._slack = cosine_slack(d)
         self._crude = 2.0 + self._slack
         coarse, scale = np.empty((n, d), np.int8), np.empty((n, 2), np.float32)
@@ -78,7 +78,8 @@ class CpuSearch(Search):
         edges = bin_edges(k)
         means = np.empty((n, len(edges) - 1), np.float32)
         self._summaries = kernels.Summaries(means, np.zeros(n, np.int64), edges)
-        self._lists = _Slots(n, k)
+        # Pages that are never written take no memory.
+        self._lists = Slots(n, np.empty((list_slots(n, k), k), np.float32))
         self._leaders = np.empty(0, np.int64)
         self._next_refresh = _REFRESH_FROM
         self._last_refresh = 0, 0.0
@@ -86,7 +87,7 @@ class CpuSearch(Search):
 
     def close(self) -> None:
         """End the threads."""
-        self._workers.shutdown()
+        self._threads.close()
 
     def _take(self, row: NDArray[np.float32], factor: float, own: int) -> None:
         self._picked.rows[self.picked], self._picked.factor[self.picked] = row, factor
@@ -142,7 +143,7 @@ class CpuSearch(Search):
             return out[:count]
 
         n = len(self._rows)
-        return np.concatenate(self._side_by_side(part, n, n < _SCAN_ALONE))
+        return np.concatenate(self._threads.side_by_side(part, n, n < _SCAN_ALONE))
 
     def _refresh(self, level: float) -> None:
         """Renew the summaries of all candidates whose bounds are expected to reach the level soon."""
@@ -173,9 +174,8 @@ class CpuSearch(Search):
         if len(order) <= _ALONE:
             self._summarise_chunk(order)
             return
-        size = min(_CHUNK, -(-len(order) // self._threads))
-        chunks = [order[start : start + size] for start in range(0, len(order), size)]
-        list(self._workers.map(self._summarise_chunk, chunks))
+        size = min(_CHUNK, -(-len(order) // self._threads.count))
+        self._threads.each(self._summarise_chunk, [order[at : at + size] for at in range(0, len(order), size)])
 
     def _summarise_chunk(self, chunk: NDArray[np.int64]) -> None:
         seen, now = self._summaries.seen, self.picked
@@ -223,25 +223,42 @@ class CpuSearch(Search):
             for slot in slots[first:last]:
                 values[slot, :now].sort()
 
-        self._side_by_side(part, len(candidates), len(candidates) * now < _DISTANCES_ALONE)
+        self._threads.side_by_side(part, len(candidates), len(candidates) * now < _DISTANCES_ALONE)
         self._lists.lists.sizes[slots] = now
 
-    def _side_by_side(self, part: Callable[[tuple[int, int]], _T], size: int, alone: bool) -> list[_T]:
+
+class Threads:
+    """Threads that work side by side; `count` of them, by default as many as the process may use processors."""
+
+    def __init__(self, count: int | None) -> None:
+        self.count = count or usable_processors()
+        self._workers = ThreadPoolExecutor(self.count, thread_name_prefix="novelselect")
+
+    def close(self) -> None:
+        """End the threads."""
+        self._workers.shutdown()
+
+    def each(self, work: Callable[[_A], _T], parts: Iterable[_A]) -> list[_T]:
+        """Call `work` with each of some parts."""
+        return list(self._workers.map(work, parts))
+
+    def side_by_side(self, part: Callable[[tuple[int, int]], _T], size: int, alone: bool) -> list[_T]:
         """Call `part` with ranges that together cover `size` things, one range a thread unless `alone`."""
         if alone:
             return [part((0, size))]
-        marks = np.linspace(0, size, self._threads + 1).astype(int).tolist()
-        return list(self._workers.map(part, pairwise(marks)))
+        return self.each(part, pairwise(np.linspace(0, size, self.count + 1).astype(int).tolist()))
 
 
-class _Slots:
-    """Sorted exact distances of some candidates, in memory of a fixed size: who has one of the `lists`."""
+class Slots:
+    """Sorted exact distances of some candidates, in memory of a fixed size: who has one of the `lists`.
 
-    def __init__(self, n: int, k: int) -> None:
-        slots = list_slots(n, k)
-        self.count = slots
-        # Pages that are never written take no memory.
-        values = np.empty((slots, k), np.float32)
+    Args:
+        n: candidates.
+        values: where lists are kept, a row each.
+    """
+
+    def __init__(self, n: int, values: NDArray[Any]) -> None:
+        self.count = slots = len(values)
         self.lists = kernels.Lists(values, np.zeros(slots, np.int64), np.full(n, -1, np.int64))
         self._owner = np.full(slots, -1, np.int64)
         self._free = list(range(slots - 1, -1, -1))
@@ -269,9 +286,9 @@ class _Slots:
             self._free.append(slot)
 
 
-def list_slots(n: int, k: int) -> int:
-    """Return for how many of n candidates lists of k distances are kept."""
-    return min(n, max(4 * _BATCH, _LIST_BYTES // (4 * k)))
+def list_slots(n: int, k: int, each: int = 4) -> int:
+    """Return for how many of n candidates lists of k picks are kept, of `each` bytes a pick."""
+    return min(n, max(4 * _BATCH, _LIST_BYTES // (each * k)))
 
 
 def memory_needed(n: int, d: int, k: int) -> int:

@@ -149,6 +149,22 @@ def weighted_sums(values: Any, weights: Any) -> Any:
     return sums
 
 
+@njit(cache=True, nogil=True)
+def column_sums(distances: Any, factor: Any, weights: Any) -> Any:
+    """Return `sum_r w_r f_(r) d_(r)` of every row of distances to picks of such factors; the earlier of equals first.
+
+    Args:
+        distances: float64, (c, m).
+        factor: float64, (m,).
+        weights: float64, at least (m,).
+    """
+    sums = np.empty(len(distances))
+    for c in range(len(distances)):
+        order = np.argsort(distances[c], kind="mergesort")
+        sums[c] = weighted_sum(distances[c][order] * factor[order], weights)
+    return sums
+
+
 @njit(cache=True, nogil=True, fastmath=_ORDER)
 def coarsen(rows: Any, coarse: Any, scale: Any) -> None:
     """Fill `coarse` and `scale` of a pool."""

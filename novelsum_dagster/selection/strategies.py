@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.selection.farthest import farthest
+from novelsum_dagster.selection.gist import gist
 from novelsum_dagster.selection.kcenter import kcenter
 from novelsum_dagster.selection.kmeans import kmeans
 from novelsum_dagster.selection.novelselect import novelselect
@@ -28,6 +29,7 @@ STRATEGIES: dict[str, Callable[..., Picks]] = {
     "kcenter": kcenter,
     "qdit": qdit,
     "repr_filter": repr_filter,
+    "gist": gist,
     "duplicate": duplicate,
 }
 _GIVEN_TO_ALL = {"embeddings", "k", "density_factor", "quality", "seed", "progress"}

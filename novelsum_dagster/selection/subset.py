@@ -13,6 +13,7 @@ Belongs here: writing one selection as a content-addressed folder. Does not: how
 | manifest.json | settings, keys of all inputs, counts a source, SHA-256 of every file |
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ PICK_COLUMNS = {
     "nearest_distance": "cosine distance to it",
     "density_factor": "larger where the pool is denser",
     "quality": "the factor of its score that the settings name",
+    "by_exchange": "whether it replaced another in the end: density_side objective with swap_rounds",
 }
 """What the columns of picks.parquet mean, beside the sample's place and sizes."""
 
@@ -81,6 +83,11 @@ class Subset(Handle):
             InputError: where the file is gone or damaged.
         """
         return read_picks(root / self.folder, columns)
+
+    def reached(self, root: Path) -> dict[str, Any]:
+        """Return the NovelSum that density_side `objective` reached, with its bound; empty for other selections."""
+        manifest = json.loads((root / self.folder / "manifest.json").read_bytes())
+        return {name: value for name, value in manifest.get("objective", {}).items() if value is not None}
 
 
 def read_picks(folder: Path, columns: list[str] | None = None) -> pa.Table:
@@ -118,6 +125,8 @@ def picks_table(snapshot: PoolSnapshot, root: Path, picks: Picks) -> pa.Table:
         "density_factor": picks.density_factor,
         "quality": _numbers(picks.quality),
     }
+    if picks.exchanges is not None:
+        columns["by_exchange"] = picks.exchanges.by_exchange
     return pa.table(columns)
 
 
@@ -166,7 +175,12 @@ def covering_table(ids: pa.Array, found: Covering) -> pa.Table:
 
 
 def write_subset(
-    snapshot: PoolSnapshot, root: Path, picks: Picks, vectors: NDArray[np.float32], settings: dict[str, Any]
+    snapshot: PoolSnapshot,
+    root: Path,
+    picks: Picks,
+    vectors: NDArray[np.float32],
+    settings: dict[str, Any],
+    reached: dict[str, Any] | None = None,
 ) -> Subset:
     """Write a selection under `root/selections`.
 
@@ -176,6 +190,7 @@ def write_subset(
         picks: rows of the pool, in pick order.
         vectors: float32, (n, d), in pool order.
         settings: what `describe` returns, powers and the keys of snapshot, vectors and density.
+        reached: what `objective_facts` returns, for the manifest.
     """
     table = picks_table(snapshot, root, picks)
     ids = table["id"].to_pylist()
@@ -192,6 +207,7 @@ def write_subset(
                 "selection": key,
                 "settings": settings,
                 "counts": _counts(table),
+                **({"objective": reached} if reached else {}),
                 "sha256": {str(part.relative_to(folder)): file_hash(part) for part in parts},
             },
             folder / "manifest.json",
