@@ -22,7 +22,8 @@ members AS (
         followed.snapshot,
         followed.first_id,
         followed.id,
-        near_duplicate.similarity
+        near_duplicate.similarity,
+        near_duplicate.found_by
     FROM followed
     INNER JOIN stg_near_duplicates AS near_duplicate
         ON followed.snapshot = near_duplicate.snapshot AND followed.id = near_duplicate.id
@@ -38,6 +39,7 @@ groups AS (
         count(*) + 1 AS size,
         min(members.similarity) AS lowest_score,
         max(members.similarity) AS highest_score,
+        list(DISTINCT members.found_by ORDER BY members.found_by) AS found_by,
         list(DISTINCT sample.source ORDER BY sample.source) AS sources_of_others
     FROM members
     INNER JOIN stg_samples AS sample ON members.snapshot = sample.snapshot AND members.id = sample.id
@@ -50,6 +52,7 @@ SELECT
     groups.size,
     groups.lowest_score,
     groups.highest_score,
+    groups.found_by,
     groups.sources_of_others,
     sample.source AS first_source,
     sample.file AS first_file,

@@ -12,6 +12,7 @@ SELECT
     sample.tokens,
     near_duplicate.partner_id AS near_duplicate_of,
     near_duplicate.similarity AS near_duplicate_score,
+    near_duplicate.found_by AS near_duplicate_by,
     near_duplicate.id IS NULL OR NOT snapshot.near_duplicates_dropped AS in_pool
 FROM stg_samples AS sample
 INNER JOIN stg_snapshots AS snapshot ON sample.snapshot = snapshot.snapshot

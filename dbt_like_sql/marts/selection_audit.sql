@@ -38,6 +38,7 @@ joined AS (
         sample.in_pool,
         sample.near_duplicate_of,
         sample.near_duplicate_score,
+        sample.near_duplicate_by,
         pick.rank,
         pick.margin,
         pick.runner_up_id,
@@ -131,12 +132,14 @@ SELECT
     duplicates_folded,
     near_duplicate_of,
     near_duplicate_score,
+    near_duplicate_by,
     CASE
         WHEN picked
             THEN concat('picked ', rank, ordinal, how_it_won, repeated)
         WHEN NOT in_pool
             THEN concat(
-                'left out: near-duplicate (',
+                'left out: near-duplicate ',
+                CASE WHEN near_duplicate_by = 'embedding' THEN 'by embedding (' ELSE '(' END,
                 format('{:.2f}', near_duplicate_score),
                 ') of ',
                 left(near_duplicate_of, 8)

@@ -17,9 +17,13 @@ import heapq
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 SHINGLE_BYTES = 5
 """Bytes of UTF-8 in a shingle: no word boundaries are needed, so every language and code work alike."""
@@ -51,13 +55,16 @@ class NearDuplicate:
     score: float
 
 
-def near_duplicates(samples: Texts | Callable[[], Texts], threshold: float) -> Iterator[NearDuplicate]:
+def near_duplicates(
+    samples: Texts | Callable[[], Texts], threshold: float, order: NDArray[np.int64] | None = None
+) -> Iterator[NearDuplicate]:
     """Yield each sample whose similarity to an earlier, unflagged one is at least `threshold`.
 
     Args:
         samples: (id, text) in pool order, or a function that returns them; they are gone through three times. The
             first of a group stays unflagged.
         threshold: least estimated Jaccard similarity of the sets of 5-byte shingles outside of templates, in (0, 1].
+        order: int64, (n,), their places in the order in which one is earlier than another; default: pool order.
 
     Raises:
         TypeError: for an iterator, which can be gone through once only.
@@ -67,20 +74,20 @@ def near_duplicates(samples: Texts | Callable[[], Texts], threshold: float) -> I
     """
     if isinstance(samples, Iterator):
         raise TypeError("samples are gone through several times: give a list or a function, not an iterator")
-    return _found(samples if callable(samples) else lambda: samples, threshold)
+    return _found(samples if callable(samples) else lambda: samples, threshold, order)
 
 
-def _found(samples: Callable[[], Texts], threshold: float) -> Iterator[NearDuplicate]:
-    from datasketch import MinHash, MinHashLSH
+def _found(samples: Callable[[], Texts], threshold: float, order: NDArray[np.int64] | None) -> Iterator[NearDuplicate]:
+    from datasketch import MinHashLSH
 
-    common = _common_windows(samples)
     # datasketch has no bands for thresholds over 0.987. A lower one only finds more candidates; the score decides.
     index = MinHashLSH(threshold=min(threshold, 0.95), num_perm=PERMUTATIONS, weights=(0.3, 0.7))
     indexed: dict[str, MinHash] = {}
-    seed = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
-    for id_, text in samples():
-        signature = seed.copy()
-        signature.update_batch(_shingle_hashes(text.encode(), common))
+    signatures = _signatures(samples)
+    if order is not None:
+        in_pool_order = list(signatures)
+        signatures = (in_pool_order[place] for place in order)
+    for id_, signature in signatures:
         scores = [(signature.jaccard(indexed[other]), other) for other in index.query(signature)]
         score, partner = max(scores, default=(0.0, ""))
         if score >= threshold:
@@ -88,6 +95,18 @@ def _found(samples: Callable[[], Texts], threshold: float) -> Iterator[NearDupli
         else:
             index.insert(id_, signature, check_duplication=False)
             indexed[id_] = signature
+
+
+def _signatures(samples: Callable[[], Texts]) -> "Iterator[tuple[str, MinHash]]":
+    """Yield the id and the signature of every sample, in pool order."""
+    from datasketch import MinHash
+
+    common = _common_windows(samples)
+    seed = MinHash(num_perm=PERMUTATIONS, hashfunc=int)
+    for id_, text in samples():
+        signature = seed.copy()
+        signature.update_batch(_shingle_hashes(text.encode(), common))
+        yield id_, signature
 
 
 def _common_windows(samples: Callable[[], Texts]) -> NDArray[np.bool_] | None:

@@ -23,6 +23,7 @@ from novelsum_dagster.pool.buckets import BucketFile, bucket_files, fetched, for
 from novelsum_dagster.pool.duplicates import near_duplicates
 from novelsum_dagster.pool.folded import FoldedRecords, printable
 from novelsum_dagster.pool.forms import Parsed, Reading, has_column, parse
+from novelsum_dagster.pool.keeping import keeping_order
 from novelsum_dagster.pool.landing import (
     Landed,
     landed_file,
@@ -48,11 +49,13 @@ from novelsum_dagster.pool.samples import Reject
 from novelsum_dagster.pool.snapshot import FoldedColumn, PoolSnapshot, SourceFile
 from novelsum_dagster.pool.texts import WHOLE, TextRule
 from novelsum_dagster.progress import Progress, no_progress
-from novelsum_dagster.settings import S3, Pool, Source
+from novelsum_dagster.settings import S3, NearDuplicates, Pool, Source
 
 _AWS = S3()
 _TURNS = TextRule()
 _BATCH = 1000
+_UNNAMED = "unnamed"
+"""Key of a snapshot whose content is not all there yet."""
 CountTokens = Callable[[list[str]], list[int]]
 
 
@@ -122,6 +125,7 @@ def build_snapshot(
     only: Collection[str] | None = None,
     text: TextRule = _TURNS,
     refuse_bad: bool = True,
+    quality: str | None = None,
 ) -> PoolSnapshot:
     """Read all sources and write the snapshot under `root/pool`, unless the same content is there already.
 
@@ -136,6 +140,7 @@ def build_snapshot(
         only: names of the files that are read, as a snapshot has them; default: all that are there.
         text: which part of a sample is its text.
         refuse_bad: False to take any pool, an empty one too, to look at.
+        quality: field of the records by which near-duplicates are kept, where the settings keep them by quality.
 
     Raises:
         InputError: before any reading for a missing file; after it for a file that changed meanwhile, an empty pool
@@ -147,18 +152,20 @@ def build_snapshot(
         if refuse_bad:
             rejects_file = rejects_file or root / "pool" / "rejects.parquet"
             _refuse_bad_pool(inputs, settings.max_reject_fraction, folder, rejects_file)
-        near = _write_near_duplicates(settings, folder)
+        read = PoolSnapshot(
+            key=_UNNAMED,
+            folder=folder.relative_to(root).as_posix(),
+            files=tuple(_summary(item) for item in inputs),
+            near_duplicates=0,
+            near_duplicates_dropped=False,
+        )
+        near = _write_near_duplicates(settings.near_duplicates, read, root, quality)
         key.update(json.dumps([near, settings.near_duplicates.drop]).encode())
         digest = key.hexdigest()[:KEY_LENGTH]
         place_folder(folder, root / "pool" / f"snapshot={digest}")
         write_listing(root, digest, (file for item in inputs for file in item.landed))
-    snapshot = PoolSnapshot(
-        key=digest,
-        folder=f"pool/snapshot={digest}",
-        files=tuple(_summary(item) for item in inputs),
-        near_duplicates=len(near),
-        near_duplicates_dropped=settings.near_duplicates.drop,
-    )
+    named = {"key": digest, "folder": f"pool/snapshot={digest}", "near_duplicates": len(near)}
+    snapshot = read.model_copy(update={**named, "near_duplicates_dropped": settings.near_duplicates.drop})
     return _without_dropped(snapshot, root) if settings.near_duplicates.drop else snapshot
 
 
@@ -416,10 +423,15 @@ def _refuse_bad_pool(inputs: list[_Input], limit: float, folder: Path, rejects_f
     )
 
 
-def _write_near_duplicates(settings: Pool, folder: Path) -> list[tuple[str, str, float]]:
-    rule = settings.near_duplicates
-    found = list(near_duplicates(lambda: _texts(folder), rule.threshold)) if rule.method == "minhash" else []
-    rows = [(near.id, near.partner_id, near.score) for near in found]
+def _write_near_duplicates(
+    rule: NearDuplicates, read: PoolSnapshot, root: Path, quality: str | None
+) -> list[tuple[str, str, float]]:
+    folder = root / read.folder
+    rows: list[tuple[str, str, float]] = []
+    if rule.by_text:
+        order = None if rule.keep == "first" else keeping_order(read, root, rule, quality)
+        found = near_duplicates(lambda: _texts(folder), rule.threshold, order)
+        rows = [(near.id, near.partner_id, near.score) for near in found]
     table = pa.Table.from_pylist(
         [{"id": id_, "partner_id": partner, "score": score} for id_, partner, score in rows],
         schema=tables.NEAR_DUPLICATES,
@@ -463,11 +475,4 @@ def _without_dropped(snapshot: PoolSnapshot, root: Path) -> PoolSnapshot:
     """Count near-duplicates that the settings drop as duplicates of their files."""
     dropped = set(snapshot.table(root, "near_duplicates", ["id"])["id"].to_pylist())
     places = snapshot.table(root, "samples", ["id", "file"]).to_pylist()
-    per_file = Counter(place["file"] for place in places if place["id"] in dropped)
-    files = tuple(
-        file.model_copy(
-            update={"kept": file.kept - per_file[file.file], "duplicates": file.duplicates + per_file[file.file]}
-        )
-        for file in snapshot.files
-    )
-    return snapshot.model_copy(update={"files": files})
+    return snapshot.without(place["file"] for place in places if place["id"] in dropped)

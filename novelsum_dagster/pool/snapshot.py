@@ -7,10 +7,15 @@ Belongs here: the tables' schemas, and reading them. Does not: building a snapsh
 | samples | a distinct sample: id, where it first stood, turns, sizes, text, original record |
 | origins | a record that was read as a sample: the sample's id and its place |
 | rejects | a record that is no sample: its place, reason, detail and original |
-| near_duplicates | a sample that resembles an earlier one: partner and score |
+| near_duplicates | a sample that resembles one that was kept: partner and score |
+
+A pool in which vectors were compared, too, is a folder of its own: samples, origins and rejects are those of the pool
+that was read, near_duplicates has both kinds and how each was found (`diversity.distinct`).
 """
 
 import base64
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -41,6 +46,9 @@ _LATER = {"text_tokens": "tokens", "former_id": None}
 ORIGINS = pa.schema([("id", pa.string()), *_PLACE, ("is_first", pa.bool_())])
 REJECTS = pa.schema([*_PLACE, ("reason", pa.string()), ("detail", pa.string()), ("original", pa.binary())])
 NEAR_DUPLICATES = pa.schema([("id", pa.string()), ("partner_id", pa.string()), ("score", pa.float64())])
+ALL_NEAR_DUPLICATES = NEAR_DUPLICATES.append(pa.field("found_by", pa.string()))
+"""Of the near-duplicates of a pool in which vectors were compared, too: `found_by` is BY_TEXT or BY_VECTORS."""
+BY_TEXT, BY_VECTORS = "minhash", "embedding"
 
 
 def _within_storage(name: str) -> str:
@@ -156,6 +164,8 @@ class PoolSnapshot(Handle):
     files: tuple[SourceFile, ...]
     near_duplicates: int
     near_duplicates_dropped: bool
+    read_as: Key | None = None
+    """Key of the snapshot that was read, where its vectors were compared since."""
 
     @property
     def read(self) -> int:
@@ -181,6 +191,17 @@ class PoolSnapshot(Handle):
     def unread(self) -> int:
         """Records that could not be read."""
         return sum(file.unread for file in self.files)
+
+    def without(self, files: Iterable[str]) -> Self:
+        """Return it with its counts as they are once near-duplicates are dropped, whose files are given."""
+        dropped = Counter(files)
+        counted = tuple(
+            file.model_copy(
+                update={"kept": file.kept - dropped[file.file], "duplicates": file.duplicates + dropped[file.file]}
+            )
+            for file in self.files
+        )
+        return self.model_copy(update={"files": counted})
 
     def table(self, root: Path, name: str, columns: list[str] | None = None) -> pa.Table:
         """Read one table whole, or some of its columns; `root` is the storage folder."""

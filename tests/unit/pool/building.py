@@ -8,7 +8,7 @@ from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import PoolSnapshot, SourceFile
 from novelsum_dagster.settings import Pool
 
-OFF = {"method": "off"}
+OFF = {"by": "off"}
 
 
 def words(texts: list[str]) -> list[int]:

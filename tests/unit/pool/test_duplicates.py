@@ -198,3 +198,17 @@ def test_samples_can_be_a_function_and_no_iterator() -> None:
     assert list(near_duplicates(again, 0.5)) == list(near_duplicates(samples, 0.5)) != []
     with pytest.raises(TypeError, match="not an iterator"):
         near_duplicates(again(), 0.5)
+
+
+def test_what_stays_is_the_first_of_the_order() -> None:
+    texts = [
+        "x" * 30 + "the same few words again",
+        "something else entirely, with nothing in common",
+        "x" * 30 + "the same few words again!",
+    ]
+    samples = [(str(place), text) for place, text in enumerate(texts)]
+    [first] = near_duplicates(samples, 0.8)
+    [last] = near_duplicates(lambda: samples, 0.8, np.array([2, 1, 0]))
+    assert (first.id, first.partner_id) == ("2", "0")
+    assert (last.id, last.partner_id, last.score) == ("0", "2", first.score)
+    assert list(near_duplicates(samples, 0.8, np.arange(3))) == [first]

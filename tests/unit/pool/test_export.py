@@ -323,7 +323,7 @@ def test_a_dropped_near_duplicate_need_not_be_writable(tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = [{"instruction": f"q{n}", "output": text, "x": {"k": 1}} for n in range(2)]
     lines[1]["x"] = {}
     write_jsonl(tmp_path / "a.jsonl", lines)
-    dropping = {"method": "minhash", "drop": True}
+    dropping = {"by": "minhash", "drop": True}
     require_writable(
         build(tmp_path, "a.jsonl", near_duplicates=dropping), tmp_path / "curated", tmp_path / "out.parquet"
     )

@@ -347,7 +347,7 @@ def test_the_text_is_what_the_rule_says_and_tokens_are_of_everything(tmp_path: P
     record = {"system": "Be brief please.", "instruction": "What is good?", "output": "This one here."}
     write_jsonl(tmp_path / "a.jsonl", [record])
     root = tmp_path / "curated"
-    pool = Pool(sources=(Source(path="a.jsonl"),), near_duplicates=NearDuplicates(method="off"))
+    pool = Pool(sources=(Source(path="a.jsonl"),), near_duplicates=NearDuplicates(by="off"))
     found = {}
     for rule in (TextRule(), TextRule("prompt"), TextRule("response", ("system",)), TextRule("all")):
         snapshot = build_snapshot(pool, tmp_path, root, words, text=rule)
@@ -424,6 +424,28 @@ def test_dropped_near_duplicates_leave_the_pool_and_the_counts_add_up(tmp_path: 
     assert adds_up(dropped) and adds_up(flagged)
     assert all(one.kept > two.kept for one, two in zip(flagged.files, dropped.files, strict=True))
     assert dropped.key != flagged.key
+
+
+def test_the_longest_or_the_best_of_a_group_can_be_kept(tmp_path: Path) -> None:
+    text = " ".join(f"word{number}" for number in range(60))
+    records = [
+        {"prompt": text, "completion": "yes", "score": 2},
+        {"prompt": text, "completion": "yes, it is so", "score": 1},
+        {"prompt": text, "completion": "yes, so", "score": 3},
+    ]
+    write_jsonl(tmp_path / "a.jsonl", records)
+    for keep, kept in (("first", 1), ("longest", 2), ("quality", 3)):
+        settings = Pool.model_validate(
+            {"sources": [{"path": "a.jsonl"}], "near_duplicates": {"threshold": 0.5, "keep": keep, "drop": True}}
+        )
+        snapshot = build_snapshot(settings, tmp_path, tmp_path / keep, lambda texts: [1] * len(texts), quality="score")
+        assert snapshot.samples(tmp_path / keep, ["position"])["position"].to_pylist() == [kept]
+        assert (snapshot.kept, snapshot.duplicates, snapshot.near_duplicates) == (1, 2, 2)
+        near = snapshot.table(tmp_path / keep, "near_duplicates").to_pylist()
+        assert {row["partner_id"] for row in near} == set(snapshot.samples(tmp_path / keep, ["id"])["id"].to_pylist())
+    write_jsonl(tmp_path / "a.jsonl", [*records, {"prompt": "Why?", "completion": "So.", "score": 0}])
+    with pytest.raises(InputError, match=r"a\.jsonl, record 4: score is 0; a number over 0 is needed"):
+        build_snapshot(settings, tmp_path, tmp_path / "bad", lambda texts: [1] * len(texts), quality="score")
 
 
 def test_near_duplicates_can_be_off(tmp_path: Path) -> None:

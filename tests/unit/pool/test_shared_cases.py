@@ -26,7 +26,7 @@ WHOLE = [
 
 def build(folder: Path, source: Source, **limits: object) -> PoolSnapshot:
     """Read one source of the cases."""
-    rule = NearDuplicates(method="minhash", drop=True)
+    rule = NearDuplicates(by="minhash", drop=True)
     pool = Pool.model_validate({"sources": (source,), "near_duplicates": rule, **limits})
     return build_snapshot(pool, CASES, folder, words)
 
@@ -34,7 +34,7 @@ def build(folder: Path, source: Source, **limits: object) -> PoolSnapshot:
 @pytest.mark.parametrize("name", WHOLE)
 def test_every_record_is_a_sample_of_its_own(tmp_path: Path, name: str) -> None:
     (path,) = CASES.glob(f"{name}.*")
-    snapshot = build(tmp_path, Source(path=path.name), near_duplicates=NearDuplicates(method="off"))
+    snapshot = build(tmp_path, Source(path=path.name), near_duplicates=NearDuplicates(by="off"))
     assert (snapshot.kept, snapshot.duplicates, snapshot.rejects, snapshot.unread) == (24, 0, 0, 0)
     assert snapshot.files[0].complete
 
@@ -69,7 +69,7 @@ def test_brackets_saved_folders_and_configurations_are_read(tmp_path: Path) -> N
 
 
 def test_a_dataset_of_a_folder_is_read_as_its_file(tmp_path: Path) -> None:
-    off = NearDuplicates(method="off")
+    off = NearDuplicates(by="off")
     as_dataset = build(tmp_path, Source(dataset="hf_jsonl"), near_duplicates=off)
     as_file = build(tmp_path, Source(path="hf_jsonl/train.jsonl"), near_duplicates=off)
     ids = [snapshot.samples(tmp_path, ["id"])["id"].to_pylist() for snapshot in (as_dataset, as_file)]
