@@ -1,8 +1,10 @@
-"""How diverse a set of samples is: NovelSum, density, and the eleven measures that the paper compares it with."""
+"""How diverse a set of samples is: NovelSum, density, and the measures that it is compared with."""
 
 from novelsum_dagster.diversity.clusters import Partition, cluster_inertia, partition_entropy
+from novelsum_dagster.diversity.dcscore import dcscore
 from novelsum_dagster.diversity.density import Density, densities, density
 from novelsum_dagster.diversity.distances import distsum_l2, facility_location, knn_distance
+from novelsum_dagster.diversity.g_vendi import gradient_features
 from novelsum_dagster.diversity.lexical import WordCounts, ttr, vocd_d
 from novelsum_dagster.diversity.measured import Measured
 from novelsum_dagster.diversity.moments import Moments, distsum_cosine, log_determinant, radius, vendi_score
@@ -17,11 +19,13 @@ __all__ = [
     "Powers",
     "WordCounts",
     "cluster_inertia",
+    "dcscore",
     "densities",
     "density",
     "distsum_cosine",
     "distsum_l2",
     "facility_location",
+    "gradient_features",
     "knn_distance",
     "log_determinant",
     "novelsum",

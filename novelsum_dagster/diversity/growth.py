@@ -24,7 +24,8 @@ from novelsum_dagster.spread import Spread, in_turn
 _TILE = 4096
 _MOST_ANEW = 0.5
 """Largest part of the vectors that is searched anew before all are."""
-_HASH_BYTES = 16
+HASH_BYTES = 16
+"""Of a vector's hash."""
 _PROBED = 1000
 """Points whose kept distances are computed again before any is used: another release may have rounded differently."""
 
@@ -32,7 +33,7 @@ _PROBED = 1000
 def _schema(asked: int) -> pa.Schema:
     return pa.schema(
         [
-            ("vector", pa.binary(_HASH_BYTES)),
+            ("vector", pa.binary(HASH_BYTES)),
             ("nearest", pa.list_(pa.int32(), asked)),
             ("squared_distance", pa.list_(pa.float32(), asked)),
         ]
@@ -56,7 +57,7 @@ class Nearest:
     def table(self) -> pa.Table:
         """Return it as an Arrow table: vector (hash), nearest (rows of the table), squared_distance."""
         hashes = pa.Array.from_buffers(
-            pa.binary(_HASH_BYTES), len(self.hashes), [None, pa.py_buffer(self.hashes.tobytes())]
+            pa.binary(HASH_BYTES), len(self.hashes), [None, pa.py_buffer(self.hashes.tobytes())]
         )
         asked = self.points.shape[1]
         lists = [
@@ -72,7 +73,7 @@ class Nearest:
         asked = min(neighbors + 1, size)
         if not size or table.schema != _schema(asked) or any(column.null_count for column in table.columns):
             return None
-        hashes = np.frombuffer(b"".join(table["vector"].to_pylist()), dtype=f"V{_HASH_BYTES}")
+        hashes = np.frombuffer(b"".join(table["vector"].to_pylist()), dtype=f"V{HASH_BYTES}")
         lists = [table[name].combine_chunks().flatten() for name in ("nearest", "squared_distance")]
         if any(values.null_count for values in lists):
             return None
@@ -144,7 +145,7 @@ def nearest_in_pool(
     """
     rows = searchable_rows(vectors, "target")
     require_search_memory(rows, neighbors, approximate=False, keeps=True)
-    hashes, first, vector = np.unique(_hashes(rows), return_index=True, return_inverse=True)
+    hashes, first, vector = np.unique(vector_hashes(rows), return_index=True, return_inverse=True)
     exact = ExactSearch(rows[first], device)
     known = _Known.of(hashes, neighbors, earlier)
     anew, new = np.flatnonzero(~known.complete), np.flatnonzero(known.is_new)
@@ -166,10 +167,11 @@ def nearest_in_pool(
     return PoolNearest(Nearest(hashes, squared, points), vector.astype(np.int64), searched)
 
 
-def _hashes(rows: NDArray[np.float32]) -> NDArray[np.void]:
+def vector_hashes(rows: NDArray[np.float32]) -> NDArray[np.void]:
+    """Return a hash of the coordinates of each row, (n, d): 16 bytes each, (n,)."""
     # Adding 0.0 turns -0.0, which has other bits, into 0.0.
-    digests = (hashlib.blake2b((row + np.float32(0)).data, digest_size=_HASH_BYTES).digest() for row in rows)
-    return np.frombuffer(b"".join(digests), dtype=f"V{_HASH_BYTES}")
+    digests = (hashlib.blake2b((row + np.float32(0)).data, digest_size=HASH_BYTES).digest() for row in rows)
+    return np.frombuffer(b"".join(digests), dtype=f"V{HASH_BYTES}")
 
 
 @dataclass(frozen=True)

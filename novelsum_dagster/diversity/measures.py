@@ -1,23 +1,29 @@
-"""The twelve measures side by side: NovelSum and the eleven that the paper compares it with.
+"""The fourteen measures side by side: NovelSum, the eleven that the paper compares it with, DCScore and G-Vendi.
 
 Belongs here: the table of measures, measuring sets alike and at equal size. Does not: any measure; printing.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from novelsum_dagster.devices import cuda_or_cpu
 from novelsum_dagster.diversity.clusters import Partition, cluster_inertia, partition_entropy
+from novelsum_dagster.diversity.dcscore import dcscore
 from novelsum_dagster.diversity.distances import distsum_l2, facility_location, knn_distance
+from novelsum_dagster.diversity.g_vendi import gradient_features
 from novelsum_dagster.diversity.lexical import VOCD_WORDS, Occurrences
 from novelsum_dagster.diversity.moments import Moments, distsum_cosine, log_determinant, radius, vendi_score
 from novelsum_dagster.diversity.novelsum import NovelSumResult, Powers, density_factors, novelsum_with_densities
 from novelsum_dagster.progress import Reporter
-from novelsum_dagster.settings import Measures, NovelSum
+from novelsum_dagster.settings import Measures, NovelSum, Training
+
+if TYPE_CHECKING:
+    from novelsum_dagster.study.training import LanguageModel
 
 Factors = Mapping[tuple[int, float], NDArray[np.float64]]
 """Density factors, float64, (n,), by (K, beta)."""
@@ -45,8 +51,10 @@ MEASURES: dict[str, Measure] = {
     "partition_entropy": Measure("Partition entropy", "distribution"),
     "vendi_score": Measure("Vendi score", "distribution"),
     "log_determinant": Measure("Log-determinant", "distribution"),
+    "dcscore": Measure("DCScore", "distribution"),
+    "g_vendi": Measure("G-Vendi", "distribution"),
 }
-"""All measures by the name that tables and files use."""
+"""All measures by the name that tables and files use; `g_vendi` is measured where a model is named."""
 
 
 class _Result(Protocol):
@@ -145,6 +153,8 @@ class Yardstick:
     Raises:
         ValueError: for bad rows.
         InputError: where the device is not on this machine.
+
+    With `measures.g_vendi.model`, `measure` raises InputError where that model cannot be loaded.
     """
 
     def __init__(
@@ -164,7 +174,7 @@ class Yardstick:
         self._seed = seed
         self._device = cuda_or_cpu(device)
         self.cells = min(measures.partition_clusters, len(reference))
-        self._partition = Partition.of(reference, clusters=self.cells, seed=seed)
+        self.partition = Partition.of(reference, clusters=self.cells, seed=seed)
 
     def factors(self, vectors: NDArray[np.float32]) -> tuple[Factors, int]:
         """Return the density factors of a set, (n, d), and the fewest neighbours that were used.
@@ -228,7 +238,8 @@ class Yardstick:
         with reporter.step(name) as progress:
             grid = self.novelsum(vectors, factors)
             values = {"novelsum": _value(next(iter(grid.values())))}
-            asked = list(self._others(vectors, words, ttr_tokens))
+            texts = None if samples.texts is None else [samples.texts[row] for row in rows]
+            asked = list(self._others(vectors, texts, words, ttr_tokens))
             for done, (key, compute) in enumerate(asked, 1):
                 progress(done, len(asked) + 1)
                 values[key] = _value(compute())
@@ -238,7 +249,7 @@ class Yardstick:
         )
 
     def _others(
-        self, vectors: NDArray[np.float32], words: Occurrences | None, ttr_tokens: int
+        self, vectors: NDArray[np.float32], texts: Sequence[str] | None, words: Occurrences | None, ttr_tokens: int
     ) -> Iterator[tuple[str, Callable[[], _Result]]]:
         settings, device, seed = self.measures, self._device, self._seed
         if words is not None:
@@ -253,9 +264,25 @@ class Yardstick:
         yield "cluster_inertia", lambda: cluster_inertia(vectors, clusters=settings.inertia_clusters, seed=seed)
         yield "radius", lambda: radius(vectors, moments=moments)
         yield "facility_location", lambda: facility_location(vectors, self.reference, device=device)
-        yield "partition_entropy", lambda: partition_entropy(vectors, partition=self._partition)
+        yield "partition_entropy", lambda: partition_entropy(vectors, partition=self.partition)
         yield "vendi_score", lambda: vendi_score(vectors, moments=moments)
         yield "log_determinant", lambda: log_determinant(vectors, ridge=settings.ridge, moments=moments)
+        yield "dcscore", lambda: dcscore(vectors, temperature=settings.dcscore_temperature, device=device)
+        if texts is not None and settings.g_vendi.model is not None:
+            yield "g_vendi", lambda: vendi_score(self._gradients(texts))
+
+    def _gradients(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        asked = self.measures.g_vendi
+        return gradient_features(self._proxy, texts, asked.dimensions, self._seed, context=asked.context)
+
+    @cached_property
+    def _proxy(self) -> "LanguageModel":
+        """The model that the settings name for G-Vendi."""
+        from novelsum_dagster.study.training import build_model
+
+        asked = self.measures.g_vendi
+        training = Training(model=asked.model, revision=asked.revision, context=asked.context)
+        return build_model(training, seed=self._seed, device=self._device, section="measures.g_vendi")
 
 
 @dataclass(frozen=True)

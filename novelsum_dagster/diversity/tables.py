@@ -89,6 +89,7 @@ def build_density(
     vectors_key: str,
     *,
     settings: NovelSum,
+    among: str | None = None,
     earlier: DensityTable | None = None,
     device: str = "cpu",
     spread: Spread = in_turn,
@@ -103,6 +104,7 @@ def build_density(
         vectors: float32, (n, d), in the same order.
         vectors_key: key of the vector set.
         settings: K, beta and how neighbours are searched.
+        among: key of the pool, where `vectors_key` is of one that has more samples.
         earlier: of the pool as it was, or of any other: vectors that it knows are compared only with those that it
             does not. The table is the same, bit for bit, with and without it. The tuned index, as `auto` takes it
             for more than 50,000 samples, searches all anew, and so does an `ivf` index that proves no faster.
@@ -125,7 +127,11 @@ def build_density(
         "density_power": settings.density_power,
         "neighbor_policy": settings.neighbor_policy,
     }
-    searched = {"index": settings.density_index, "min_recall": settings.min_recall}
+    searched = {
+        "index": settings.density_index,
+        "min_recall": settings.min_recall,
+        **({"among": among} if among else {}),
+    }
     key = _write(root, "density", columns, {**described, **searched}, nearest)
     return DensityTable(
         key=key,

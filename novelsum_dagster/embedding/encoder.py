@@ -38,7 +38,7 @@ _LONG = -1
 """In place of the padded length of a text that is read in windows."""
 _Item = TypeVar("_Item")
 _LEAST_COSINE = 0.999
-_POOLING_MODES = {"mean": "mean", "last_token": "lasttoken"}
+_POOLING_MODES = {"mean": "mean", "last_token": "lasttoken", "position_weighted_mean": "weightedmean"}
 """Names of sentence-transformers by ours."""
 _LATER_FIELDS = {
     "pooling": "auto",
@@ -47,6 +47,9 @@ _LATER_FIELDS = {
     "text": "turns",
     "include": (),
     "long": "truncate",
+    "whiten": False,
+    "reduce": None,
+    "fitted_on": "",
 }
 """Fields of `Model` that came later: with these values the key is what it was without them."""
 _log = logging.getLogger(__name__)
@@ -64,7 +67,8 @@ class Model:
 
     `revision` is the SHA-256 of all files (`model_files.files_hash`) for the packaged model and folders; for a hub
     model it is the commit, and `files` that SHA-256. `dtype` is the number type asked for (auto: whichever was chosen
-    when the first vector was made).
+    when the first vector was made). Where PCA transforms the vectors (`whitening`), `fitted_on` is the key of the set
+    that it was fitted on and that is transformed.
     """
 
     name: str
@@ -78,6 +82,9 @@ class Model:
     text: str = "turns"
     include: tuple[str, ...] = ()
     long: str = "truncate"
+    whiten: bool = False
+    reduce: int | None = None
+    fitted_on: str = ""
 
     @property
     def key(self) -> str:
@@ -205,8 +212,11 @@ class SentenceTransformerEncoder:
     """A sentence-transformers or Hugging Face model, loaded from safetensors without remote code.
 
     A plain Hugging Face encoder gets mean pooling, a causal language model (...ForCausalLM) the last token, unless the
-    settings say otherwise. Texts are then padded on the right, so that a token's position in the model is its position
-    in the text; a sentence-transformers model with its own pooling pads as it likes. Padding never counts.
+    settings say otherwise. With `position_weighted_mean` token t of the T that are read, special tokens among them, has
+    the weight t / (1 + ... + T), as in SGPT (Muennighoff, 2022) and RDS+ (Ivison et al., 2025).
+
+    Texts are then padded on the right, so that a token's position in the model is its position in the text; a
+    sentence-transformers model with its own pooling pads as it likes. Padding never counts.
 
     On the CPU a text's vector is the same, bit for bit, whatever it is embedded with, for the same machine, library
     versions and number type: every batch that a text can be in has the same shape, and so the same kernels.

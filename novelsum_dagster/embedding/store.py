@@ -35,7 +35,8 @@ class VectorSet(Handle):
 
     `embedded` of its `samples` were new to the store. `cut_samples` have texts that the model did not read to the end,
     `unread_fraction` is the part of all tokens that it did not read. Where the vectors are of one's own, `model` is the
-    name given, `revision` the SHA-256 of their file, and `max_tokens` 0.
+    name given, `revision` the SHA-256 of their file, and `max_tokens` 0. Where PCA transforms them (`whitening`),
+    `transformed_from` is the folder of the vectors as the model gives them, and they vary in `rank` directions.
     """
 
     folder: str
@@ -51,6 +52,8 @@ class VectorSet(Handle):
     embedded: int
     cut_samples: int = 0
     unread_fraction: float = 0.0
+    transformed_from: str | None = None
+    rank: int | None = None
 
 
 class VectorStore:
@@ -176,7 +179,7 @@ def pool_vectors(root: Path, snapshot: PoolSnapshot, vectors: VectorSet) -> tupl
     Raises:
         InputError: where the vectors belong to another snapshot.
     """
-    if vectors.ids_from != snapshot.key:
+    if vectors.ids_from not in (snapshot.key, snapshot.read_as):
         raise InputError(
             f"embeddings belong to pool snapshot {vectors.ids_from}, the pool is {snapshot.key}; materialise"
             " embeddings again"
@@ -233,6 +236,11 @@ class StoredVectors:
 
     folder: Path
     ids: Sequence[str]
+
+    @staticmethod
+    def of_pool(root: Path, snapshot: PoolSnapshot, vectors: VectorSet) -> "StoredVectors":
+        """Return the vectors of a pool, in its order."""
+        return StoredVectors(root / vectors.folder, snapshot.samples(root, ["id"])["id"].to_pylist())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(load_vectors(self.folder, self.ids), dtype=dtype)

@@ -1,17 +1,24 @@
-"""The vectors of a pool, by a model or of one's own: the one place that chooses.
+"""The vectors of a pool, by a model or of one's own, as they are or transformed by PCA: the one place that chooses.
 
-Belongs here: filling the store for a pool, what of its texts is cut. Does not: models (`encoder`), the store.
+Belongs here: filling the store for a pool, what of its texts is cut. Does not: models (`encoder`), the store, PCA
+(`whitening`).
+
+Transformed vectors have a folder of their own in the store, named after the pool's vectors that PCA was fitted on, with
+the map in `whitening.safetensors`. The model's vectors stay as they are, so that a pool which grows embeds new samples
+only; all are transformed again then.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from novelsum_dagster.embedding.cut import Cut, cut_of
-from novelsum_dagster.embedding.encoder import identify, load_encoder, special_tokens
+from novelsum_dagster.embedding.encoder import Model, identify, load_encoder, special_tokens
 from novelsum_dagster.embedding.own_vectors import OwnVectors, PoolAt, own_vectors
 from novelsum_dagster.embedding.store import VectorSet, VectorStore, embed, load_vectors, vectors_key
+from novelsum_dagster.embedding.whitening import NoDirection, Whitening
+from novelsum_dagster.errors import InputError
 from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.settings import Embedding
 
@@ -39,6 +46,7 @@ class Work:
 
 
 _PLAIN = Work()
+_MAP = "whitening.safetensors"
 
 
 def vectors_of_pool(pool: PoolAt, settings: Embedding, storage: Path, work: Work = _PLAIN) -> VectorSet:
@@ -51,12 +59,16 @@ def vectors_of_pool(pool: PoolAt, settings: Embedding, storage: Path, work: Work
         work: how vectors are made.
 
     Raises:
-        InputError: as `load_encoder` and `own_vectors` do.
+        InputError: as `load_encoder` and `own_vectors` do; where the vectors cannot be transformed as the settings say.
     """
     if settings.vectors is None:
+        model = identify(settings)
         found = _by_model(pool, settings, storage, work)
     else:
-        found = _by_own(own_vectors(pool, settings), settings, storage, work)
+        own = own_vectors(pool, settings)
+        model, found = own.model, _by_own(own, settings, storage, work)
+    if settings.whiten or settings.reduce is not None:
+        found = _transformed(pool, found, model, settings, storage, work)
     cut = cut_of_pool(pool, settings)
     return found.model_copy(update={"cut_samples": cut.cut, "unread_fraction": cut.fraction})
 
@@ -65,6 +77,54 @@ def cut_of_pool(pool: PoolAt, settings: Embedding) -> Cut:
     """Return what the model does not read of a pool's texts."""
     special = 0 if settings.long == "windows" or settings.vectors is not None else special_tokens(settings)
     return cut_of(pool.column("text_tokens"), settings, special)
+
+
+def _transformed(
+    pool: PoolAt, found: VectorSet, model: Model, settings: Embedding, storage: Path, work: Work
+) -> VectorSet:
+    """Return a pool's vectors whitened or reduced; those that the store has are not made again.
+
+    Raises:
+        InputError: where they do not vary enough, or one equals their mean.
+    """
+    fitted = replace(model, whiten=settings.whiten, reduce=settings.reduce, fitted_on=found.key)
+    store, ids = VectorStore(storage, fitted), pool.column("id")
+    work.fetched(store.name)
+    if not (store.folder / _MAP).exists() or not store.ids().issuperset(ids):
+        # All of them: some that are there may be of another processor.
+        _transform(pool, found, store, settings, work)
+    vectors = load_vectors(store.folder, ids)
+    changed = {
+        "key": vectors_key(ids, vectors),
+        "folder": store.name,
+        "dimension": vectors.shape[1],
+        "transformed_from": found.folder,
+        "rank": Whitening.load(store.folder / _MAP).rank,
+    }
+    return found.model_copy(update=changed)
+
+
+def _transform(pool: PoolAt, found: VectorSet, store: VectorStore, settings: Embedding, work: Work) -> None:
+    """Fit PCA on a pool's vectors and write the transformed ones, then the map."""
+    ids = pool.column("id")
+    vectors = load_vectors(store.folder.parents[1] / found.folder, ids)
+    name = "reduce" if settings.reduce is not None else "whiten"
+    try:
+        fitted = Whitening.of(vectors, whiten=settings.whiten, reduce=settings.reduce)
+    except ValueError as error:
+        raise InputError(f"embedding.{name}: {error}") from error
+    for start in range(0, len(ids), settings.shard_size):
+        part = slice(start, start + settings.shard_size)
+        try:
+            rows = fitted.apply(vectors[part])
+        except NoDirection as error:
+            raise InputError(
+                f"embedding.{name}: the vector of {pool.record(start + error.row)} is the mean of the pool's, so that"
+                " nothing is left of it; take the record out of the sources, or leave the setting out"
+            ) from error
+        work.committed(*store.add(ids[part], rows, found.dtype))
+    fitted.save(store.folder / _MAP)
+    work.committed(f"{store.name}/{_MAP}")
 
 
 def _by_model(pool: PoolAt, settings: Embedding, storage: Path, work: Work) -> VectorSet:

@@ -251,14 +251,20 @@ def causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _by_hand(folder: Path, texts: list[str], tokens: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the mean and the last of each text's hidden states, one text at a time and so without padding."""
+def _states(folder: Path, texts: list[str], tokens: int) -> list[NDArray[np.float32]]:
+    """Return each text's hidden states, one text at a time and so without padding."""
     model, tokenizer = AutoModel.from_pretrained(folder).eval(), Tokenizer.from_file(str(folder / "tokenizer.json"))
     states = []
     for text in texts:
         ids = tokenizer.encode(text).ids[:tokens]
         with torch.no_grad():
             states.append(model(input_ids=torch.tensor([ids])).last_hidden_state[0].numpy())
+    return states
+
+
+def _by_hand(folder: Path, texts: list[str], tokens: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the mean and the last of each text's hidden states."""
+    states = _states(folder, texts, tokens)
     return np.stack([state.mean(0) for state in states]), np.stack([state[-1] for state in states])
 
 
@@ -271,6 +277,46 @@ def test_pooling_is_what_it_is_by_hand_whatever_pads(causal: Path) -> None:
         found = encoded(encoder, texts)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
         assert np.abs(found[1:] - other[1:]).max() > 0.1
+
+
+def _weighted(states: NDArray[np.float32]) -> NDArray[np.float64]:
+    positions = range(1, len(states) + 1)
+    total = sum((position * state.astype(np.float64) for position, state in zip(positions, states, strict=True)))
+    return np.asarray(total / sum(positions))
+
+
+def test_positions_weigh_tokens_whatever_pads(causal: Path) -> None:
+    texts = ["a", *TEXTS[:20], "cat " * 200]
+    expected = np.stack([_weighted(states) for states in _states(causal, texts, 48)])
+    settings = Embedding(model=str(causal), dtype="float32", max_tokens=48, pooling="position_weighted_mean")
+    found = encoded(SentenceTransformerEncoder(settings, "float32", "cpu"), texts)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    mean = encoded(SentenceTransformerEncoder(settings.model_copy(update={"pooling": "mean"}), "float32", "cpu"), texts)
+    np.testing.assert_allclose(found[0], mean[0], atol=1e-6)  # One token.
+    assert np.abs(found[1:] - mean[1:]).max() > 0.1
+
+
+def test_special_tokens_have_positions_too_and_normalisation_stays() -> None:
+    from sentence_transformers import SentenceTransformer
+
+    model: Any = SentenceTransformer(tiny_model(), device="cpu")
+    expected = []
+    for text in TEXTS[:5]:
+        states = model.encode(text, output_value="token_embeddings").cpu().numpy()
+        weighted = _weighted(states)
+        expected.append(weighted / np.linalg.norm(weighted))
+    settings = TINY.model_copy(update={"pooling": "position_weighted_mean"})
+    found = encoded(SentenceTransformerEncoder(settings, "float32", "cpu"), TEXTS[:5])
+    np.testing.assert_allclose(found, np.stack(expected), atol=1e-5)
+    assert identify(settings).key != identify(TINY).key
+
+
+@pytest.mark.parametrize("changes", [{"long": "windows"}, {"backend": "vllm"}])
+def test_positions_that_are_not_known_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(
+        ValueError, match=f"position_weighted_mean .* use {'long truncate' if 'long' in changes else ''}"
+    ):
+        Embedding(pooling="position_weighted_mean", **changes)
 
 
 def test_the_masks_decide_where_the_last_token_is(causal: Path) -> None:
