@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from novelsum_dagster.errors import InputError
-from novelsum_dagster.settings import Settings
+from novelsum_dagster.settings import Settings, settings_path
 from novelsum_dagster.terminal import (
     AsJson,
     Seed,
@@ -78,6 +78,10 @@ def correlate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write tables and pictures to this folder.")
     ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(help="Where the facts go, as CSV for study page. Default: study/tables in the storage folder."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Correlate all measures with performance, over sets that every strategy chose from a pool.
@@ -101,7 +105,7 @@ def correlate(
             return _print_set_names(chosen, as_json)
         if sets is not None:
             return _write_sets(chosen, folder_to_write("--write-sets", sets))
-        outcome, kept = _studied(chosen)
+        outcome, kept = _studied(chosen, folder_to_write("--export", export or chosen.storage_path / "study/tables"))
         _say_what_is_missing(outcome)
     if output is not None:
         write_outcome(outcome, output)
@@ -113,6 +117,38 @@ def correlate(
     _say_where(output or kept)
 
 
+@study.command()
+def page(
+    folders: Annotated[list[Path], typer.Argument(help="Folders that correlate --export has written; a pool each.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page, as study.html.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write what one or several studies found as one HTML page, with its numbers beside it.
+
+    Which measures predict performance, with and without length and near-duplicates held fixed; which selection beats
+    random; and what could have been seen at all.
+
+    Example: [bold]novelsum study page tables -o study.html[/]
+    """
+    from novelsum_dagster.study.findings import findings
+    from novelsum_dagster.study.page import summary, write_study_page
+    from novelsum_dagster.study.statistics import DRAWS
+    from novelsum_dagster.study.tables import read_tables
+
+    if output.is_dir():
+        raise InputError(f"--output: {output} is a folder; name a file")
+    tables = read_tables(folders)
+    with new_reporter().step("bootstrap") as progress:
+        found = findings(tables, DRAWS, progress)
+    write_study_page(found, output)
+    if as_json:
+        print(json.dumps({**found.records(), "summary": summary(found)}, indent=2))
+        return
+    for sentence in summary(found):
+        print(sentence)
+    say(f"Page: {output}")
+
+
 def _with_performance(settings: Settings, performance: Path | None) -> Settings:
     if performance is None:
         return settings
@@ -120,10 +156,16 @@ def _with_performance(settings: Settings, performance: Path | None) -> Settings:
     return settings.model_copy(update={"study": changed})
 
 
-def _studied(settings: Settings) -> tuple[Any, Path]:
+def _studied(settings: Settings, export: Path) -> tuple[Any, Path]:
     from novelsum_dagster.study.run import correlate as correlated
+    from novelsum_dagster.study.tables import tables_of, write_tables
 
-    kept, outcome = correlated(settings.storage_path, *_pool(settings), settings, new_reporter())
+    name = settings.study.name or settings_path().stem
+
+    def keep(found: Any) -> None:
+        write_tables(tables_of(found, settings, name), export)
+
+    kept, outcome = correlated(settings.storage_path, *_pool(settings), settings, new_reporter(), keep)
     return outcome, settings.storage_path / kept.folder
 
 
@@ -141,21 +183,24 @@ def _pool(settings: Settings) -> tuple[Any, Any]:
     from novelsum_dagster.defs.handles import read_handle
     from novelsum_dagster.embedding.store import VectorSet
     from novelsum_dagster.pool.snapshot import PoolSnapshot
+    from novelsum_dagster.storage.outputs import handle_name
 
     root = settings.storage_path
     try:
-        return read_handle(root, "raw_pool", PoolSnapshot), read_handle(root, "embeddings", VectorSet)
+        # Storage of an earlier release has the pool as it was read.
+        pool = "distinct_pool" if (root / handle_name("distinct_pool")).exists() else "raw_pool"
+        return read_handle(root, pool, PoolSnapshot), read_handle(root, "embeddings", VectorSet)
     except Failure as failure:
         raise InputError(f"{failure.description}: novelsum run") from None
 
 
 def _say_what_is_missing(outcome: Any) -> None:
-    from novelsum_dagster.study.correlate import LABELS
+    from novelsum_dagster.diversity.measures import MEASURES
 
-    for key, label in LABELS.items():
+    for key, known in MEASURES.items():
         lacking = outcome.sets[key].null_count if key in outcome.measures else len(outcome.sets)
-        if lacking:
-            say(f"{label} is missing in {lacking} sets: their texts have too few words (measures.ttr_tokens)")
+        if lacking and known.family == "words":
+            say(f"{known.label} is missing in {lacking} sets: their texts have too few words (measures.ttr_tokens)")
 
 
 def _print_set_names(settings: Settings, as_json: bool) -> None:

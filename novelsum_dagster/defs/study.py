@@ -18,10 +18,12 @@ from novelsum_dagster.study.sets import (
     StudySet,
     build_set,
     measure_set,
+    performance_of,
     recipes,
     study_yardstick,
     train_on_set,
 )
+from novelsum_dagster.study.views import build_view, represented, views_of
 from novelsum_dagster.workspace import Workspace
 
 GROUP = "study"
@@ -31,14 +33,14 @@ GROUP = "study"
 def study_pool(
     context: dg.AssetExecutionContext,
     workspace: dg.ResourceParam[Workspace],
-    raw_pool: PoolSnapshot,
+    distinct_pool: PoolSnapshot,
     embeddings: VectorSet,
 ) -> dg.MaterializeResult[StudyPool]:
     """What the study's sets are chosen from: the pool without the samples held out for evaluation."""
     settings = workspace.settings
-    used = {"raw_pool": raw_pool, "embeddings": embeddings}
+    used = {"distinct_pool": distinct_pool, "embeddings": embeddings}
     with recorded(context, workspace, used) as step, step.reporter.step("study pool") as progress:
-        pool = build_study_pool(workspace.root, raw_pool, embeddings, settings.novelsum, settings.study, progress)
+        pool = build_study_pool(workspace.root, distinct_pool, embeddings, settings.novelsum, settings.study, progress)
         return step.result(pool, samples=pool.samples, held_out=pool.held_out, neighbors=list(pool.neighbors))
 
 
@@ -57,19 +59,21 @@ def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
     def study_set(
         context: dg.AssetExecutionContext,
         workspace: dg.ResourceParam[Workspace],
-        raw_pool: PoolSnapshot,
+        distinct_pool: PoolSnapshot,
         embeddings: VectorSet,
         study_pool: StudyPool,
     ) -> dg.MaterializeResult[StudySet]:
         """One set of the study, chosen by its strategy."""
-        data = StudyData(workspace.root, raw_pool, embeddings, study_pool)
+        data = StudyData(workspace.root, distinct_pool, embeddings, study_pool)
         recipe = planned[context.partition_key]
         with (
             recorded(context, workspace, _inputs(data)) as step,
             step.reporter.step(f"choosing {recipe.name}") as progress,
         ):
-            chosen = build_set(data, recipe, settings.novelsum, progress)
-            return step.result(chosen, **recipe.model_dump(exclude={"name"}))
+            by = next((one for one in settings.study.representations if one.name == recipe.representation), None)
+            view = None if by is None else represented(data, build_view(data, by, settings, step.reporter))
+            chosen = build_set(data, recipe, settings.novelsum, progress, view)
+            return step.result(chosen, **recipe.described)
 
     @dg.asset(
         group_name=GROUP,
@@ -82,16 +86,19 @@ def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
     def study_measures(
         context: dg.AssetExecutionContext,
         workspace: dg.ResourceParam[Workspace],
-        raw_pool: PoolSnapshot,
+        distinct_pool: PoolSnapshot,
         embeddings: VectorSet,
         study_pool: StudyPool,
         study_set: StudySet,
     ) -> dg.MaterializeResult[StudyMeasures]:
-        """All measures of one set, NovelSum at every K, beta and alpha of the study."""
-        data = StudyData(workspace.root, raw_pool, embeddings, study_pool)
+        """All measures of one set, NovelSum at every K, beta and alpha; those of vectors under each representation."""
+        data = StudyData(workspace.root, distinct_pool, embeddings, study_pool)
         with recorded(context, workspace, _inputs(data, study_set)) as step:
-            yardstick = study_yardstick(data, settings.novelsum, settings.measures, settings.study, settings.device)
+            yardstick = study_yardstick(data, settings)
             found = measure_set(data, study_set, settings, yardstick, step.reporter)
+            for one in views_of(data, settings, step.reporter).values():
+                view = represented(data, one)  # What is measured under it stays in the storage folder, for the tables.
+                measure_set(data, study_set, settings, study_yardstick(data, settings, view), step.reporter, view)
             return step.result(found, **{name: one.value for name, one in found.values.items()})
 
     @dg.asset(
@@ -105,16 +112,19 @@ def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
     def study_performance(
         context: dg.AssetExecutionContext,
         workspace: dg.ResourceParam[Workspace],
-        raw_pool: PoolSnapshot,
+        distinct_pool: PoolSnapshot,
         embeddings: VectorSet,
         study_pool: StudyPool,
         study_set: StudySet,
     ) -> dg.MaterializeResult[StudyPerformance]:
-        """The proxy for performance: what a small model trained on one set costs on held-out text, in bits per byte."""
-        data = StudyData(workspace.root, raw_pool, embeddings, study_pool)
+        """The proxy for performance: what small models trained on one set cost on held-out text, in bits per byte."""
+        data = StudyData(workspace.root, distinct_pool, embeddings, study_pool)
         with recorded(context, workspace, _inputs(data, study_set)) as step, step.reporter.step("training") as progress:
-            trained = train_on_set(data, study_set, settings.study, progress, settings.device)
-            return step.result(trained, **trained.losses)
+            study, trained = settings.study, {}
+            for seed in study.seeds_of_training:
+                trained[seed] = train_on_set(data, study_set, study.training, seed, progress, settings.device)
+            performance = performance_of(trained)
+            return step.result(performance, **performance.losses)
 
     if settings.study.performance is None:
         return [study_pool, study_set, study_measures, study_performance, _correlation_of_proxies(settings)]
@@ -122,7 +132,7 @@ def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
 
 
 def _inputs(data: StudyData, study_set: StudySet | None = None) -> dict[str, Handle]:
-    used: dict[str, Handle] = {"raw_pool": data.snapshot, "embeddings": data.vector_set, "study_pool": data.pool}
+    used: dict[str, Handle] = {"distinct_pool": data.snapshot, "embeddings": data.vector_set, "study_pool": data.pool}
     return {**used, f"study_set[{study_set.recipe.name}]": study_set} if study_set else used
 
 

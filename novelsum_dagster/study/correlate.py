@@ -70,7 +70,7 @@ class Outcome:
 
 
 def joined(measured: Mapping[str, StudyMeasures], performance: Mapping[str, float], source: str) -> Outcome:
-    """Correlate the measures of sets with their performance.
+    """Correlate the measures of sets with their performance, within sets of equal size.
 
     Args:
         measured: by set.
@@ -98,8 +98,27 @@ def joined(measured: Mapping[str, StudyMeasures], performance: Mapping[str, floa
         "performance": achieved,
         **{key: pa.array(of_sets, from_pandas=True) for key, of_sets in values.items()},
     }
-    found = correlations(values, achieved, columns["strategy"], LOWER_IS_DIVERSE)
-    return Outcome(pa.table(columns), found, _grid([measured[name] for name in names], achieved), source)
+    sizes = np.array(columns["size"])
+    compared = {key: within_sizes(of_sets, sizes) for key, of_sets in values.items()}
+    performed = within_sizes(achieved, sizes)
+    found = correlations(compared, performed, columns["strategy"], LOWER_IS_DIVERSE)
+    return Outcome(pa.table(columns), found, _grid([measured[name] for name in names], performed, sizes), source)
+
+
+def within_sizes(values: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return values, (n,), as z-scores among the sets of equal size; values of sets of one size are returned as such.
+
+    NaN stays NaN; equal values become 0.
+    """
+    if len(np.unique(sizes)) == 1:
+        return values
+    scores = np.full(len(values), np.nan)
+    for size in np.unique(sizes):
+        of_size = values[sizes == size]
+        known = of_size[np.isfinite(of_size)]
+        deviation = known.std() if len(known) and np.ptp(known) > 0 else 1.0
+        scores[sizes == size] = (of_size - (known.mean() if len(known) else 0.0)) / deviation
+    return scores
 
 
 def read_scatter(path: Path) -> Outcome:
@@ -111,14 +130,14 @@ def read_scatter(path: Path) -> Outcome:
     Raises:
         InputError: for a file that cannot be read, lacks a column, or has a value that is no number; names the line.
     """
-    rows = _rows(path, {"strategy", "performance"})
+    rows = csv_rows(path, {"strategy", "performance"})
     names = [name for name in rows[0][1] if name not in _PLACES]
     if not names:
         raise InputError(f"{path}: has no column beside strategy and performance; add a measure, as novelsum")
     if "" in names:
         raise InputError(f"{path}: has a column without a name; name it, or leave it out")
-    values = {_key(name): np.array([_number(path, line, row, name) for line, row in rows]) for name in names}
-    achieved = np.array([_number(path, line, row, "performance") for line, row in rows])
+    values = {_key(name): np.array([csv_number(path, line, row, name) for line, row in rows]) for name in names}
+    achieved = np.array([csv_number(path, line, row, "performance") for line, row in rows])
     strategies = [row["strategy"] for _, row in rows]
     columns = {
         "set": [row.get("set") or str(number) for number, (_, row) in enumerate(rows, 1)],
@@ -145,24 +164,32 @@ def read_performance(path: Path, sets: Sequence[str]) -> dict[str, float]:
             or a value that is no number; says which.
     """
     found: dict[str, float] = {}
-    for line, row in _rows(path, {"set", "performance"}):
+    for line, row in csv_rows(path, {"set", "performance"}):
         name = row["set"]
         if name not in sets:
             raise InputError(f"{path}:{line}: the study has no set {name!r}; its sets are {_some(sorted(sets))}")
         if name in found:
             raise InputError(f"{path}:{line}: set {name} is there twice")
-        found[name] = _number(path, line, row, "performance")
+        found[name] = csv_number(path, line, row, "performance")
     _require_same(set(sets), set(found), f"{path}: ")
     return {name: found[name] for name in sets}
 
 
-def proxy_performance(trained: Mapping[str, StudyPerformance]) -> dict[str, float]:
+def proxy_performance(trained: Mapping[str, StudyPerformance], unseen: str | None = None) -> dict[str, float]:
     """Return the z-score of each set's held-out loss, turned so that higher is better, averaged over sources.
+
+    The loss is the mean over training seeds. Sets are compared with those of their own size. The source `unseen`, from
+    which no set is chosen, does not count.
 
     Raises:
         InputError: as `z_scores` does.
     """
-    return z_scores({name: one.losses for name, one in trained.items()})
+    by_size: dict[int, dict[str, dict[str, float]]] = {}
+    for name, one in trained.items():
+        seen = {source: loss for source, loss in one.losses.items() if source != unseen}
+        by_size.setdefault(one.recipe.size, {})[name] = seen
+    scores = {name: score for of_size in by_size.values() for name, score in z_scores(of_size).items()}
+    return {name: scores[name] for name in trained}
 
 
 def write_outcome(outcome: Outcome, folder: Path) -> None:
@@ -217,11 +244,13 @@ def _value(measured: StudyMeasures, key: str) -> float:
     return measured.values[key].value if key in measured.values else math.nan
 
 
-def _grid(measured: Sequence[StudyMeasures], performance: NDArray[np.float64]) -> list[dict[str, Any]]:
+def _grid(
+    measured: Sequence[StudyMeasures], performance: NDArray[np.float64], sizes: NDArray[np.int64]
+) -> list[dict[str, Any]]:
     """Return every setting of NovelSum with its coefficients over all sets, the best first."""
     rows = []
     for number, setting in enumerate(measured[0].grid):
-        values = np.array([one.grid[number].value for one in measured])
+        values = within_sizes(np.array([one.grid[number].value for one in measured]), sizes)
         found = {method: coefficient(values, performance, method)[0] for method in ("pearson", "spearman", "kendall")}
         rows.append({**setting.model_dump(exclude={"value"}), **found})
     return sorted(rows, key=lambda row: math.inf if row["pearson"] is None else -row["pearson"])
@@ -241,8 +270,12 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _rows(path: Path, needed: set[str]) -> list[tuple[int, dict[str, str]]]:
-    """Return the rows of a CSV file by column, each with the line on which it begins; empty lines are left out."""
+def csv_rows(path: Path, needed: set[str]) -> list[tuple[int, dict[str, str]]]:
+    """Return the rows of a CSV file by column, each with the line on which it begins; empty lines are left out.
+
+    Raises:
+        InputError: for a file that cannot be read, lacks a column, has one twice, or has no rows; names the line.
+    """
     lines, line = [], 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -265,7 +298,12 @@ def _rows(path: Path, needed: set[str]) -> list[tuple[int, dict[str, str]]]:
     return [(line, dict(zip(columns, values, strict=True))) for line, values in rows]
 
 
-def _number(path: Path, line: int, row: Mapping[str, str], column: str) -> float:
+def csv_number(path: Path, line: int, row: Mapping[str, str], column: str) -> float:
+    """Return the number in a column of a row.
+
+    Raises:
+        InputError: where it is none, or not finite; names the line.
+    """
     text = row[column]
     try:
         value = float(text)

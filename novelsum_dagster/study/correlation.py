@@ -17,7 +17,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 ALL_SETS = "all sets"
 SELECTING = "selection strategies"
 """The group without sets that no strategy chose: random ones, and those made worse on purpose."""
-_NOT_SELECTING = {"random", "duplicate"}
+NOT_SELECTING = {"random", "duplicate"}
 _FEWEST = 3
 _ROUNDING = 1e-12
 """Values this near to each other, as part of their size, are equal: what differs is how they were summed."""
@@ -112,7 +112,7 @@ def _interval(r: float, n: int, method: Method) -> tuple[float | None, float | N
 
 def _groups(strategies: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
     names = np.array([strategy.lower() for strategy in strategies])
-    groups = {ALL_SETS: np.ones(len(names), dtype=np.bool_), SELECTING: ~np.isin(names, list(_NOT_SELECTING))}
+    groups = {ALL_SETS: np.ones(len(names), dtype=np.bool_), SELECTING: ~np.isin(names, list(NOT_SELECTING))}
     for strategy in dict.fromkeys(strategies):
         members = names == strategy.lower()
         if members.sum() >= _FEWEST:

@@ -1,6 +1,7 @@
 """The pool of a study: what sets are chosen from, what is held out for evaluation, and density at every K.
 
-Belongs here: the split, kept on disk, and reading it back. Does not: the sets (`sets`).
+Belongs here: the split, kept on disk, and reading it back. Does not: other vectors of its samples (`views`), the sets
+(`sets`).
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from novelsum_dagster.diversity.density import densities, density_factor
 from novelsum_dagster.diversity.measures import Factors
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
+from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import content_key, write_bytes, write_table
 from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
 from novelsum_dagster.progress import Progress, no_progress
@@ -29,8 +31,9 @@ AnyHandle = TypeVar("AnyHandle", bound=Handle)
 class StudyPool(Handle):
     """The split of a pool.
 
-    `file` has a row a sample: id, held_out, and of those not held out the mean squared distance to their K nearest
-    others, a column for each K.
+    `file` has a row a sample: id, held_out, and of those that sets are chosen from the mean squared distance to their K
+    nearest others, a column for each K. Of the source `unseen` none is; those of its samples that are not held out are
+    not used.
     """
 
     snapshot: str
@@ -40,6 +43,7 @@ class StudyPool(Handle):
     neighbors: tuple[int, ...]
     samples: int
     held_out: int
+    unseen: str | None = None
 
 
 def once(root: Path, file: str, kind: type[AnyHandle], build: Callable[[], AnyHandle]) -> AnyHandle:
@@ -79,10 +83,11 @@ def build_study_pool(
         progress: called with samples searched and n.
 
     Raises:
-        InputError: where a source has too few samples for the held-out ones, or vectors belong to another pool.
+        InputError: where a source has too few samples for the held-out ones or is not there, or vectors belong to
+            another pool.
         ValueError: as `densities` does.
     """
-    wanted = tuple(dict.fromkeys([*study.neighbors, novelsum.neighbors]))
+    wanted = neighbors_wanted(novelsum, study)
     asked = {
         "snapshot": snapshot.key,
         "vectors": vectors.key,
@@ -91,6 +96,7 @@ def build_study_pool(
         "held_out": study.held_out,
         "seed": study.seeds[0],
         "vocabulary": study.training.vocabulary,
+        **({} if study.unseen is None else {"unseen": study.unseen}),
     }
     key = content_key(asked)
     folder = f"study/pool={key}"
@@ -98,20 +104,12 @@ def build_study_pool(
     def build() -> StudyPool:
         ids, rows = pool_vectors(root, snapshot, vectors)
         samples = snapshot.samples(root, ["source", "text"])
-        held_out = np.zeros(len(ids), dtype=np.bool_)
-        held_out[held_out_rows(samples["source"].to_pylist(), study.held_out, study.seeds[0])] = True
-        found = densities(
-            rows[~held_out],
-            neighbors=wanted,
-            neighbor_policy=novelsum.neighbor_policy,
-            index=novelsum.density_index,
-            min_recall=novelsum.min_recall,
-            progress=progress,
-        )
-        columns = {f"mean_squared_distance_{k}": _spread(found[k].mean_squared_distance, held_out) for k in wanted}
+        held_out, offered = _split(samples["source"].to_pylist(), study)
+        found = mean_squared_distances(rows[offered], wanted, novelsum, progress)
+        columns = {name: _spread(values, offered) for name, values in found.items()}
         table = pa.table({"id": pa.array(ids, pa.string()), "held_out": held_out, **columns})
         write_table(table, root / folder / "pool.parquet")
-        texts = samples["text"].filter(pa.array(~held_out)).to_pylist()
+        texts = samples["text"].filter(pa.array(offered)).to_pylist()
         tokenizer = f"{folder}/tokenizer.json"
         write_bytes(train_tokenizer(texts, study.training.vocabulary).encode(), root / tokenizer)
         return StudyPool(
@@ -121,11 +119,74 @@ def build_study_pool(
             file=f"{folder}/pool.parquet",
             tokenizer=tokenizer,
             neighbors=wanted,
-            samples=int((~held_out).sum()),
+            samples=int(offered.sum()),
             held_out=int(held_out.sum()),
+            unseen=study.unseen,
         )
 
     return once(root, f"{folder}/study_pool.json", StudyPool, build)
+
+
+def neighbors_wanted(novelsum: NovelSum, study: Study) -> tuple[int, ...]:
+    """Return every K at which a study needs density."""
+    return tuple(dict.fromkeys([*study.neighbors, novelsum.neighbors]))
+
+
+def mean_squared_distances(
+    rows: NDArray[np.float32], neighbors: tuple[int, ...], novelsum: NovelSum, progress: Progress = no_progress
+) -> dict[str, NDArray[np.float64]]:
+    """Return the mean squared distance of each row, (n, d), to its K nearest others, float64, (n,), by column's name.
+
+    Raises:
+        ValueError: as `densities` does.
+    """
+    found = densities(
+        rows,
+        neighbors=neighbors,
+        neighbor_policy=novelsum.neighbor_policy,
+        index=novelsum.density_index,
+        min_recall=novelsum.min_recall,
+        progress=progress,
+    )
+    return {_column(k): found[k].mean_squared_distance for k in neighbors}
+
+
+@dataclass(frozen=True)
+class Represented:
+    """The samples that sets are chosen from, under one representation; each part is read when it is first asked for.
+
+    Attributes:
+        root: the storage folder.
+        key: differs wherever vectors or densities do.
+        snapshot, vector_set: the pool, and its vectors.
+        file: table with the mean squared distances, a row a sample of the pool or of those offered.
+        offered: bool, (n,), which samples of the pool sets are chosen from.
+    """
+
+    root: Path
+    key: str
+    snapshot: PoolSnapshot
+    vector_set: VectorSet
+    file: str
+    offered: NDArray[np.bool_]
+
+    @cached_property
+    def vectors(self) -> NDArray[np.float32]:
+        """Of the samples offered: float32, (n, d)."""
+        _, rows = pool_vectors(self.root, self.snapshot, self.vector_set)
+        return rows[self.offered]
+
+    def factor(self, neighbors: int, density_power: float) -> NDArray[np.float64]:
+        """Return the density factors of the samples offered: float64, (n,)."""
+        return density_factor(self._densities[_column(neighbors)].drop_null().to_numpy(), density_power)
+
+    def factors(self, rows: NDArray[np.int64], neighbors: tuple[int, ...], powers: tuple[float, ...]) -> Factors:
+        """Return the density factors of some rows by (K, beta)."""
+        return {(k, float(beta)): self.factor(k, beta)[rows] for k in neighbors for beta in powers}
+
+    @cached_property
+    def _densities(self) -> pa.Table:
+        return pq.read_table(self.root / self.file, partitioning=None)
 
 
 @dataclass(frozen=True)
@@ -144,27 +205,28 @@ class StudyData:
     pool: StudyPool
 
     @cached_property
-    def vectors(self) -> NDArray[np.float32]:
-        """Of the samples that are not held out: float32, (n, d)."""
-        _, rows = pool_vectors(self.root, self.snapshot, self.vector_set)
-        return rows[self._chosen]
+    def own(self) -> Represented:
+        """The samples that sets are chosen from, under the vectors of the pool."""
+        return Represented(
+            self.root, self.pool.key, self.snapshot, self.vector_set, self.pool.file, self._offered.to_numpy()
+        )
 
     @cached_property
     def ids(self) -> list[str]:
-        """Of the samples that are not held out."""
-        ids: list[str] = self._split["id"].filter(pa.array(self._chosen)).to_pylist()
+        """Of the samples that sets are chosen from."""
+        ids: list[str] = self._split["id"].filter(self._offered).to_pylist()
         return ids
 
     @cached_property
     def texts(self) -> list[str]:
-        """Of the samples that are not held out."""
-        texts: list[str] = self._samples["text"].filter(pa.array(self._chosen)).to_pylist()
+        """Of the samples that sets are chosen from."""
+        texts: list[str] = self._samples["text"].filter(self._offered).to_pylist()
         return texts
 
     @cached_property
     def held_out(self) -> dict[str, list[str]]:
-        """The held-out texts by source."""
-        rows = self._samples.filter(pa.array(~self._chosen)).to_pylist()
+        """The held-out texts by source, that which no set is chosen from included."""
+        rows = self._samples.filter(self._split["held_out"]).to_pylist()
         return {source: [row["text"] for row in rows if row["source"] == source] for source in _sources(rows)}
 
     @property
@@ -172,32 +234,46 @@ class StudyData:
         """The tokenizer of models from scratch, as JSON."""
         return (self.root / self.pool.tokenizer).read_text(encoding="utf-8")
 
-    def factor(self, neighbors: int, density_power: float) -> NDArray[np.float64]:
-        """Return the density factors of the samples that are not held out: float64, (n,)."""
-        column = self._split[f"mean_squared_distance_{neighbors}"].filter(pa.array(self._chosen))
-        return density_factor(column.to_numpy(), density_power)
-
-    def factors(self, rows: NDArray[np.int64], neighbors: tuple[int, ...], powers: tuple[float, ...]) -> Factors:
-        """Return the density factors of some rows by (K, beta)."""
-        return {(k, float(beta)): self.factor(k, beta)[rows] for k in neighbors for beta in powers}
-
     @cached_property
     def _split(self) -> pa.Table:
         return pq.read_table(self.root / self.pool.file, partitioning=None)
 
     @cached_property
-    def _chosen(self) -> NDArray[np.bool_]:
-        return np.asarray(~self._split["held_out"].to_numpy())
+    def _offered(self) -> pa.ChunkedArray:
+        # Density is of those samples alone.
+        return self._split[_column(self.pool.neighbors[0])].is_valid()
 
     @cached_property
     def _samples(self) -> pa.Table:
         return self.snapshot.samples(self.root, ["source", "text"])
 
 
-def _spread(values: NDArray[np.float64], held_out: NDArray[np.bool_]) -> pa.Array:
-    """Return values of the samples that are not held out as a column of all, null elsewhere."""
-    column = np.full(len(held_out), np.nan)
-    column[~held_out] = values
+def _split(sources: list[str], study: Study) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which samples are held out, and which sets are chosen from: bool, (n,).
+
+    Raises:
+        InputError: as `held_out_rows` does, or where there is no source of the name `unseen`, or no other.
+    """
+    names = np.array(sources)
+    is_unseen = np.zeros(len(names), dtype=np.bool_) if study.unseen is None else names == study.unseen
+    if study.unseen is not None and (not is_unseen.any() or is_unseen.all()):
+        there = ", ".join(sorted(set(sources)))
+        raise InputError(f"study.unseen: {study.unseen!r} must be one of several sources; the pool has {there}")
+    seed, held_out = study.seeds[0], np.zeros(len(names), dtype=np.bool_)
+    for part in (~is_unseen, is_unseen):
+        if part.any():
+            held_out[np.flatnonzero(part)[held_out_rows(names[part].tolist(), study.held_out, seed)]] = True
+    return held_out, ~held_out & ~is_unseen
+
+
+def _column(neighbors: int) -> str:
+    return f"mean_squared_distance_{neighbors}"
+
+
+def _spread(values: NDArray[np.float64], offered: NDArray[np.bool_]) -> pa.Array:
+    """Return values of the samples that sets are chosen from as a column of all, null elsewhere."""
+    column = np.full(len(offered), np.nan)
+    column[offered] = values
     return pa.array(column, from_pandas=True)
 
 

@@ -1,16 +1,21 @@
 """The whole correlation study at once: every set chosen, measured and trained on, then correlated.
 
-Belongs here: the order of the steps over all sets. Does not: any step (`sets`, `correlate`).
+Belongs here: the order of the steps over all sets. Does not: any step (`sets`, `views`, `facts`, `correlate`).
+
+Cheap steps come first, and all sets are trained on with one training seed before the next: a study that is broken off
+has whole seeds.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from novelsum_dagster.embedding.store import VectorSet
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.pool.export import chosen_records, write_records
 from novelsum_dagster.pool.snapshot import PoolSnapshot
-from novelsum_dagster.progress import Reporter
-from novelsum_dagster.settings import Settings
+from novelsum_dagster.progress import Reporter, counted
+from novelsum_dagster.settings import OWN_REPRESENTATION, Settings
 from novelsum_dagster.study.correlate import (
     Outcome,
     StudyCorrelation,
@@ -19,21 +24,62 @@ from novelsum_dagster.study.correlate import (
     proxy_performance,
     read_performance,
 )
-from novelsum_dagster.study.pool import StudyData, build_study_pool
+from novelsum_dagster.study.facts import StudyFacts, Tokens, facts_of_set
+from novelsum_dagster.study.pool import Represented, StudyData, build_study_pool
 from novelsum_dagster.study.sets import (
     StudyMeasures,
     StudyPerformance,
     StudySet,
+    StudyTraining,
     build_set,
     measure_set,
+    performance_of,
     recipes,
     study_yardstick,
     train_on_set,
+    training_file,
 )
+from novelsum_dagster.study.trainers import trainers
+from novelsum_dagster.study.views import StudyView, represented, views_of
+
+
+@dataclass(frozen=True)
+class Studied:
+    """What a study has found so far.
+
+    Attributes:
+        data: its pool.
+        views: the other representations, by name.
+        sets: by name.
+        measures: by representation and set; under `OWN_REPRESENTATION` all measures, under others those of vectors.
+        facts: by set.
+        trainings: by set and training seed; empty where the figures come from a file.
+    """
+
+    data: StudyData
+    views: dict[str, StudyView]
+    sets: dict[str, StudySet]
+    measures: dict[str, dict[str, StudyMeasures]]
+    facts: dict[str, StudyFacts]
+    trainings: dict[str, dict[int, StudyTraining]] = field(default_factory=dict)
+
+    @property
+    def performance(self) -> dict[str, StudyPerformance]:
+        """By set, where a model has been trained on it."""
+        return {name: performance_of(trained) for name, trained in self.trainings.items() if trained}
+
+
+def _nothing(found: Studied) -> None:
+    """Keep nothing."""
 
 
 def correlate(
-    root: Path, snapshot: PoolSnapshot, vectors: VectorSet, settings: Settings, reporter: Reporter
+    root: Path,
+    snapshot: PoolSnapshot,
+    vectors: VectorSet,
+    settings: Settings,
+    reporter: Reporter,
+    keep: Callable[[Studied], None] = _nothing,
 ) -> tuple[StudyCorrelation, Outcome]:
     """Run the study that the settings describe; what was done before is not done again.
 
@@ -42,18 +88,19 @@ def correlate(
         snapshot, vectors: the pool.
         settings: of the curation.
         reporter: shows progress.
+        keep: called with all that is known once all sets are measured, and whenever a training seed is done.
 
     Raises:
         InputError: for a performance file that does not fit, or sources too small for the held-out samples.
         ValueError: as the strategies and measures do.
     """
-    study = settings.study
-    if study.performance is not None:  # A file that does not fit is refused before hours of work.
-        read_performance(performance_path(settings), list(recipes(study)))
-    data, chosen = _chosen(root, snapshot, vectors, settings, reporter)
-    yardstick = study_yardstick(data, settings.novelsum, settings.measures, study, settings.device)
-    measured = {name: measure_set(data, one, settings, yardstick, reporter) for name, one in chosen.items()}
-    trained = _trained(data, chosen, settings, reporter)
+    if settings.study.performance is not None:  # A file that does not fit is refused before hours of work.
+        read_performance(performance_path(settings), list(recipes(settings.study)))
+    found = _measured(root, snapshot, vectors, settings, reporter)
+    keep(found)
+    if settings.study.performance is None:
+        _train(found, settings, reporter, keep)
+    measured, trained = found.measures[OWN_REPRESENTATION], found.performance
     outcome = outcome_of(measured, trained, settings)
     inputs = [one.key for one in measured.values()] + [one.key for one in trained.values()]
     return keep_outcome(root, outcome, inputs), outcome
@@ -74,7 +121,7 @@ def write_sets(
     Raises:
         InputError, ValueError: as `correlate` does.
     """
-    data, chosen = _chosen(root, snapshot, vectors, settings, reporter)
+    data, _, chosen = _chosen(root, snapshot, vectors, settings, reporter)
     with reporter.step("writing") as progress:
         for done, (name, one) in enumerate(chosen.items(), 1):
             ids = [data.ids[row] for row in one.rows(root)]
@@ -94,8 +141,10 @@ def outcome_of(measured: dict[str, StudyMeasures], trained: dict[str, StudyPerfo
         return joined(measured, read_performance(path, list(measured)), f"figures of {path.name}")
     training = settings.study.training
     name = training.model or "a language model of 1.3 million weights, trained from scratch"
-    words = f"{name}, {training.tokens:,} tokens a set: z-score of held-out bits per byte, mean over sources"
-    return joined(measured, proxy_performance(trained), words)
+    seeds = settings.study.seeds_of_training
+    each = "a set" if len(seeds) == 1 else f"a set and each of {counted(len(seeds), 'training seed')}"
+    words = f"{name}, {training.tokens:,} tokens {each}: z-score of held-out bits per byte, mean over sources"
+    return joined(measured, proxy_performance(trained, settings.study.unseen), words)
 
 
 def performance_path(settings: Settings) -> Path:
@@ -105,7 +154,7 @@ def performance_path(settings: Settings) -> Path:
 
 def _chosen(
     root: Path, snapshot: PoolSnapshot, vectors: VectorSet, settings: Settings, reporter: Reporter
-) -> tuple[StudyData, dict[str, StudySet]]:
+) -> tuple[StudyData, dict[str, StudyView], dict[str, StudySet]]:
     study = settings.study
     with reporter.step("study pool") as progress:
         pool = build_study_pool(root, snapshot, vectors, settings.novelsum, study, progress)
@@ -114,20 +163,59 @@ def _chosen(
             f"study.sizes: {max(study.sizes):,} is more than the {pool.samples:,} samples that are not held out"
         )
     data = StudyData(root, snapshot, vectors, pool)
+    views = views_of(data, settings, reporter)
+    seen = {name: represented(data, view) for name, view in views.items()}
     chosen = {}
     for name, recipe in recipes(study).items():
         with reporter.step(f"choosing {name}") as progress:
-            chosen[name] = build_set(data, recipe, settings.novelsum, progress)
-    return data, chosen
+            chosen[name] = build_set(data, recipe, settings.novelsum, progress, seen.get(recipe.representation))
+    return data, views, chosen
 
 
-def _trained(
-    data: StudyData, chosen: dict[str, StudySet], settings: Settings, reporter: Reporter
-) -> dict[str, StudyPerformance]:
-    if settings.study.performance is not None:
-        return {}
-    trained = {}
-    for name, one in chosen.items():
-        with reporter.step(f"training on {name}") as progress:
-            trained[name] = train_on_set(data, one, settings.study, progress, settings.device)
-    return trained
+def _measured(
+    root: Path, snapshot: PoolSnapshot, vectors: VectorSet, settings: Settings, reporter: Reporter
+) -> Studied:
+    data, views, chosen = _chosen(root, snapshot, vectors, settings, reporter)
+    seen: dict[str, Represented | None] = {OWN_REPRESENTATION: None}
+    seen |= {name: represented(data, view) for name, view in views.items()}
+    measures: dict[str, dict[str, StudyMeasures]] = {}
+    for representation, view in seen.items():
+        yardstick = study_yardstick(data, settings, view)
+        measures[representation] = {
+            name: measure_set(data, one, settings, yardstick, reporter, view) for name, one in chosen.items()
+        }
+    tokens, facts = Tokens(data), {}
+    with reporter.step("bigram models") as progress:
+        for done, (name, one) in enumerate(chosen.items(), 1):
+            facts[name] = facts_of_set(tokens, one, settings.study.training)
+            progress(done, len(chosen))
+    return Studied(data, views, chosen, measures, facts)
+
+
+def _train(found: Studied, settings: Settings, reporter: Reporter, keep: Callable[[Studied], None]) -> None:
+    """Train on every set with the first seed, then on every set with the next; fills `found.trainings`."""
+    study, root = settings.study, found.data.root
+    left = {
+        seed: {
+            name: one
+            for name, one in found.sets.items()
+            if not (root / training_file(one, study.training, seed)).exists()
+        }
+        for seed in study.seeds_of_training
+    }
+    tokens, count = study.training.tokens, sum(map(len, left.values()))
+    done = 0
+    with (
+        reporter.step(f"training {counted(count, 'model')}, in tokens") as progress,
+        trainers(found.data, study.training, settings.device, study.training_workers) as workers,
+    ):
+        for seed, sets in left.items():
+
+            def report(trained: int, _: int, before: int = done * tokens) -> None:
+                progress(before + trained, count * tokens)
+
+            workers.train(sets, seed, report)
+            done += len(sets)
+            for name, one in found.sets.items():
+                found.trainings.setdefault(name, {})[seed] = train_on_set(found.data, one, study.training, seed)
+            keep(found)

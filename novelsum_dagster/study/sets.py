@@ -3,6 +3,7 @@
 Belongs here: one set's steps, each kept on disk once done. Does not: what becomes of all sets (`correlate`).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from novelsum_dagster.diversity.lexical import Occurrences
 from novelsum_dagster.diversity.measures import Grid, Samples, Yardstick
 from novelsum_dagster.files import content_key, write_table
 from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.progress import Progress, Reporter, no_progress
+from novelsum_dagster.selection.scoring import Scoring, Side
 from novelsum_dagster.selection.strategies import select
-from novelsum_dagster.settings import Measures, NovelSum, Settings, Strategy, Study
-from novelsum_dagster.study.pool import StudyData, once
+from novelsum_dagster.settings import (
+    OWN_REPRESENTATION,
+    NovelSum,
+    Settings,
+    Strategy,
+    Study,
+    Training,
+    Variant,
+)
+from novelsum_dagster.study.pool import Represented, StudyData, once
 from novelsum_dagster.study.training import named_model_hash, train_and_evaluate
 
 UNSEEDED: frozenset[Strategy] = frozenset({"farthest", "qdit"})
@@ -27,7 +37,14 @@ UNSEEDED: frozenset[Strategy] = frozenset({"farthest", "qdit"})
 
 
 class Recipe(BaseModel):
-    """How a set is made; `copies` above 1 repeat a random subset."""
+    """How a set is made; `copies` above 1 repeat a random subset.
+
+    Attributes:
+        variant: its name, where the set is of one.
+        density_side, swap_rounds: of NovelSelect.
+        representation: the vectors by which is chosen.
+        options: of the strategy, where they are not its defaults.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,6 +53,17 @@ class Recipe(BaseModel):
     size: int
     seed: int
     copies: int = 1
+    variant: str | None = None
+    density_side: Side = "both"
+    swap_rounds: int = 0
+    representation: str = OWN_REPRESENTATION
+    options: dict[str, Any] = {}
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What the set depends on; of sets without a variant as before there were variants."""
+        later = {"variant", "density_side", "swap_rounds", "representation", "options"}
+        return {**self.model_dump(exclude=later), **self.model_dump(include=later, exclude_defaults=True)}
 
 
 class StudySet(Handle):
@@ -81,55 +109,108 @@ class StudyMeasures(Handle):
     grid: tuple[GridValue, ...]
 
 
-class StudyPerformance(Handle):
-    """What a model trained on a set achieves: bits per byte of each source's held-out texts, lower is better."""
+class StudyTraining(Handle):
+    """What one model trained on a set achieves: bits per byte of each source's held-out texts, lower is better."""
 
     study_set: str
     recipe: Recipe
     losses: dict[str, float]
 
 
+class StudyPerformance(Handle):
+    """What the models trained on a set achieve, bits per byte by training seed and source; `losses` has the means.
+
+    Those of earlier releases have no trials.
+    """
+
+    study_set: str
+    recipe: Recipe
+    losses: dict[str, float]
+    trials: dict[int, dict[str, float]] = Field(default_factory=dict)
+
+
 def recipes(study: Study) -> dict[str, Recipe]:
-    """Return all sets of a study by name, as `kmeans-1000-s42` or `duplicate-1000-s42-x5`."""
-    planned = {}
+    """Return all sets of a study by name, as `kmeans-1000-s42`, `duplicate-1000-s42-x5`, `novelselect-column-1000-s42`.
+
+    The last is of a variant with the name column.
+    """
+    planned: dict[str, Recipe] = {}
     for size in study.sizes:
         for strategy in dict.fromkeys(study.strategies):
             for seed in study.seeds[:1] if strategy in UNSEEDED else dict.fromkeys(study.seeds):
                 for copies in dict.fromkeys(study.copies) if strategy == "duplicate" else (1,):
                     name = f"{strategy}-{size}-s{seed}" + (f"-x{copies}" if strategy == "duplicate" else "")
                     planned[name] = Recipe(name=name, strategy=strategy, size=size, seed=seed, copies=copies)
+        for variant in study.variants:
+            for seed in study.seeds[:1] if variant.strategy in UNSEEDED else dict.fromkeys(study.seeds):
+                name = f"{variant.strategy}-{variant.name}-{size}-s{seed}"
+                planned[name] = _of_variant(variant, name, size, seed)
     return planned
 
 
-def build_set(data: StudyData, recipe: Recipe, novelsum: NovelSum, progress: Progress = no_progress) -> StudySet:
+def _of_variant(variant: Variant, name: str, size: int, seed: int) -> Recipe:
+    selection = variant.selection()
+    repeats = variant.strategy == "duplicate"
+    return Recipe(
+        name=name,
+        strategy=variant.strategy,
+        size=size,
+        seed=seed,
+        copies=selection.duplicate.copies if repeats else 1,
+        variant=variant.name,
+        density_side=variant.density_side,
+        swap_rounds=variant.swap_rounds,
+        representation=variant.representation or OWN_REPRESENTATION,
+        options={} if repeats else selection.options,
+    )
+
+
+def build_set(
+    data: StudyData,
+    recipe: Recipe,
+    novelsum: NovelSum,
+    progress: Progress = no_progress,
+    view: Represented | None = None,
+) -> StudySet:
     """Choose a set from a study's pool.
 
     Args:
         data: the pool.
         recipe: how.
-        novelsum: K, beta and alpha of NovelSelect.
+        novelsum: K, beta and alpha of NovelSelect, and which NovelSum its side "objective" increases.
         progress: called as the strategy says.
+        view: the vectors by which is chosen; None: the pool's.
 
     Raises:
         ValueError: as the strategy does, as for a size over the pool's.
     """
     powers = [novelsum.neighbors, novelsum.density_power, novelsum.proximity_power]
-    key = content_key({"pool": data.pool.key, "recipe": recipe.model_dump(), "powers": powers})
+    scoring = Scoring(
+        recipe.density_side,
+        novelsum.proximity_power,
+        novelsum.density_side,
+        novelsum.self_distance,
+        recipe.swap_rounds,
+    )
+    described = {"pool": data.pool.key, "recipe": recipe.described, "powers": powers, **scoring.measured()}
+    key = content_key(described if view is None else {**described, "view": view.key})
+    seen = view or data.own
     folder = f"study/set={key}"
 
     def build() -> StudySet:
-        options: dict[str, dict[str, Any]] = {
-            "novelselect": {"proximity_power": novelsum.proximity_power},
-            "duplicate": {"copies": recipe.copies},
-        }
+        options = dict(recipe.options)
+        if recipe.strategy == "novelselect":
+            options |= scoring.options()
+        elif recipe.strategy == "duplicate":
+            options["copies"] = recipe.copies
         picks = select(
             recipe.strategy,
-            data.vectors,
+            seen.vectors,
             recipe.size,
-            density_factor=data.factor(novelsum.neighbors, novelsum.density_power),
+            density_factor=seen.factor(novelsum.neighbors, novelsum.density_power),
             seed=recipe.seed,
             progress=progress,
-            **options.get(recipe.strategy, {}),
+            **options,
         )
         rows = np.asarray(picks.indices, dtype=np.int64)
         ids = pa.array([data.ids[row] for row in rows], pa.string())
@@ -140,43 +221,47 @@ def build_set(data: StudyData, recipe: Recipe, novelsum: NovelSum, progress: Pro
 
 
 def measure_set(
-    data: StudyData, study_set: StudySet, settings: Settings, yardstick: Yardstick, reporter: Reporter
+    data: StudyData,
+    study_set: StudySet,
+    settings: Settings,
+    yardstick: Yardstick,
+    reporter: Reporter,
+    view: Represented | None = None,
 ) -> StudyMeasures:
-    """Measure a set, on as many samples as the study's smallest sets have.
+    """Measure a set, whole.
 
     Args:
         data: the pool, which is the reference.
         study_set: the set.
         settings: of NovelSum, the other measures and the study.
-        yardstick: made by `study_yardstick`.
+        yardstick: made by `study_yardstick`, of the same view.
         reporter: shows progress.
+        view: the vectors under which is measured, without the measures of texts; None: the pool's, with them.
 
     Raises:
         ValueError: as the measures do.
     """
-    study = settings.study
-    size = min(study.sizes)
+    study, grid = settings.study, yardstick.grid
     described = {
         "set": study_set.key,
         "novelsum": settings.novelsum.model_dump(),
         "measures": settings.measures.model_dump(),
         "grid": [study.neighbors, study.density_powers, study.proximity_powers],
-        "size": size,
+        "size": study_set.recipe.size,
         "seed": study.seeds[0],
     }
-    key = content_key(described)
+    key = content_key(described if view is None else {**described, "grid": None, "view": view.key})
 
     def build() -> StudyMeasures:
         rows = study_set.rows(data.root)
-        rows = rows[np.sort(np.random.default_rng(study.seeds[0]).permutation(len(rows))[:size])]
+        seen = view or data.own
         texts = [data.texts[row] for row in rows]
-        grid = yardstick.grid
         found = yardstick.measure(
             study_set.recipe.name,
-            Samples(data.vectors[rows], texts),
+            Samples(seen.vectors[rows], texts if view is None else None),
             np.arange(len(rows)),
-            factors=data.factors(rows, grid.neighbors, grid.density_powers),
-            words=Occurrences.of(texts),
+            factors=seen.factors(rows, grid.neighbors, grid.density_powers),
+            words=Occurrences.of(texts) if view is None else None,
             ttr_tokens=settings.measures.ttr_tokens,
             reporter=reporter,
         )
@@ -192,42 +277,74 @@ def measure_set(
     return once(data.root, f"study/measures={key}.json", StudyMeasures, build)
 
 
-def study_yardstick(data: StudyData, novelsum: NovelSum, measures: Measures, study: Study, device: str) -> Yardstick:
-    """Return what a study's sets are measured against; the settings' own K, beta and alpha come first in its grid."""
+def study_yardstick(data: StudyData, settings: Settings, view: Represented | None = None) -> Yardstick:
+    """Return what a study's sets are measured against.
+
+    Under the pool's own vectors NovelSum has every K, beta and alpha of the study, those of the settings first; under a
+    view those alone.
+    """
+    novelsum, study, seed = settings.novelsum, settings.study, settings.study.seeds[0]
+    if view is not None:
+        return Yardstick(view.vectors, novelsum, settings.measures, seed=seed, device=settings.device)
     grid = Grid(
         tuple(dict.fromkeys([novelsum.neighbors, *study.neighbors])),
         tuple(dict.fromkeys([novelsum.density_power, *study.density_powers])),
         tuple(dict.fromkeys([novelsum.proximity_power, *study.proximity_powers])),
     )
-    return Yardstick(data.vectors, novelsum, measures, grid=grid, seed=study.seeds[0], device=device)
+    return Yardstick(data.own.vectors, novelsum, settings.measures, grid=grid, seed=seed, device=settings.device)
+
+
+def training_file(study_set: StudySet, training: Training, seed: int) -> str:
+    """Return where the outcome of a training is kept, in the storage folder."""
+    described = {
+        "set": study_set.key,
+        "training": {**training.model_dump(), "files": named_model_hash(training)},
+        "seed": seed,
+    }
+    return f"study/performance={content_key(described)}.json"
 
 
 def train_on_set(
-    data: StudyData, study_set: StudySet, study: Study, progress: Progress = no_progress, device: str = "auto"
-) -> StudyPerformance:
+    data: StudyData,
+    study_set: StudySet,
+    training: Training,
+    seed: int,
+    progress: Progress = no_progress,
+    device: str = "auto",
+) -> StudyTraining:
     """Train the proxy on a set and evaluate it on the held-out texts.
 
     Args:
         data: the pool.
         study_set: the set.
-        study: settings of the training.
+        training: its settings.
+        seed: of initial weights and order.
         progress: called with tokens trained on and all.
         device: as the setting `device`.
 
     Raises:
         InputError: as `train_and_evaluate` does.
     """
-    training = study.training
-    described = {
-        "set": study_set.key,
-        "training": {**training.model_dump(), "files": named_model_hash(training)},
-        "seed": study.seeds[0],
-    }
-    key = content_key(described)
+    file = training_file(study_set, training, seed)
 
-    def build() -> StudyPerformance:
+    def build() -> StudyTraining:
         texts = [data.texts[row] for row in study_set.rows(data.root)]
-        losses = train_and_evaluate(texts, data.held_out, training, data.tokenizer, study.seeds[0], progress, device)
-        return StudyPerformance(key=key, study_set=study_set.key, recipe=study_set.recipe, losses=losses)
+        losses = train_and_evaluate(texts, data.held_out, training, data.tokenizer, seed, progress, device)
+        key = file.partition("=")[2].removesuffix(".json")
+        return StudyTraining(key=key, study_set=study_set.key, recipe=study_set.recipe, losses=losses)
 
-    return once(data.root, f"study/performance={key}.json", StudyPerformance, build)
+    return once(data.root, file, StudyTraining, build)
+
+
+def performance_of(trained: Mapping[int, StudyTraining]) -> StudyPerformance:
+    """Return what the models trained on one set achieve together, by training seed."""
+    trainings = list(trained.values())
+    first = trainings[0]
+    means = {source: float(np.mean([one.losses[source] for one in trainings])) for source in first.losses}
+    return StudyPerformance(
+        key=first.key if len(trainings) == 1 else content_key([one.key for one in trainings]),
+        study_set=first.study_set,
+        recipe=first.recipe,
+        losses=means,
+        trials={seed: one.losses for seed, one in trained.items()},
+    )

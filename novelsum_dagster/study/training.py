@@ -119,13 +119,13 @@ def train_and_evaluate(
 
 
 def build_model(
-    settings: Training, tokenizer: str | None = None, seed: int = 42, device: str = "auto"
+    settings: Training, tokenizer: str | None = None, seed: int = 42, device: str = "auto", section: str = "training"
 ) -> LanguageModel:
     """Return the untrained model: the one the settings name, else a Llama of about 1.3 million weights from scratch.
 
     The small one is 4 layers of 128 dimensions with 4 heads and tied embeddings; its weights depend on the seed, the
     size of the tokenizer's vocabulary and nothing else. A named model is loaded from safetensors without remote code,
-    with its `tokenizer.json`.
+    with its `tokenizer.json`. `section` is that of the settings which name the model, for errors.
 
     Raises:
         InputError: where the model cannot be loaded, a hub model has no revision, the context is longer than the
@@ -135,7 +135,7 @@ def build_model(
     device = accelerator_or_cpu(device)
     with _reproducible(seed):
         if settings.model is not None:
-            network, loaded, end = _pretrained(settings.model, settings)
+            network, loaded, end = _pretrained(settings.model, settings, section)
         elif tokenizer is not None:
             network, loaded, end = _from_scratch(tokenizer, settings.context)
         else:
@@ -384,13 +384,13 @@ def _from_scratch(tokenizer: str, context: int) -> tuple[Any, "Tokenizer", int]:
     return LlamaForCausalLM(config), loaded, end
 
 
-def _pretrained(name: str, settings: Training) -> tuple[Any, "Tokenizer", int]:
+def _pretrained(name: str, settings: Training, section: str) -> tuple[Any, "Tokenizer", int]:
     import torch
     from tokenizers import Tokenizer
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    folder = model_folder(name, settings.revision, "training")
+    folder = model_folder(name, settings.revision, section)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # It would be drawn over ours.
     try:
         loaded = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -402,22 +402,22 @@ def _pretrained(name: str, settings: Training) -> tuple[Any, "Tokenizer", int]:
             dtype=torch.float32,
         )
     except Exception as error:  # The Rust library raises plain exceptions; damaged files, many others.
-        raise InputError(f"training.model: {name} cannot be loaded: {error}") from error
-    return network, loaded, _checked_end(name, network, loaded, settings.context)
+        raise InputError(f"{section}.model: {name} cannot be loaded: {error}") from error
+    return network, loaded, _checked_end(name, network, loaded, settings.context, section)
 
 
-def _checked_end(name: str, network: Any, tokenizer: "Tokenizer", context: int) -> int:
+def _checked_end(name: str, network: Any, tokenizer: "Tokenizer", context: int, section: str) -> int:
     """Return the id of the model's end token, where model, tokenizer and context fit each other."""
     config = network.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and context > positions:
-        raise InputError(f"training.context: {context:,} tokens are more than the {positions:,} positions of {name}")
+        raise InputError(f"{section}.context: {context:,} tokens are more than the {positions:,} positions of {name}")
     if tokenizer.get_vocab_size() > network.get_input_embeddings().num_embeddings:
-        raise InputError(f"training.model: the tokenizer of {name} has tokens that the model does not know")
+        raise InputError(f"{section}.model: the tokenizer of {name} has tokens that the model does not know")
     ends = config.eos_token_id
     end = ends[0] if isinstance(ends, list) else ends
     if end is None:
-        raise InputError(f"training.model: {name} names no end token (eos_token_id) in its config.json")
+        raise InputError(f"{section}.model: {name} names no end token (eos_token_id) in its config.json")
     return int(end)
 
 

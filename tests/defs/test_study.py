@@ -33,9 +33,14 @@ STUDY = {
     "neighbors": [3],
     "density_powers": [0.5],
     "proximity_powers": [0, 1],
+    "variants": [{"name": "prompt", "strategy": "farthest", "representation": "prompt"}],
+    "representations": [{"name": "prompt", "text": "prompt"}],
     "training": {"tokens": 2000, "context": 16, "batch_size": 64, "vocabulary": 300},
+    "training_seeds": [1, 2],
 }
-NAMES = ["random-8-s1", "random-8-s2", "farthest-8-s1", "duplicate-8-s1-x2", "duplicate-8-s2-x2"]
+NAMES = [
+    "random-8-s1", "random-8-s2", "farthest-8-s1", "duplicate-8-s1-x2", "duplicate-8-s2-x2", "farthest-prompt-8-s1",
+]  # fmt: skip
 OF_A_SET: dict[str, type[Handle]] = {
     "study_set": StudySet,
     "study_measures": StudyMeasures,
@@ -90,7 +95,7 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studied]:
     )
     with in_memory() as instance:
         made = Studied(folder, settings, instance)
-        assert made.make("raw_pool", "embeddings", "study_pool").success
+        assert made.make("raw_pool", "embeddings", "distinct_pool", "study_pool").success
         for name in NAMES:
             assert made.make(*OF_A_SET, partition=name).success
         yield made
@@ -152,7 +157,8 @@ def test_figures_of_a_file_leave_no_training(studied: Studied, correlated: dg.Ex
         assert kept.key != before.key
         assert kept.performance == "figures of figures.csv"
         outcome = json.loads((studied.root / kept.folder / "outcome.json").read_text())
-        assert {row["set"]: row["performance"] for row in outcome["sets"]} == dict(zip(NAMES, range(5), strict=True))
+        expected = dict(zip(NAMES, range(len(NAMES)), strict=True))
+        assert {row["set"]: row["performance"] for row in outcome["sets"]} == expected
     finally:
         assert studied.make("study_correlation").success
     assert studied.correlation() == before
@@ -173,7 +179,9 @@ def test_each_partition_keeps_its_own_handle(studied: Studied) -> None:
         chosen = read_handle(studied.root, "study_set", StudySet, name)
         assert chosen.pool == pool.key
         assert read_handle(studied.root, "study_measures", StudyMeasures, name).study_set == chosen.key
-        assert read_handle(studied.root, "study_performance", StudyPerformance, name).study_set == chosen.key
+        performance = read_handle(studied.root, "study_performance", StudyPerformance, name)
+        assert performance.study_set == chosen.key
+        assert set(performance.trials) == {1, 2}
 
 
 def test_the_correlation_is_what_the_study_at_once_finds(
@@ -185,7 +193,9 @@ def test_the_correlation_is_what_the_study_at_once_finds(
     vectors = read_handle(studied.root, "embeddings", VectorSet)
     kept, outcome = correlate(studied.root, snapshot, vectors, studied.settings, LogReporter(lambda text: None))
     assert kept == studied.correlation()
-    assert studied.files() == before  # Nothing was done twice.
+    # Nothing was done twice; only the tables need the plain facts of sets.
+    files = {path: stamp for path, stamp in studied.files().items() if not path.name.startswith("facts=")}
+    assert files == before
     folder = studied.root / kept.folder
     assert json.loads((folder / "outcome.json").read_text()) == json.loads(json.dumps(outcome_json(outcome)))
     assert outcome.sets["set"].to_pylist() == NAMES
@@ -194,8 +204,8 @@ def test_the_correlation_is_what_the_study_at_once_finds(
 def test_the_ui_shows_what_was_found(correlated: dg.ExecuteInProcessResult, studied: Studied) -> None:
     (event,) = correlated.asset_materializations_for_node("study_correlation")
     metadata = {name: value.value for name, value in event.metadata.items()}
-    assert metadata["sets"] == 5
-    assert "2,000 tokens a set" in str(metadata["performance"])
+    assert metadata["sets"] == 6
+    assert "2,000 tokens a set and each of 2 training seeds" in str(metadata["performance"])
     assert str(metadata["novelsum"]).startswith("![NovelSum against performance](data:image/png;base64,")
     table = event.metadata["correlations"]
     assert isinstance(table, dg.TableMetadataValue)

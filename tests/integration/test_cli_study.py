@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCATTER = ROOT / "tests" / "golden" / "paper-scatter.csv"
 NAMES = ["random-8-s1", "random-8-s2", "farthest-8-s1", "duplicate-8-s1-x2", "duplicate-8-s2-x2"]
 SECTIONS: dict[str, Any] = {
-    "pool": {"sources": [{"path": "pool/*"}], "near_duplicates": {"method": "off"}},
+    "pool": {"sources": [{"path": "pool/*"}], "near_duplicates": {"by": "off"}},
     "selection": {"k": 10},
     "device": "cpu",
     "embedding": {"dtype": "float32", "max_tokens": 64},
@@ -101,12 +101,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", [(), ("simulate",), ("correlate",)])
+@pytest.mark.parametrize("command", [(), ("simulate",), ("correlate",), ("page",)])
 def test_help_teaches(fresh: Path, command: tuple[str, ...]) -> None:
     done = _novelsum(fresh, "study", *command, "--help")
     assert done.returncode == 0
     assert "Usage" in done.stdout
-    for word in ("simulate", "correlate") if not command else ("--output", "--json", "Example: novelsum study"):
+    for word in ("simulate", "correlate", "page") if not command else ("--output", "--json", "Example: novelsum study"):
         assert word in done.stdout
 
 
@@ -116,7 +116,7 @@ def test_simulate_ranks_the_measures_and_writes_them(fresh: Path) -> None:
     found = _json(done)
     assert (found["seed"], found["repeats"]) == (3, 1)
     rows = found["scores"]
-    assert {row["measure"] for row in rows} == set(MEASURES) - {"ttr", "vocd_d"}
+    assert {row["measure"] for row in rows} == set(MEASURES) - {"ttr", "vocd_d", "g_vendi"}
     assert all(row["right"] <= row["pairs"] and row["share"] == row["right"] / row["pairs"] for row in rows)
     folder = fresh / "simulation"
     assert len(_rows(folder / "scores.csv")) == len(rows)
@@ -168,7 +168,8 @@ def test_list_sets_needs_no_run(fresh: Path) -> None:
     assert done.stdout.splitlines() == NAMES
     listed = _json(_novelsum(fresh, "study", "correlate", "--list-sets", "--json"))
     assert [recipe["name"] for recipe in listed] == NAMES
-    assert listed[3] == {"name": NAMES[3], "strategy": "duplicate", "size": 8, "seed": 1, "copies": 2}
+    asked = {"name": NAMES[3], "strategy": "duplicate", "size": 8, "seed": 1, "copies": 2}
+    assert {key: listed[3][key] for key in asked} == asked
     assert not (fresh / "curated").exists()
 
 
@@ -228,11 +229,10 @@ def test_a_study_runs_and_a_second_one_is_quick(folder: Path) -> None:
     first = _novelsum(folder, "study", "correlate", "--json", "--output", "outcome")
     found = _json(first)
     assert [row["set"] for row in found["sets"]] == NAMES
-    assert {row["measure"] for row in found["correlations"]} == set(MEASURES)
+    assert {row["measure"] for row in found["correlations"]} == set(MEASURES) - {"g_vendi"}
     assert "2,000 tokens a set" in found["performance"]
     assert sum(row["performance"] for row in found["sets"]) == pytest.approx(0, abs=1e-9)
-    for name in NAMES:
-        assert f"training on {name}: 2,000 of 2,000 (100%)" in first.stderr
+    assert "training 5 models, in tokens: 10,000 of 10,000 (100%)" in first.stderr
     study = folder / "curated" / "study"
     assert len(list(study.glob("performance=*.json"))) == 5
     before = {path: path.stat().st_mtime_ns for path in study.rglob("*")}
@@ -241,13 +241,43 @@ def test_a_study_runs_and_a_second_one_is_quick(folder: Path) -> None:
     again = _novelsum(folder, "study", "correlate", "--json", "--output", "outcome2")
     assert time.monotonic() - started < 60  # Generous: a machine may be busy.
     assert again.stdout == first.stdout
-    assert "training on" not in again.stderr  # Nothing was new.
-    assert {path: path.stat().st_mtime_ns for path in study.rglob("*") if path != study} == {
-        path: stamp for path, stamp in before.items() if path != study
-    }
+    assert "2,000" not in again.stderr.replace("2,000 tokens a set", "")  # Nothing was new.
+    kept = {path: stamp for path, stamp in before.items() if path != study and "tables" not in path.parts}
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert set(study.rglob("*")) == set(before)
     for name in ("outcome.json", "sets.csv", "correlations.csv", "grid.csv", "sets.parquet"):
         assert (folder / "outcome" / name).read_bytes() == (folder / "outcome2" / name).read_bytes()
     _require_pictures(folder / "outcome", "scatter.png", "measures.png", "correlations.png")
+
+
+def test_studies_of_several_folders_become_one_page(folder: Path) -> None:
+    for name in ("first", "second"):
+        settings = yaml.safe_load((folder / "curation.yaml").read_text())
+        settings["study"] |= {"name": name, "unseen": "two", "held_out": 3, "training_seeds": [1, 2]}
+        settings["study"]["strategies"] = ["random", "farthest"]
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(settings))
+        done = _novelsum(folder, "study", "correlate", "--settings", f"{name}.yaml", "--export", f"tables-{name}")
+        assert done.returncode == 0, done.stderr
+        assert {path.name for path in (folder / f"tables-{name}").iterdir()} == {
+            "trials.csv", "measures.csv", "sets.csv", "studies.csv",
+        }  # fmt: skip
+    found = _json(
+        _novelsum(folder, "study", "page", "tables-first", "tables-second", "-o", "page/study.html", "--json")
+    )
+    assert list(found["pools"]) == ["first", "second"]
+    assert [(one["pool"], one["sets"], one["training_seeds"]) for one in found["cells"]] == [
+        ("first", 3, 2), ("second", 3, 2),
+    ]  # fmt: skip
+    assert {one["kind"] for one in found["gains"]} == {"seen", "unseen"}
+    assert "<script" not in (folder / "page" / "study.html").read_text()
+    shown = _novelsum(folder, "study", "page", "tables-first", "-o", "page/study.html")
+    assert "From 1 pool, 3 sets were chosen and measured, and 6 models trained on them" in shown.stdout
+    again = _novelsum(folder, "study", "page", "tables-first", "tables-first", "-o", "page/study.html")
+    assert again.returncode == 2 and "the pool first is in two of the folders" in again.stderr
+    lost = _novelsum(folder, "study", "page", "nowhere", "-o", "page/study.html")
+    assert (
+        lost.returncode == 2 and "is not there; name a folder that study correlate --export has written" in lost.stderr
+    )
 
 
 def test_sets_are_written_for_models_trained_elsewhere(folder: Path) -> None:

@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from novelsum_dagster.diversity import novelsum_grid
 from novelsum_dagster.diversity.clusters import Partition, cluster_inertia, partition_entropy
+from novelsum_dagster.diversity.dcscore import dcscore
 from novelsum_dagster.diversity.density import densities
 from novelsum_dagster.diversity.distances import distsum_l2, facility_location, knn_distance
 from novelsum_dagster.diversity.lexical import ttr, vocd_d
@@ -56,6 +57,7 @@ from novelsum_dagster.study.sets import (
     StudySet,
     build_set,
     measure_set,
+    performance_of,
     recipes,
     study_yardstick,
     train_on_set,
@@ -66,7 +68,7 @@ from tests.tiny import tiny_model
 
 SCATTER = Path(__file__).resolve().parents[1] / "golden" / "paper-scatter.csv"
 EVERY: tuple[Strategy, ...] = (
-    "novelselect", "random", "farthest", "kmeans", "kcenter", "qdit", "repr_filter", "duplicate",
+    "novelselect", "random", "farthest", "kmeans", "kcenter", "qdit", "repr_filter", "gist", "duplicate",
 )  # fmt: skip
 STUDY = Study(
     sizes=(18, 12),
@@ -150,7 +152,7 @@ def _sets(data: StudyData, settings: Settings = SETTINGS) -> dict[str, StudySet]
 
 
 def _measured(data: StudyData, one: StudySet, settings: Settings = SETTINGS) -> StudyMeasures:
-    yardstick = study_yardstick(data, settings.novelsum, settings.measures, settings.study, settings.device)
+    yardstick = study_yardstick(data, settings)
     return measure_set(data, one, settings, yardstick, QUIET)
 
 
@@ -167,9 +169,10 @@ def test_recipes_name_every_set_once() -> None:
     assert [name for name in planned if "-20-" in name] == [
         "novelselect-20-s3", "novelselect-20-s4", "random-20-s3", "random-20-s4", "farthest-20-s3", "kmeans-20-s3",
         "kmeans-20-s4", "kcenter-20-s3", "kcenter-20-s4", "qdit-20-s3", "repr_filter-20-s3", "repr_filter-20-s4",
-        "duplicate-20-s3-x2", "duplicate-20-s3-x5", "duplicate-20-s4-x2", "duplicate-20-s4-x5",
+        "gist-20-s3", "gist-20-s4", "duplicate-20-s3-x2", "duplicate-20-s3-x5", "duplicate-20-s4-x2",
+        "duplicate-20-s4-x5",
     ]  # fmt: skip
-    assert len(planned) == 32
+    assert len(planned) == 36
     assert all(recipe.name == name for name, recipe in planned.items())
     assert planned["duplicate-10-s4-x5"] == Recipe(
         name="duplicate-10-s4-x5", strategy="duplicate", size=10, seed=4, copies=5
@@ -187,8 +190,10 @@ def test_every_strategy_is_in_the_default_study() -> None:
 
 @pytest.mark.parametrize("strategy", EVERY)
 def test_a_strategy_has_a_set_a_seed_where_it_draws(data: StudyData, strategy: Strategy) -> None:
-    factor = data.factor(4, 0.25)
-    first, second = (select(strategy, data.vectors, 12, density_factor=factor, seed=seed).indices for seed in (7, 8))
+    factor = data.own.factor(4, 0.25)
+    first, second = (
+        select(strategy, data.own.vectors, 12, density_factor=factor, seed=seed).indices for seed in (7, 8)
+    )
     assert np.array_equal(first, second) == (strategy in UNSEEDED)
 
 
@@ -206,7 +211,7 @@ def test_the_split_holds_out_as_many_of_each_source(made: Made, data: StudyData)
     assert len(counts) == 3 and set(counts.values()) == {5}
     assert np.array_equal(np.flatnonzero(flags), held_out_rows([row["source"] for row in samples], 5, 7))
     assert (pool.samples, pool.held_out) == (len(samples) - 15, 15)
-    assert len(data.ids) == len(data.texts) == len(data.vectors) == pool.samples
+    assert len(data.ids) == len(data.texts) == len(data.own.vectors) == pool.samples
     assert {source: len(texts) for source, texts in data.held_out.items()} == dict(counts)
     assert sorted(text for texts in data.held_out.values() for text in texts) == sorted(
         row["text"] for row, out in zip(samples, flags, strict=True) if out
@@ -219,13 +224,13 @@ def test_density_is_that_of_the_samples_that_are_left(made: Made, data: StudyDat
     flags = table["held_out"].to_numpy()
     _, rows = pool_vectors(made.root, made.snapshot, made.vectors)
     found = densities(rows[~flags], neighbors=(3, 4))
-    assert np.array_equal(data.vectors, rows[~flags])
+    assert np.array_equal(data.own.vectors, rows[~flags])
     for k in (3, 4):
         column = table[f"mean_squared_distance_{k}"]
         assert column.filter(pa.array(flags)).null_count == 15
         np.testing.assert_array_equal(column.filter(pa.array(~flags)).to_numpy(), found[k].mean_squared_distance)
         for beta in (0, 0.25, 0.5):
-            np.testing.assert_array_equal(data.factor(k, beta), found[k].factor(beta))
+            np.testing.assert_array_equal(data.own.factor(k, beta), found[k].factor(beta))
 
 
 def test_a_source_too_small_to_hold_out_from_is_named(made: Made) -> None:
@@ -247,14 +252,14 @@ def test_sets_are_what_select_picks(made: Made, data: StudyData) -> None:
     split = pq.read_table(made.root / data.pool.file, partitioning=None)
     held_out = set(split["id"].filter(split["held_out"]).to_pylist())
     sets = _sets(data, settings)
-    assert len(sets) == 16
+    assert len(sets) == 18
     for one in sets.values():
         recipe = one.recipe
         options: dict[str, Any] = {"copies": recipe.copies} if recipe.strategy == "duplicate" else {}
         if recipe.strategy == "novelselect":
             options["proximity_power"] = 1.0
         expected = select(
-            recipe.strategy, data.vectors, 10, density_factor=data.factor(4, 0.25), seed=recipe.seed, **options
+            recipe.strategy, data.own.vectors, 10, density_factor=data.own.factor(4, 0.25), seed=recipe.seed, **options
         )
         rows = one.rows(made.root)
         assert rows.tolist() == np.asarray(expected.indices).tolist()
@@ -278,7 +283,7 @@ def test_measures_are_those_of_the_functions(made: Made, data: StudyData) -> Non
     one = _sets(data)["random-12-s8"]
     found = _measured(data, one)
     rows = one.rows(made.root)
-    vectors, texts = data.vectors[rows], [data.texts[row] for row in rows]
+    vectors, texts = data.own.vectors[rows], [data.texts[row] for row in rows]
     expected = {
         "ttr": ttr(texts, tokens=150, seed=7),
         "vocd_d": vocd_d(texts, seed=7),
@@ -287,12 +292,13 @@ def test_measures_are_those_of_the_functions(made: Made, data: StudyData) -> Non
         "knn_distance": knn_distance(vectors, neighbor=2),
         "cluster_inertia": cluster_inertia(vectors, clusters=4, seed=7),
         "radius": radius(vectors),
-        "facility_location": facility_location(vectors, data.vectors),
-        "partition_entropy": partition_entropy(vectors, partition=Partition.of(data.vectors, clusters=8, seed=7)),
+        "facility_location": facility_location(vectors, data.own.vectors),
+        "partition_entropy": partition_entropy(vectors, partition=Partition.of(data.own.vectors, clusters=8, seed=7)),
         "vendi_score": vendi_score(vectors),
         "log_determinant": log_determinant(vectors, ridge=0.5),
+        "dcscore": dcscore(vectors),
     }
-    assert set(found.values) == {"novelsum", *expected} == set(MEASURES)
+    assert set(found.values) == {"novelsum", *expected} == set(MEASURES) - {"g_vendi"}
     for name, of_function in expected.items():
         low, high = of_function.interval()
         assert found.values[name].value == pytest.approx(of_function.value), name
@@ -303,8 +309,8 @@ def test_the_grid_is_that_of_novelsum_grid(made: Made, data: StudyData) -> None:
     one = _sets(data)["duplicate-12-s7-x3"]
     found = _measured(data, one)
     expected = novelsum_grid(
-        data.vectors[one.rows(made.root)],
-        data.vectors,
+        data.own.vectors[one.rows(made.root)],
+        data.own.vectors,
         neighbors=(4, 3),
         density_powers=(0.25, 0, 0.5),
         proximity_powers=(1, 0, 2),
@@ -317,33 +323,25 @@ def test_the_grid_is_that_of_novelsum_grid(made: Made, data: StudyData) -> None:
     assert found.values["novelsum"].value == first.value
 
 
-def test_sets_of_two_sizes_are_measured_at_the_smaller(made: Made, data: StudyData) -> None:
-    """Compare with `measure_sets`, which draws from the larger of two sets."""
+def test_a_set_is_measured_whole_whatever_other_sizes_there_are(made: Made, data: StudyData) -> None:
+    """Compare with `measure_sets`, which measures one set alone whole."""
     sets = _sets(data)
-    large, small = sets["random-18-s7"], sets["random-12-s7"]
-    assert {len(one.rows(made.root)) for one in sets.values()} == {18, 12}
-    found = {one.recipe.name: _measured(data, one) for one in (large, small)}
-    assert {one.measured for one in found.values()} == {12}
-    samples = {
-        one.recipe.name: Samples(data.vectors[rows], [data.texts[row] for row in rows])
-        for one in (large, small)
-        for rows in [one.rows(made.root)]
-    }
-    yardstick = study_yardstick(data, SETTINGS.novelsum, SETTINGS.measures, STUDY, "cpu")
-    together = measure_sets(samples, yardstick, seed=7, reporter=QUIET)
-    assert together.ttr_tokens == 150
-    for one in together.sets:
-        mine = found[one.name].values
-        assert {key: value.value for key, value in mine.items()} == pytest.approx(
-            {key: value.value for key, value in one.values.items()}
+    yardstick = study_yardstick(data, SETTINGS)
+    for name, size in (("random-18-s7", 18), ("random-12-s7", 12)):
+        found, rows = _measured(data, sets[name]), sets[name].rows(made.root)
+        assert found.measured == len(rows) == size
+        samples = {name: Samples(data.own.vectors[rows], [data.texts[row] for row in rows])}
+        (alone,) = measure_sets(samples, yardstick, seed=7, reporter=QUIET).sets
+        assert {key: value.value for key, value in found.values.items()} == pytest.approx(
+            {key: value.value for key, value in alone.values.items()}
         )
-        assert list(mine) == list(one.values)
+        assert list(found.values) == list(alone.values)
 
 
 def test_too_few_words_leave_ttr_out(data: StudyData) -> None:
     settings = SETTINGS.model_copy(update={"measures": SETTINGS.measures.model_copy(update={"ttr_tokens": 10**6})})
     found = _measured(data, _sets(data)["random-12-s7"], settings)
-    assert set(MEASURES) - set(found.values) == {"ttr"}
+    assert set(MEASURES) - set(found.values) == {"ttr", "g_vendi"}
 
 
 def test_measures_of_equal_samples_are_kept_and_read_back(data: StudyData) -> None:
@@ -361,7 +359,7 @@ def test_measures_of_equal_samples_are_kept_and_read_back(data: StudyData) -> No
 def test_performance_is_that_of_a_model_trained_on_the_set(made: Made, data: StudyData) -> None:
     one = _sets(data)["random-18-s8"]
     steps: list[tuple[int, int]] = []
-    found = train_on_set(data, one, STUDY, lambda done, total: steps.append((done, total)))
+    found = train_on_set(data, one, STUDY.training, 7, lambda done, total: steps.append((done, total)))
     texts = [data.texts[row] for row in one.rows(made.root)]
     expected = train_and_evaluate(texts, data.held_out, STUDY.training, data.tokenizer, seed=7)
     assert found.losses == expected
@@ -441,8 +439,9 @@ def test_joined_wants_performance_of_exactly_the_sets(performance: dict[str, flo
 def test_the_proxy_turns_losses_so_that_higher_is_better() -> None:
     recipe = Recipe(name="a", strategy="random", size=3, seed=1)
     trained = {
-        name: StudyPerformance(key=name, study_set=name, recipe=recipe, losses={"one": loss, "two": 10 * loss})
+        name: StudyPerformance(key=name, study_set=name, recipe=recipe, losses=losses, trials={1: losses})
         for name, loss in (("a", 3.0), ("b", 1.0), ("c", 2.0))
+        for losses in [{"one": loss, "two": 10 * loss}]
     }
     found = proxy_performance(trained)
     assert found["b"] > found["c"] > found["a"]
@@ -587,10 +586,12 @@ def test_the_outcome_joins_every_set(made: Made, data: StudyData, outcome: tuple
     sets = _sets(data)
     assert list(sets) == list(recipes(STUDY)) == found.sets["set"].to_pylist()
     assert kept.sets == len(sets) == 10
-    performance = proxy_performance({name: train_on_set(data, one, STUDY) for name, one in sets.items()})
+    performance = proxy_performance(
+        {name: performance_of({7: train_on_set(data, one, STUDY.training, 7)}) for name, one in sets.items()}
+    )
     assert found.sets["performance"].to_pylist() == list(performance.values())
     for row, one in zip(found.sets.to_pylist(), sets.values(), strict=True):
-        assert {key: row[key] for key in MEASURES} == {
+        assert {key: row[key] for key in MEASURES if key != "g_vendi"} == {
             key: value.value for key, value in _measured(data, one).values.items()
         }
         assert (row["strategy"], row["size"], row["seed"], row["copies"]) == (
@@ -649,7 +650,7 @@ def test_a_study_that_was_broken_off_does_only_what_is_missing(
     gone = [
         made.root / "study" / f"set={lost_set.key}" / "study_set.json",
         made.root / "study" / f"measures={_measured(data, lost_measures).key}.json",
-        made.root / "study" / f"performance={train_on_set(data, lost_training, STUDY).key}.json",
+        made.root / "study" / f"performance={train_on_set(data, lost_training, STUDY.training, 7).key}.json",
         *folder.iterdir(),
     ]
     for path in gone:
@@ -666,7 +667,7 @@ def test_a_damaged_result_is_named(made: Made, data: StudyData, outcome: tuple[S
     for path in (
         made.root / "study" / f"set={one.key}" / "study_set.json",
         made.root / "study" / f"measures={_measured(data, one).key}.json",
-        made.root / "study" / f"performance={train_on_set(data, one, STUDY).key}.json",
+        made.root / "study" / f"performance={train_on_set(data, one, STUDY.training, 7).key}.json",
         made.root / "study" / f"pool={data.pool.key}" / "study_pool.json",
     ):
         whole = path.read_bytes()
@@ -688,7 +689,7 @@ def _keys(made: Made, settings: Settings) -> dict[str, str]:
         "pool": data.pool.key,
         "set": one.key,
         "measures": _measured(data, one, settings).key,
-        "performance": train_on_set(data, one, settings.study).key,
+        "performance": train_on_set(data, one, settings.study.training, settings.study.seeds_of_training[0]).key,
     }
 
 
@@ -719,7 +720,7 @@ ALL_KEYS = {"pool", "set", "measures", "performance"}
         (_changed(neighbors=(2,)), ALL_KEYS),
         (_changed(density_powers=(0.1,)), {"measures"}),
         (_changed(proximity_powers=(1.5,)), {"measures"}),
-        (_changed(sizes=(18, 10, 12)), {"measures"}),
+        (_changed(sizes=(18, 10, 12)), set()),
         (_changed(seeds=(9, 8)), ALL_KEYS),
         (_changed(strategies=("random", "duplicate")), set()),
         (_with("measures", ttr_tokens=100), {"measures"}),
@@ -747,7 +748,7 @@ def test_figures_of_a_file_take_the_place_of_training(
     new = set(made.files()) - set(before)
     assert {path.parent for path in new} == {made.root / kept.folder}
     assert kept.key != outcome[0].key
-    for name in MEASURES:
+    for name in set(MEASURES) - {"g_vendi"}:
         assert found.sets[name].equals(outcome[1].sets[name])
 
 
