@@ -73,6 +73,60 @@ def novelty_histogram(pool: NDArray[np.float64], selected: NDArray[np.float64]) 
     return _styled(alt.layer(*layers), "Histogram of novelty in the pool and in the subset", 260)
 
 
+def similarity_histogram(nearest: NDArray[np.float64], similarity: float) -> "alt.TopLevelMixin":
+    """Draw how similar samples are to the sample nearest to them, and the least similarity of near-duplicates.
+
+    Args:
+        nearest: float64, (n,): cosine of each sample to the one nearest to it.
+        similarity: the least of a near-duplicate.
+    """
+    import altair as alt
+
+    low = min(similarity, float(np.quantile(nearest, 1 - _TOP))) if len(nearest) else similarity
+    low = np.floor(20 * min(low, 0.95)) / 20
+    edges = np.linspace(low, 1, int(np.clip(2 * np.sqrt(len(nearest)), 8, _MAX_BINS)) + 1)
+    counts = np.histogram(np.clip(nearest, low, 1), edges)[0]
+    shares = counts / max(1, len(nearest))
+    rows = [
+        {
+            "low": round(float(start), 5),
+            "high": round(float(end), 5),
+            "share": round(float(share), 7),
+            "count": int(count),
+        }
+        for start, end, share, count in zip(edges[:-1], edges[1:], shares, counts, strict=True)
+    ]
+    top = max(float(shares.max(initial=0)), 1e-9)
+    bars = (
+        alt.Chart(alt.InlineData(values=rows))
+        .mark_bar(binSpacing=0, color=_POOL)
+        .encode(
+            x=alt.X(
+                "low:Q",
+                title="cosine of a sample to the one nearest to it",
+                bin="binned",
+                scale=alt.Scale(zero=False, nice=False),
+                axis=alt.Axis(tickCount=10, format=".2f"),
+            ),
+            x2="high:Q",
+            y=alt.Y(
+                "share:Q",
+                title="share of the samples",
+                scale=alt.Scale(domain=[0, top * 1.15], nice=False),
+                axis=alt.Axis(format="%", tickCount=5),
+            ),
+            tooltip=[
+                alt.Tooltip("low:Q", title="cosine from", format=".3f"),
+                alt.Tooltip("high:Q", title="to", format=".3f"),
+                alt.Tooltip("count:Q", title="samples", format=","),
+            ],
+        )
+    )
+    over = similarity < (low + 1) / 2
+    line = _marked(f"near-duplicates from {similarity:g}", similarity, 1.08 * top, _INK, [5, 3], over)
+    return _styled(alt.layer(bars, *line), "Histogram of the cosine of each sample to the one nearest to it", 220)
+
+
 def _bins(pool: NDArray[np.float64], selected: NDArray[np.float64]) -> tuple[list[dict[str, float]], float]:
     low, high = float(pool.min()), float(np.quantile(pool, _TOP))
     if high <= low:

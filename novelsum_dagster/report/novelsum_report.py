@@ -26,13 +26,38 @@ from novelsum_dagster.embedding.encoder import special_tokens
 from novelsum_dagster.files import content_key, place_folder, temporary_folder, write_json
 from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.progress import Reporter
+from novelsum_dagster.report.explanation import (
+    RANDOM,
+    SELECTED,
+    Compared,
+    Explanation,
+    compare,
+    explain,
+    facts_of,
+    random_rows,
+)
 from novelsum_dagster.report.page import Contents, write_page
-from novelsum_dagster.settings import Embedding, Settings
+from novelsum_dagster.selection.covering import covering
+from novelsum_dagster.settings import Settings
+
+__all__ = [
+    "FRESH",
+    "POOL_SAMPLE",
+    "RANDOM",
+    "REPORT_COLUMNS",
+    "SELECTED",
+    "NovelSumReport",
+    "SetMeasure",
+    "build_report",
+]
 
 POOL_DRAWS = 10
 """Samples of the pool whose NovelSum is measured; the report gives their mean and range."""
-POOL_SAMPLE, RANDOM, SELECTED, FRESH = "pool sample", "random", "selected", "fresh"
-REPORT_COLUMNS = ["id", "source", "tokens", "text_tokens", "turns", "characters", "text"]
+POOL_SAMPLE, FRESH = "pool sample", "fresh"
+REPORT_COLUMNS = [
+    *("id", "source", "file", "position", "line"),
+    *("tokens", "text_tokens", "turns", "characters", "text"),
+]
 """What the report shows of the pool's samples."""
 
 
@@ -57,10 +82,20 @@ class NovelSumReport(Handle):
 
     folder: str
     sets: tuple[SetMeasure, ...]
+    explanation: Explanation | None = None
+    """None in a report of an earlier version."""
 
     def of(self, set_name: str, measure: str = "novelsum") -> SetMeasure:
         """Return one measure of one set: `pool sample` (NovelSum only), `random`, `selected`, `fresh`."""
         return next(row for row in self.sets if (row.set_name, row.measure) == (set_name, measure))
+
+    @property
+    def compared(self) -> tuple[Compared, ...]:
+        """The measures of the selected subset beside those of the random one."""
+        by_set: dict[str, dict[str, Value]] = {SELECTED: {}, RANDOM: {}}
+        for row in self.sets:
+            by_set.setdefault(row.set_name, {})[row.measure] = Value(row.value, row.low, row.high)
+        return compare(by_set[SELECTED], by_set[RANDOM])
 
     @property
     def given_up(self) -> float | None:
@@ -77,12 +112,15 @@ def build_report(
     density_factor: NDArray[np.float64],
     novelty: NDArray[np.float64],
     selected: NDArray[np.int64],
+    to_selected: NDArray[np.float64],
     *,
     inputs: dict[str, str],
+    near_duplicates: int,
     settings: Settings,
     seed: int,
     reporter: Reporter,
     fresh: NDArray[np.int64] | None = None,
+    nearest: NDArray[np.float64] | None = None,
 ) -> NovelSumReport:
     """Measure the sets and write the report's folder under `root/reports`: the page, its pictures and its tables.
 
@@ -93,17 +131,20 @@ def build_report(
         density_factor: float64, (n,), against the pool, at the settings' K and beta.
         novelty: float64, (n,), within the pool.
         selected: int64, (k,), rows of the selected subset in pick order.
+        to_selected: float64, (n,), cosine distance of each sample to the nearest pick.
         inputs: keys of what was measured.
+        near_duplicates: picks that are near-duplicates of another sample of the pool.
         settings: of the curation.
         seed: of the random subset, the pool's draws and the measures.
         reporter: shows progress.
         fresh: int64, (k,), rows of a fresh selection, where the subset extends an earlier one.
+        nearest: float64, cosine of each sample to the one nearest to it, where vectors were compared.
 
     Raises:
         ValueError: as the measures do.
     """
     generator = np.random.default_rng(seed)
-    draws = [generator.permutation(len(vectors))[: len(selected)] for _ in range(POOL_DRAWS + 1)]
+    draws = [random_rows(len(vectors), len(selected), generator) for _ in range(POOL_DRAWS + 1)]
     factors = {(settings.novelsum.neighbors, settings.novelsum.density_power): density_factor}
     with reporter.step("preparing"):
         yardstick = Yardstick(vectors, settings.novelsum, settings.measures, seed=seed, device=settings.device)
@@ -117,8 +158,27 @@ def build_report(
     )
     pool = [next(iter(yardstick.novelsum(vectors[rows], _of_rows(factors, rows)).values())).value for rows in draws[1:]]
     rows = [_pool_row(pool, len(selected)), *(row for one in comparison.sets for row in _rows(one))]
+    cut = cut_of(samples["text_tokens"].to_pylist(), settings.embedding, special_tokens(settings.embedding))
+    to_random = covering(vectors, draws[0], 1).distance[:, 0]
+    facts = facts_of(
+        vectors,
+        samples["source"],
+        selected,
+        draws[0],
+        to_selected,
+        to_random,
+        near_duplicates=near_duplicates,
+        unread=cut.fraction,
+        seed=seed,
+    )
+    values = {one.name: one.values for one in comparison.sets}
+    explanation = explain(compare(values[SELECTED], values[RANDOM]), facts, settings)
     described: dict[str, Any] = {"inputs": inputs, "settings": _described(settings), "seed": seed}
-    key = content_key({**described, "sets": [row.model_dump() for row in rows]})
+    found = {
+        "sets": [row.model_dump() for row in rows],
+        "explanation": explanation.model_dump(mode="json"),
+    }
+    key = content_key({**described, **found})
     contents = Contents(
         title="Diversity of the selected subset",
         measures=pa.Table.from_pylist([_labelled(row) for row in rows]),
@@ -126,15 +186,20 @@ def build_report(
         vectors=vectors,
         novelty=novelty,
         selected=selected,
+        to_selected=to_selected,
+        to_random=to_random,
+        cells=yardstick.partition.cells(vectors),
+        explanation=explanation,
         settings={**described["settings"], "seed": seed},
         hashes={**inputs, "report": key},
-        notes=(*_notes(comparison, len(selected)), *_not_read(samples, settings.embedding)),
+        nearest=nearest,
+        notes=(*_notes(comparison, len(selected)), *filter(None, [cut.words(settings.embedding)])),
     )
     with reporter.step("report"), temporary_folder(root / "reports") as folder:
-        write_json({**described, "sets": [row.model_dump() for row in rows]}, folder / "novelsum.json")
+        write_json({**described, **found}, folder / "novelsum.json")
         write_page(folder, contents)
         place_folder(folder, root / "reports" / f"report={key}")
-    return NovelSumReport(key=key, folder=f"reports/report={key}", sets=tuple(rows))
+    return NovelSumReport(key=key, folder=f"reports/report={key}", sets=tuple(rows), explanation=explanation)
 
 
 def _texts(samples: pa.Table, rows: NDArray[np.int64]) -> list[str]:
@@ -173,11 +238,6 @@ def _labelled(row: SetMeasure) -> dict[str, Any]:
 def _described(settings: Settings) -> dict[str, Any]:
     sections = ("pool", "embedding", "novelsum", "measures", "selection")
     return {name: getattr(settings, name).model_dump(mode="json") for name in sections}
-
-
-def _not_read(samples: pa.Table, settings: Embedding) -> tuple[str, ...]:
-    words = cut_of(samples["text_tokens"].to_pylist(), settings, special_tokens(settings)).words(settings)
-    return (words,) if words else ()
 
 
 def _notes(comparison: Comparison, size: int) -> tuple[str, ...]:

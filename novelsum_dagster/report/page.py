@@ -8,7 +8,6 @@ import base64
 import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from novelsum_dagster.files import write_bytes, write_csv_and_table
 from novelsum_dagster.report import charts, tables
+from novelsum_dagster.report.explanation import RANDOM, SELECTED, Explanation
 
 if TYPE_CHECKING:
     import altair as alt
@@ -43,7 +43,8 @@ for (const figure of document.querySelectorAll("figure[data-chart]")) {
 """Draws each figure in place of its still picture, which stays where drawing fails, and for print."""
 
 
-BEST, NARROWLY = "best", "best, narrowly"
+_OFFERED = (0.80, 0.85, 0.90, 0.95)
+"""Cosines for which the page counts samples."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,20 @@ class Contents:
         title: of the page.
         measures: a row a set and measure: set, measure (key), label, family (string), size (integer), value, low, high
             (float64, null or NaN where there is none), higher_is_diverse (bool); rows keep their order.
-        samples: the pool, (n,), in pool order: id, source, text (string), tokens, turns, characters (integer).
+        samples: the pool, (n,), in pool order: id, source, file, text (string), position, line, tokens, turns,
+            characters (integer).
         vectors: float32, (n, d), in pool order.
         novelty: float64, (n,), of each sample within the pool.
         selected: int64, (k,), rows in pick order, k >= 1; may hold a row more than once.
+        to_selected, to_random: float64, (n,), cosine distances of each sample to the nearest pick, and to the nearest
+            of a random subset.
+        cells: int64, (n,), the region of the pool in which each sample lies.
+        explanation: why measures differ, and what may help.
         settings: nested values, shown as a table.
         hashes: content hashes of what was measured, by name.
         notes: sentences on how it was measured.
+        nearest: float64, cosine of each sample that was looked at to the one nearest to it, where vectors were compared
+            for near-duplicates.
     """
 
     title: str
@@ -69,9 +77,19 @@ class Contents:
     vectors: NDArray[np.float32]
     novelty: NDArray[np.float64]
     selected: NDArray[np.int64]
+    to_selected: NDArray[np.float64]
+    to_random: NDArray[np.float64]
+    cells: NDArray[np.int64]
+    explanation: Explanation
     settings: dict[str, Any]
     hashes: dict[str, str]
     notes: tuple[str, ...]
+    nearest: NDArray[np.float64] | None = None
+
+    @property
+    def similarity(self) -> float:
+        """The least cosine of near-duplicates."""
+        return float(self.settings["pool"]["near_duplicates"]["similarity"])
 
 
 @dataclass(frozen=True)
@@ -120,7 +138,8 @@ def write_page(folder: Path, contents: Contents) -> None:
 
 def _check(contents: Contents) -> None:
     n = len(contents.samples)
-    for name, size in (("vectors", len(contents.vectors)), ("novelty", len(contents.novelty))):
+    for name in ("vectors", "novelty", "to_selected", "to_random", "cells"):
+        size = len(getattr(contents, name))
         if size != n:
             raise ValueError(f"{name}: {size:,} rows, but the pool has {n:,} samples")
     if not len(contents.selected):
@@ -149,6 +168,10 @@ def _tables(contents: Contents, points: pa.Table) -> dict[str, pa.Table]:
                 "rank": points["rank"],
                 "snippet": tables.snippets(samples["text"]),
             }
+        ),
+        "pool_coverage": tables.pool_coverage(samples["source"], contents.to_selected, contents.to_random),
+        "least_covered": tables.least_covered(
+            samples, contents.to_selected, contents.to_random, contents.cells, selected
         ),
         "coverage": tables.coverage(samples["source"], selected),
         "lengths": tables.lengths(samples, selected),
@@ -179,7 +202,26 @@ def _figures(contents: Contents, found: dict[str, pa.Table], explained: tuple[fl
             charts.length_ranges(found["lengths"]),
             "Ranges of tokens, turns and characters. " + " ".join(_length_sentences(found["lengths"])),
         ),
+        **_near_figure(contents),
     }
+
+
+def _near_figure(contents: Contents) -> dict[str, _Figure]:
+    """Return the figure of how similar samples are, where that is known."""
+    if contents.nearest is None:
+        return {}
+    words = ", ".join(f"{count:,} from {least:.2f}" for least, count in _as_similar(contents.nearest))
+    return {
+        "nearest": _Figure(
+            charts.similarity_histogram(contents.nearest, contents.similarity),
+            f"Histogram of the cosine of each sample to the one nearest to it. Samples by cosine: {words}.",
+        )
+    }
+
+
+def _as_similar(nearest: NDArray[np.float64]) -> list[tuple[float, int]]:
+    """Return cosines to choose among, and how many samples have another that is at least so similar."""
+    return [(least, int(np.count_nonzero(nearest >= least))) for least in _OFFERED]
 
 
 def _drawn(name: str, figure: _Figure, picture: bytes) -> _Drawn:
@@ -203,14 +245,25 @@ def _html(contents: Contents, found: dict[str, pa.Table], drawn: dict[str, _Draw
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     scripts = [_bundle(), _START]
-    sets, families = _measures(contents.measures)
-    coverage = found["coverage"].to_pylist()
+    measured = contents.measures.to_pylist()
+    compared = [row for name in (SELECTED, RANDOM) for row in measured if row["set"] == name]
+    sets, families = _measures(compared)
+    other_sets, others = _measures([row for row in measured if row["set"] not in (SELECTED, RANDOM)])
+    coverage, pool_coverage = found["coverage"].to_pylist(), found["pool_coverage"].to_pylist()
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         title=contents.title,
-        summary=_summary(contents, found, families),
+        summary=_summary(contents, found),
         sets=sets,
         families=families,
+        other_sets=other_sets,
+        others=others,
+        explanation=contents.explanation,
+        pool_coverage=pool_coverage[:_MOST_ROWS],
+        more_pool_coverage=len(pool_coverage) - len(pool_coverage[:_MOST_ROWS]),
+        regions=found["least_covered"].to_pylist(),
+        region_count=len(np.unique(contents.cells)),
         notes=contents.notes,
+        nearest=[] if contents.nearest is None else _as_similar(contents.nearest),
         figures=drawn,
         shown=min(charts.MAX_POOL_POINTS, found["map"]["rank"].null_count),
         picks_shown=min(charts.MAX_PICKS, len(found["map"]) - found["map"]["rank"].null_count),
@@ -240,48 +293,52 @@ def _bundle() -> str:
 
 @dataclass(frozen=True)
 class _Cell:
-    """One value of the table of measures; `best` is "", `BEST`, or `NARROWLY` where another set's interval overlaps."""
+    """One value of the table of measures."""
 
     value: str
     interval: str
-    best: str
+    best: bool
 
 
 @dataclass(frozen=True)
 class _Row:
+    """A measure; `ahead` names the most diverse set, "narrowly" where another's interval overlaps."""
+
     label: str
     higher_is_diverse: bool
     cells: dict[str, _Cell]
+    ahead: str
 
 
-def _measures(measures: pa.Table) -> tuple[dict[str, str], dict[str, list[_Row]]]:
+def _measures(measured: list[dict[str, Any]]) -> tuple[dict[str, str], dict[str, list[_Row]]]:
     """Return the sets with their sizes in words, and the rows of each family by its name."""
     sizes: dict[str, list[int]] = {}
     rows: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in measures.to_pylist():
+    for row in measured:
         sizes.setdefault(row["set"], []).append(row["size"])
         rows.setdefault(row["measure"], {})[row["set"]] = row
     families: dict[str, list[_Row]] = {}
     for by_set in rows.values():
         one = next(iter(by_set.values()))
-        best = _best(by_set)
-        cells = {name: _Cell(*_value_and_interval(row), best.get(name, "")) for name, row in by_set.items()}
-        families.setdefault(one["family"], []).append(_Row(one["label"], one["higher_is_diverse"], cells))
+        best, close = _best(by_set)
+        cells = {name: _Cell(*_value_and_interval(row), name in best) for name, row in by_set.items()}
+        ahead = (_listed(best) if best else "neither") + (", narrowly" if close else "")
+        families.setdefault(one["family"], []).append(_Row(one["label"], one["higher_is_diverse"], cells, ahead))
     return {name: _size_words(of) for name, of in sizes.items()}, families
 
 
-def _best(by_set: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Return the mark of the most diverse sets of one measure; no marks where all are equal."""
+def _best(by_set: dict[str, dict[str, Any]]) -> tuple[list[str], bool]:
+    """Return a measure's most diverse sets, none where all are equal, and whether another's interval overlaps."""
     known = {name: row for name, row in by_set.items() if not _missing(row["value"])}
     values = {row["value"] for row in known.values()}
     if len(values) < 2:
-        return {}
+        return [], False
     top = (max if next(iter(known.values()))["higher_is_diverse"] else min)(values)
     winners = [name for name, row in known.items() if row["value"] == top]
     close = any(
         _overlap(known[winner], row) for winner in winners for name, row in known.items() if name not in winners
     )
-    return dict.fromkeys(winners, NARROWLY if close else BEST)
+    return winners, close
 
 
 def _overlap(a: dict[str, Any], b: dict[str, Any]) -> bool:
@@ -321,26 +378,12 @@ def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def _summary(contents: Contents, found: dict[str, pa.Table], families: dict[str, list[_Row]]) -> list[str]:
+def _summary(contents: Contents, found: dict[str, pa.Table]) -> list[str]:
     picks, n = len(contents.selected), len(contents.samples)
     first = f"This report compares a subset of {_counted(picks, 'sample')} with the pool of {n:,} it was picked from."
     length = _length_sentences(found["lengths"])[0]
-    return [first, *_winners(families), length, *_largest_shift(found["coverage"].to_pylist())]
-
-
-def _winners(families: dict[str, list[_Row]]) -> Iterator[str]:
-    rows = [row for family in families.values() for row in family]
-    marks = [[(name, cell.best) for name, cell in row.cells.items() if cell.best] for row in rows]
-    wins = Counter(name for found in marks for name, _ in found).most_common()
-    if not wins:
-        return
-    name, count = wins[0]
-    first = f"{count:,} {'finds' if count == 1 else 'find'} “{name}” the most diverse set"
-    rest = [f"{count:,} “{name}”" for name, count in wins[1:]]
-    yield f"Of {_counted(len(rows), 'measure')} of diversity, {_listed([first, *rest])}."
-    narrow = sum(any(mark == NARROWLY for _, mark in found) for found in marks)
-    if narrow:
-        yield f"For {narrow:,} of the {len(rows):,} the intervals overlap, so chance may decide."
+    verdict = contents.explanation.sentences[0]
+    return [first, verdict, length, *_largest_shift(found["coverage"].to_pylist())]
 
 
 def _largest_shift(coverage: list[dict[str, Any]]) -> Iterator[str]:

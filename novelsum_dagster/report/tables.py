@@ -1,9 +1,10 @@
-"""The figures of a report as tables: map, coverage, lengths, nearest pairs.
+"""The figures of a report as tables: map, sources, coverage of the pool, lengths, nearest pairs.
 
 Belongs here: computing from arrays and the pool's table. Does not: drawing (`charts`), files and words (`page`).
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,11 @@ SNIPPET = 160
 """Characters of a text that are shown."""
 QUANTITIES = ("tokens", "turns", "characters")
 QUANTILES = {"p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95}
+REGIONS = 10
+"""Regions of the pool that are shown as least covered."""
+REGION_SNIPPET = 200
+WHOLE = "all sources"
+"""Name of the row that is about the whole pool."""
 _DIGITS = 4
 _TILE = 2048
 
@@ -86,6 +92,98 @@ def coverage(sources: pa.ChunkedArray, selected: NDArray[np.int64]) -> pa.Table:
             "selected_share": picked[order] / max(1, picked.sum()),
         }
     )
+
+
+def pool_coverage(
+    sources: pa.ChunkedArray, to_selected: NDArray[np.float64], to_random: NDArray[np.float64]
+) -> pa.Table:
+    """Return how far the pool's samples are from the nearest pick, by source, most frequent first.
+
+    Args:
+        sources: string, (n,).
+        to_selected, to_random: float64, (n,), cosine distances to the nearest of the subset and of a random one.
+
+    Returns:
+        A table, first a row `WHOLE` where there are several sources: source, samples (int64), and float64
+        selected_mean, selected_median, selected_p90, and the same of random.
+    """
+    encoded = sources.combine_chunks().dictionary_encode()
+    names: list[str] = encoded.dictionary.to_pylist()
+    codes = encoded.indices.to_numpy()
+    groups = {name: np.flatnonzero(codes == code) for code, name in enumerate(names)}
+    parts = sorted(groups.items(), key=lambda part: (-len(part[1]), part[0]))
+    if len(parts) > 1:
+        parts.insert(0, (WHOLE, np.arange(len(codes))))
+    rows = []
+    for name, members in parts:
+        row: dict[str, Any] = {"source": name, "samples": len(members)}
+        for set_name, distances in (("selected", to_selected), ("random", to_random)):
+            part = distances[members]
+            row[f"{set_name}_mean"] = float(part.mean())
+            row[f"{set_name}_median"], row[f"{set_name}_p90"] = np.quantile(part, [0.5, 0.9]).tolist()
+        rows.append(row)
+    return pa.Table.from_pylist(rows)
+
+
+def least_covered(
+    samples: pa.Table,
+    to_selected: NDArray[np.float64],
+    to_random: NDArray[np.float64],
+    cells: NDArray[np.int64],
+    selected: NDArray[np.int64],
+) -> pa.Table:
+    """Return the `REGIONS` regions of the pool whose samples are farthest from their nearest pick, farthest first.
+
+    Args:
+        samples: the pool, with columns id, source, file, position, line and text.
+        to_selected, to_random: float64, (n,), cosine distances to the nearest of the subset and of a random one.
+        cells: int64, (n,), the region of each sample: its k-means cell, as partition entropy has them.
+        selected: int64, (k,), rows of the subset; one that it holds twice counts twice.
+
+    Returns:
+        A table: samples, picks (int64), selected_mean, random_mean (float64), sources (string: the most
+        frequent with their shares), and the region's sample of median distance as an example: id, source, place,
+        snippet. Regions in which every sample is picked are left out.
+    """
+    sizes = np.bincount(cells)
+    means, at_random = (
+        np.bincount(cells, weights=distances) / np.maximum(sizes, 1) for distances in (to_selected, to_random)
+    )
+    picks = np.bincount(cells[selected], minlength=len(sizes))
+    order = [int(cell) for cell in np.argsort(-means, kind="stable")[:REGIONS] if means[cell] > 0]
+    members = [np.flatnonzero(cells == cell) for cell in order]
+    # By distance, of equally far ones the first; of an even number the nearer of the middle two.
+    examples = [rows[np.argsort(to_selected[rows], kind="stable")[(len(rows) - 1) // 2]] for rows in members]
+    shown = samples.select(["id", "source", "file", "position", "line", "text"]).take(pa.array(examples, pa.int64()))
+    return pa.table(
+        {
+            "samples": sizes[order],
+            "picks": picks[order],
+            "selected_mean": means[order],
+            "random_mean": at_random[order],
+            "sources": pa.array([_mix(samples["source"].take(pa.array(rows))) for rows in members], pa.string()),
+            "id": shown["id"],
+            "source": shown["source"],
+            "place": pa.array(
+                [place(row) for row in shown.select(["file", "position", "line"]).to_pylist()], pa.string()
+            ),
+            "snippet": snippets(shown["text"], REGION_SNIPPET),
+        }
+    )
+
+
+def _mix(sources: pa.ChunkedArray) -> str:
+    """Return the most frequent sources with their shares: one, and up to two more that have a hundredth or more."""
+    counts = [(entry["values"], entry["counts"]) for entry in sources.value_counts().to_pylist()]
+    counts.sort(key=lambda entry: (-entry[1], entry[0]))
+    shown = [counts[0], *(entry for entry in counts[1:3] if 100 * entry[1] >= len(sources))]
+    named = [f"{shortened(name, 40)} {count / len(sources):.0%}" for name, count in shown]
+    return ", ".join([*named, *([f"{len(counts) - len(named):,} more"] if len(counts) > len(named) else [])])
+
+
+def place(row: dict[str, Any]) -> str:
+    """Return where a sample stands, from its file, line (None in files without lines) and position."""
+    return f"{row['file']}:{row['line']}" if row["line"] is not None else f"{row['file']}, record {row['position']}"
 
 
 def lengths(samples: pa.Table, selected: NDArray[np.int64]) -> pa.Table:
@@ -183,10 +281,10 @@ def _closer(pairs: _Pairs, units: NDArray[np.float32], top: int, left: int) -> _
     return values[order], firsts[order], seconds[order]
 
 
-def snippets(texts: pa.ChunkedArray) -> pa.Array:
-    """Return the beginning of each text on one line, at most `SNIPPET` characters, without invisible ones."""
-    beginnings = pc.utf8_slice_codeunits(texts, 0, 4 * SNIPPET).to_pylist()
-    return pa.array([shortened(_visible(text), SNIPPET) for text in beginnings], pa.string())
+def snippets(texts: pa.ChunkedArray, length: int = SNIPPET) -> pa.Array:
+    """Return the beginning of each text on one line, at most `length` characters, without invisible ones."""
+    beginnings = pc.utf8_slice_codeunits(texts, 0, 4 * length).to_pylist()
+    return pa.array([shortened(_visible(text), length) for text in beginnings], pa.string())
 
 
 def _visible(text: str) -> str:

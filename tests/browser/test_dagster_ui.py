@@ -7,7 +7,16 @@ from playwright.sync_api import Page, expect
 
 from novelsum_dagster.quality.suites import SUITES
 
-ASSETS = ["raw_pool", "embeddings", "density", "sample_novelty", "selected_subset", "novelsum_report", "lineage"]
+ASSETS = [
+    "raw_pool",
+    "embeddings",
+    "distinct_pool",
+    "density",
+    "sample_novelty",
+    "selected_subset",
+    "novelsum_report",
+    "lineage",
+]
 GRAPH = "/asset-groups?expanded=" + ",".join(f"global@global:{name}" for name in ("data", "diversity", "selection"))
 RUN_MILLISECONDS = 300_000
 

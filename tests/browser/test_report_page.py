@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from novelsum_dagster.report.page import write_page
 from tests.browser.conftest import _FLAGS, CHROMIUM
-from tests.unit.test_report_page import ATTACK, FIGURES, contents
+from tests.unit.test_report_page import ATTACK, FIGURES, contents, hostile
 
 PHONE = {"width": 390, "height": 844}
 SCREEN = {"width": 1280, "height": 900}
@@ -20,7 +20,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report whose texts try to run scripts."""
     folder = tmp_path_factory.mktemp("report")
     of = contents(n=300, k=40, sources=(ATTACK, "plain", "x" * 300), text=ATTACK)
-    write_page(folder, replace(of, title=ATTACK, notes=(ATTACK,), settings={ATTACK: ATTACK}))
+    of = replace(of, title=ATTACK, notes=(ATTACK,), settings={ATTACK: ATTACK}, explanation=hostile(of.explanation))
+    write_page(folder, of)
     return folder / "report.html"
 
 
@@ -74,6 +75,24 @@ def test_the_page_is_no_wider_than_the_window(opened: Page) -> None:
         .filter((element) => !element.closest(".box") && element.getBoundingClientRect().right > innerWidth)
         .map((element) => element.outerHTML.slice(0, 80))"""
     assert opened.evaluate(overhanging) == []
+
+
+def test_the_headline_is_read_without_swiping(opened: Page) -> None:
+    for name in ("measures", "regions"):
+        box = opened.locator(f"table.{name}").first.locator("..")
+        assert box.evaluate("box => box.scrollWidth <= box.clientWidth")
+    tops = [
+        opened.locator(where).first.evaluate("element => element.getBoundingClientRect().top")
+        for where in ("table.measures", "h3:has-text('Why they differ')", "table.covered", "table.regions")
+    ]
+    assert tops == sorted(tops)
+    expect(opened.locator("table.measures tbody td.ahead")).to_have_text(["selected", "selected"])
+
+
+def test_examples_are_texts(opened: Page) -> None:
+    first = opened.locator("table.regions tbody td").nth(1)
+    expect(first).to_contain_text("<script>window.broken = true</script>")
+    assert first.locator("script, img").count() == 0
 
 
 def test_injected_scripts_do_not_run(opened: Page) -> None:

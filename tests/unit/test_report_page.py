@@ -13,11 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from novelsum_dagster.diversity.measures import Value
 from novelsum_dagster.report import charts, tables
+from novelsum_dagster.report.explanation import Compared, Explanation, Recommendation, explain, facts_of
 from novelsum_dagster.report.page import Contents, write_page
+from novelsum_dagster.selection.covering import covering
+from novelsum_dagster.settings import Settings
 
 FIGURES = ("novelty", "map", "coverage", "lengths")
-TABLES = ("measures", "novelty", "map", "coverage", "lengths", "nearest_pairs")
+TABLES = ("measures", "novelty", "map", "pool_coverage", "least_covered", "coverage", "lengths", "nearest_pairs")
 ATTACK = "</script><script>window.broken = true</script><!-- \u2028 <img src=x onerror=broken> \"quoted\", 'and' & more"
 
 
@@ -29,19 +33,33 @@ def contents(n: int = 60, k: int = 12, sources: tuple[str, ...] = ("a", "b", "c"
         {
             "id": [f"{row:03}" for row in range(n)],
             "source": [sources[name] for name in names],
+            "file": [f"{sources[name]}.jsonl" for name in names],
+            "position": np.arange(1, n + 1),
+            "line": pa.array([row + 1 if row % 2 else None for row in range(n)], pa.int64()),
             "tokens": generator.integers(5, 500, n),
             "turns": generator.integers(2, 6, n).astype(np.int32),
             "characters": generator.integers(20, 3000, n),
             "text": [f"{text} {row}" for row in range(n)],
         }
     )
+    vectors = generator.normal(size=(n, 8)).astype(np.float32)
+    novelty, selected, random = generator.random(n), generator.permutation(n)[:k], generator.permutation(n)[:k]
+    to_selected, to_random = (covering(vectors, rows, 1).distance[:, 0] for rows in (selected, random))
+    facts = facts_of(
+        vectors, samples["source"], selected, random, to_selected, to_random, near_duplicates=2, unread=0.0, seed=0
+    )
+    compared = [Compared("radius", Value(0.7, 0.65, 0.75), Value(0.5, 0.45, 0.55))]
     return Contents(
         title="Report",
         measures=measures(("one", "Measure one", True, 0.5, 0.7), ("two", "Measure two", False, 12.0, 11.0)),
         samples=samples,
-        vectors=generator.normal(size=(n, 8)).astype(np.float32),
-        novelty=generator.random(n),
-        selected=generator.permutation(n)[:k],
+        vectors=vectors,
+        novelty=novelty,
+        selected=selected,
+        to_selected=to_selected,
+        to_random=to_random,
+        cells=generator.integers(0, 12, n),
+        explanation=explain(compared, facts, Settings()),
         settings={"selection": {"k": k, "quality": None}, "list": [1, "x"]},
         hashes={"pool": "0f" * 16},
         notes=("Each set was measured on 12 samples.",),
@@ -96,11 +114,18 @@ def written(folder: Path, of: Contents) -> Page:
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
+def hostile(explanation: Explanation) -> Explanation:
+    """Return an explanation whose texts try to run scripts."""
+    advice = Recommendation(settings={ATTACK: {"caps": {ATTACK: 3}}}, because=ATTACK)
+    return explanation.model_copy(update={"sentences": (ATTACK, ATTACK), "recommendation": advice})
+
+
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Contents, Page]:
     folder = tmp_path_factory.mktemp("page") / "new"
     of = contents(sources=(ATTACK, "plain", "a,b;c\n=1+1"), text=ATTACK)
     of = replace(of, title=ATTACK, settings={ATTACK: ATTACK}, hashes={ATTACK: ATTACK}, notes=(ATTACK,))
+    of = replace(of, explanation=hostile(of.explanation))
     return folder, of, written(folder, of)
 
 
@@ -220,7 +245,7 @@ def test_coverage_is_a_count() -> None:
 
 def test_lengths_are_quantiles() -> None:
     of = contents(n=21, k=5)
-    samples = of.samples.set_column(3, "turns", pa.array([0] * 21))
+    samples = of.samples.set_column(6, "turns", pa.array([0] * 21))
     for row in tables.lengths(samples, of.selected).to_pylist():
         whole = sorted(samples[row["quantity"]].to_pylist())
         part = [samples[row["quantity"]][int(index)].as_py() for index in of.selected]
@@ -237,7 +262,7 @@ def test_the_words_on_length_say_the_ratio(tmp_path: Path) -> None:
     of = contents(n=30, k=10)
     tokens = np.full(30, 100)
     tokens[of.selected] = 250
-    samples = of.samples.set_column(2, "tokens", pa.array(tokens)).set_column(3, "turns", pa.array([0] * 30))
+    samples = of.samples.set_column(5, "tokens", pa.array(tokens)).set_column(6, "turns", pa.array([0] * 30))
     text = written(tmp_path, replace(of, samples=samples)).text
     assert "The subset's median sample has 2.5 times as many tokens as the pool's (250 against 100)." in text
     assert "On average its samples have 0 turns, where the pool's has none." in text
@@ -325,10 +350,10 @@ def test_long_texts_are_cut_until_the_map_is_small(monkeypatch: pytest.MonkeyPat
 
 
 def _cells(page: str) -> list[str]:
-    return [re.sub(r"<[^>]+>", " ", cell).split("★")[-1].strip() for cell in re.findall(r"<td.*?</td>", page)]
+    return [" ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in re.findall(r"<td.*?</td>", page)]
 
 
-def test_the_best_of_each_measure_is_marked(tmp_path: Path) -> None:
+def test_the_more_diverse_set_of_each_measure_is_named(tmp_path: Path) -> None:
     of = replace(
         contents(),
         measures=measures(
@@ -339,9 +364,132 @@ def test_the_best_of_each_measure_is_marked(tmp_path: Path) -> None:
     text = " ".join(written(tmp_path, of).text.split())
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     cells = _cells(html[html.index('<table class="measures"') : html.index("</table>")])
-    marks = [cell if cell.startswith("best") else "" for cell in cells]
-    assert marks == ["", "best", "best", "", "", "best, narrowly", "", "", "", ""]
-    assert "Of 5 measures of diversity, 2 find “selected” the most diverse set and 1 “random”." in text
-    assert "For 1 of the 5 the intervals overlap" in text
+    assert cells[2::3] == ["selected", "random", "selected, narrowly", "neither", "neither"]
+    assert cells[0].startswith("2.000 1.950 to 2.050")
+    assert cells[1].startswith("1.000 0.950 to 1.050")
+    assert html.count("<b>") == 3
     assert "lower ↓ is more diverse" in text
     assert "not measured" in text
+    assert "Other sets" not in text
+
+
+def test_other_sets_have_a_table_of_their_own(tmp_path: Path) -> None:
+    of = contents()
+    rows = of.measures.to_pylist()
+    more = pa.Table.from_pylist([*rows, {**rows[0], "set": "pool sample", "value": 0.6}])
+    text = " ".join(written(tmp_path, replace(of, measures=more)).text.split())
+    first, _, others = text.partition("Other sets")
+    assert "Measurepool sample12 samples Distance Measure onehigher ↑ is more diverse 0.6000" in others
+    assert "Measureselected12 samplesrandom12 samplesMore diverse" in first
+    assert "pool sample12" not in first
+
+
+def test_the_page_says_why_and_what_may_help_in_this_order(tmp_path: Path) -> None:
+    of = contents()
+    explanation = of.explanation.model_copy(
+        update={
+            "sentences": ("Some differ.", "Because of this."),
+            "recommendation": Recommendation(settings={"a.b": True, "c": [{"d": 1}]}, because="of that"),
+        }
+    )
+    text = " ".join(written(tmp_path, replace(of, explanation=explanation)).text.split())
+    parts = [
+        "picked from. Some differ. The subset's median",
+        "More diverse",
+        "Why they differ Because of this.",
+        "What may help a.b: true, c: [{d: 1}] in the settings file, because of that.",
+        "How well the subset covers the pool",
+        "The least covered regions",
+        "Where the picked samples lie",
+    ]
+    assert [text.index(part) for part in parts] == sorted(text.index(part) for part in parts)
+
+
+def test_an_agreement_needs_no_reason_and_no_help(tmp_path: Path) -> None:
+    text = written(tmp_path, contents()).text
+    assert "The measures agree: 1 of 1 find the selected subset the more diverse one." in text
+    assert "Why they differ" not in text
+    assert "Nothing is recommended." in text
+
+
+@pytest.mark.parametrize("sources", [("a", "b", "c"), ("only",)])
+def test_coverage_of_the_pool_is_that_of_brute_force(sources: tuple[str, ...]) -> None:
+    of = contents(n=90, k=15, sources=sources)
+    names = of.samples["source"].to_pylist()
+    found = tables.pool_coverage(of.samples["source"], of.to_selected, of.to_random).to_pylist()
+    assert [row["source"] for row in found][: len(sources) > 1] == ([tables.WHOLE] if len(sources) > 1 else [])
+    assert {row["source"] for row in found} - {tables.WHOLE} == set(sources)
+    for row in found:
+        members = [at for at, name in enumerate(names) if row["source"] in (name, tables.WHOLE)]
+        assert row["samples"] == len(members)
+        for name, distances in (("selected", of.to_selected), ("random", of.to_random)):
+            part = sorted(distances[members])
+            assert row[f"{name}_mean"] == pytest.approx(sum(part) / len(part))
+            for key, share in (("median", 0.5), ("p90", 0.9)):
+                below = int(share * (len(part) - 1))
+                weight = share * (len(part) - 1) - below
+                expected = part[below] + weight * (part[min(below + 1, len(part) - 1)] - part[below])
+                assert row[f"{name}_{key}"] == pytest.approx(expected)
+
+
+def test_the_least_covered_regions_are_those_of_brute_force() -> None:
+    of = contents(n=200, k=20)
+    selected = np.concatenate([of.selected, of.selected[:3]])
+    rows = of.samples.to_pylist()
+    regions = []
+    for cell in set(of.cells.tolist()):
+        members = sorted((of.to_selected[at], at) for at in range(200) if of.cells[at] == cell)
+        at = members[(len(members) - 1) // 2][1]
+        regions.append((-sum(distance for distance, _ in members) / len(members), cell, at, [at for _, at in members]))
+    found = tables.least_covered(of.samples, of.to_selected, of.to_random, of.cells, selected).to_pylist()
+    assert len(found) == tables.REGIONS < len(regions)
+    for row, (mean, _, example, of_region) in zip(found, sorted(regions), strict=False):
+        assert row["selected_mean"] == pytest.approx(-mean)
+        assert row["random_mean"] == pytest.approx(of.to_random[of_region].mean())
+        assert row["samples"] == len(of_region)
+        assert row["picks"] == sum(at in of_region for at in selected)
+        assert (row["id"], row["source"]) == (rows[example]["id"], rows[example]["source"])
+        assert row["place"] == tables.place(rows[example])
+        names = [rows[at]["source"] for at in of_region]
+        for part in row["sources"].split(", "):
+            name, share = part.split(" ")
+            assert share == f"{names.count(name) / len(names):.0%}"
+
+
+def test_regions_that_are_picked_whole_are_left_out() -> None:
+    of = contents(n=6, k=6)
+    cells = np.array([0, 0, 2, 2, 2, 2])
+    none = tables.least_covered(of.samples, np.zeros(6), of.to_random, cells, of.selected)
+    assert len(none) == 0
+    assert none.schema.field("snippet").type == pa.string()
+    distances = np.array([0, 0, 0.4, 0.2, 0.2, 0.0])
+    (row,) = tables.least_covered(of.samples, distances, of.to_random, cells, of.selected).to_pylist()
+    assert (row["samples"], row["id"]) == (4, "003")
+
+
+def test_regions_name_their_three_largest_sources() -> None:
+    names = ["a"] * 300 + ["b"] * 150 + ["c"] * 2 + ["d"] * 2
+    assert tables._mix(pa.chunked_array([names])) == "a 66%, b 33%, 2 more"
+    assert tables._mix(pa.chunked_array([["x", "y", "z", "w"]])) == "w 25%, x 25%, y 25%, 1 more"
+    assert tables._mix(pa.chunked_array([["x"]])) == "x 100%"
+
+
+def test_regions_show_two_hundred_characters_of_an_example(tmp_path: Path) -> None:
+    of = contents(text="<b>" + "y" * 400)
+    page = written(tmp_path, of)
+    found = pq.read_table(tmp_path / "least_covered.parquet")
+    assert all(text == "<b>" + "y" * 196 + "…" for text in found["snippet"].to_pylist())
+    assert page.text.count("<b>" + "y" * 196 + "…") == len(found)
+
+
+def test_samples_without_lines_stand_at_their_record() -> None:
+    assert tables.place({"file": "a.json", "line": 7, "position": 2}) == "a.json:7"
+    assert tables.place({"file": "a.parquet", "line": None, "position": 2}) == "a.parquet, record 2"
+
+
+def test_how_similar_samples_are_is_shown_where_vectors_were_compared(tmp_path: Path) -> None:
+    of = contents()
+    of = replace(of, nearest=np.linspace(0.5, 1, 60), settings=Settings().model_dump(mode="json"))
+    page = written(tmp_path, of)
+    assert "nearest" in page.specs()
+    assert "12 at 0.90" in page.text

@@ -1,0 +1,523 @@
+"""Why measures find a random subset more diverse than the selected one, and which setting may help.
+
+Belongs here: the facts, what is said of them, the rules of the recommendation. Does not: the measures, the page.
+
+Everything that is said is a number of `Facts`; nothing is said of a number that chance may explain.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from novelsum_dagster.diversity.measured import RESAMPLES, mean_interval
+from novelsum_dagster.diversity.measures import MEASURES, Value
+from novelsum_dagster.diversity.vectors import as_rows, distinct_rows
+from novelsum_dagster.report.tables import coverage, shortened
+from novelsum_dagster.selection.covering import covering
+from novelsum_dagster.settings import Settings
+
+SELECTED, RANDOM = "selected", "random"
+CROWDED = 0.1
+"""Cosine distance within which picks crowd: rewordings and texts of one template lie nearer than this in MiniLM."""
+LEAST = 0.05
+"""Least difference that is named, whatever its interval: with many samples every difference is beyond chance.
+
+Of shares (picks that crowd, sources) it is five points; of the mean distance to the nearest pick, 5 % of it. Among
+random subsets of 1,000 of the real pool that distance varies by 0.5 %.
+"""
+_CONFIDENCE = 0.95
+_LOWER_POWER = 0.25
+"""Power of the density factor that is recommended where picks crowd: on the real pool fewest measures then prefer a
+random subset, while NovelSum stays above that of one."""
+_EXAMPLES = 3
+"""Measures that are named in the line on a terminal."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One measure of the selected subset and of a random one of the same size."""
+
+    measure: str
+    selected: Value
+    random: Value
+
+    @property
+    def ahead(self) -> str | None:
+        """The set that is more diverse, `SELECTED` or `RANDOM`; None where the intervals overlap."""
+        if self.selected.low <= self.random.high and self.random.low <= self.selected.high:
+            return None
+        higher = MEASURES[self.measure].higher_is_diverse
+        return SELECTED if (self.selected.value > self.random.value) == higher else RANDOM
+
+    @property
+    def words(self) -> str:
+        """The measure's name and both values."""
+        return f"{MEASURES[self.measure].label} {_number(self.selected.value)} against {_number(self.random.value)}"
+
+    def record(self) -> dict[str, Any]:
+        """Return it as the row of a table: measure, selected, random, more_diverse."""
+        values = {SELECTED: self.selected.value, RANDOM: self.random.value}
+        return {"measure": self.measure, **values, "more_diverse": self.ahead}
+
+
+class _Recorded(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Contrast(_Recorded):
+    """A mean of the selected subset and of the random one, and the 95 % bootstrap interval of their difference."""
+
+    selected: float
+    random: float
+    low: float
+    high: float
+
+
+class Drift(_Recorded):
+    """How far the subset's shares of sources are from the pool's.
+
+    Attributes:
+        variation: total variation: half the sum of the absolute differences, from 0 to 1.
+        chance: what 97.5 % of random subsets of its size do not exceed.
+        source: whose share grew most; `pool_share` and `selected_share` are its shares.
+    """
+
+    variation: float
+    chance: float
+    source: str
+    pool_share: float
+    selected_share: float
+
+
+class Facts(_Recorded):
+    """What is known of a subset beside its measures.
+
+    Attributes:
+        picks: samples of the subset; one that was picked twice counts twice.
+        radius: cosine distance within which two picks crowd.
+        crowding: share of the picks that have another within `radius`.
+        drift: of sources.
+        coverage: mean cosine distance of the pool's samples to their nearest pick; less is better covered.
+        near_duplicates: picks that are near-duplicates of another sample of the pool.
+        unread: part of the texts' tokens that the model did not read.
+    """
+
+    picks: int
+    radius: float
+    crowding: Contrast
+    drift: Drift
+    coverage: Contrast
+    near_duplicates: int
+    unread: float
+
+
+class Recommendation(_Recorded):
+    """Settings to change, by dotted key, and the facts that speak for it."""
+
+    settings: dict[str, Any]
+    because: str
+
+    @property
+    def changes(self) -> list[str]:
+        """The settings as a settings file has them, a line each."""
+        return [f"{key}: {_yaml(value)}" for key, value in self.settings.items()]
+
+    @property
+    def words(self) -> str:
+        """Settings and reason in one line."""
+        return f"{', '.join(self.changes)}, because {self.because}"
+
+
+class Explanation(_Recorded):
+    """What a report says of a subset beside its measures.
+
+    Attributes:
+        facts: that it is made of.
+        causes: names of the facts that tell the two sets apart, where a measure finds the random one more diverse.
+        sentences: one or two.
+        recommendation: the setting most likely to help; None where no rule holds.
+    """
+
+    facts: Facts
+    causes: tuple[str, ...]
+    sentences: tuple[str, ...]
+    recommendation: Recommendation | None
+
+
+def random_rows(samples: int, size: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Return the rows of a random subset of a pool: int64, (size,), or as many as there are."""
+    return generator.permutation(samples)[:size]
+
+
+def compare(selected: Mapping[str, Value], random: Mapping[str, Value]) -> tuple[Compared, ...]:
+    """Return the measures that both sets have, in the order of `MEASURES`."""
+    return tuple(
+        Compared(key, selected[key], random[key])
+        for key in MEASURES
+        if key in selected and key in random and np.isfinite([selected[key].value, random[key].value]).all()
+    )
+
+
+def less_diverse(compared: Sequence[Compared]) -> str | None:
+    """Return that most measures find the subset less diverse than a random one; None where they do not.
+
+    A measure counts where the intervals do not overlap. Those that differ most come first, by |a - b| / (|a| + |b|).
+    """
+    behind = [one for one in compared if one.ahead == RANDOM]
+    if 2 * len(behind) <= len(compared):
+        return None
+    shown = sorted(behind, key=lambda one: -_apart(one.selected.value, one.random.value))[:_EXAMPLES]
+    more = ", ..." if len(behind) > len(shown) else ""
+    examples = ", ".join(one.words for one in shown)
+    return f"Less diverse than a random subset by {len(behind)} of {len(compared)} measures ({examples}{more})"
+
+
+def names_of(compared: Sequence[Compared]) -> str:
+    """Return the names of the measures that were compared."""
+    return ", ".join(MEASURES[one.measure].label for one in compared)
+
+
+def _apart(one: float, other: float) -> float:
+    return abs(one - other) / (abs(one) + abs(other))
+
+
+def facts_of(
+    vectors: NDArray[np.float32],
+    sources: pa.ChunkedArray,
+    selected: NDArray[np.int64],
+    random: NDArray[np.int64],
+    to_selected: NDArray[np.float64],
+    to_random: NDArray[np.float64],
+    *,
+    near_duplicates: int,
+    unread: float,
+    seed: int,
+) -> Facts:
+    """Return the facts of a subset.
+
+    Args:
+        vectors: float32, (n, d), the pool.
+        sources: string, (n,).
+        selected: int64, (k,), rows of the subset; one that it holds twice counts twice.
+        random: int64, (m,), rows of the random subset.
+        to_selected, to_random: float64, (n,), cosine distances of the pool's samples to the nearest of each set.
+        near_duplicates: picks that are near-duplicates of another sample of the pool.
+        unread: part of the texts' tokens that the model did not read.
+        seed: of the intervals.
+
+    Raises:
+        ValueError: for bad rows.
+    """
+    apart, apart_at_random = (nearest_others(vectors[rows]) for rows in (selected, random))
+    # Some models place all texts near each other: within half of what is usual between random samples.
+    radius = min(CROWDED, float(np.median(apart_at_random)) / 2)
+    low, high = mean_interval(to_selected - to_random, _CONFIDENCE, seed)
+    return Facts(
+        picks=len(selected),
+        radius=radius,
+        crowding=_contrast_of_shares(apart <= radius, apart_at_random <= radius, seed),
+        drift=_drift(sources, selected, seed),
+        coverage=Contrast(selected=float(to_selected.mean()), random=float(to_random.mean()), low=low, high=high),
+        near_duplicates=near_duplicates,
+        unread=unread,
+    )
+
+
+def nearest_others(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the cosine distance of each row, (m, d), to the nearest other row: float64, (m,), infinite for one row.
+
+    Raises:
+        ValueError: for bad rows.
+    """
+    points, point_of = distinct_rows(as_rows(vectors))
+    near = covering(points, np.arange(len(points)), 2).distance[:, 1:]
+    apart = near[:, 0] if near.size else np.full(len(points), np.inf)
+    apart[np.bincount(point_of) > 1] = 0.0
+    return apart[point_of]
+
+
+def _contrast_of_shares(selected: NDArray[np.bool_], random: NDArray[np.bool_], seed: int) -> Contrast:
+    generator = np.random.default_rng(seed)
+    moved = [_resampled(selected, generator) - _resampled(random, generator) for _ in range(RESAMPLES)]
+    low, high = np.quantile(moved, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
+    return Contrast(selected=float(selected.mean()), random=float(random.mean()), low=float(low), high=float(high))
+
+
+def _resampled(values: NDArray[np.bool_], generator: np.random.Generator) -> float:
+    return float(values[generator.integers(0, len(values), len(values))].mean())
+
+
+def _drift(sources: pa.ChunkedArray, selected: NDArray[np.int64], seed: int) -> Drift:
+    rows = coverage(sources, selected).to_pylist()
+    codes = pc.index_in(sources, value_set=pa.array([row["source"] for row in rows])).to_numpy()
+    pool = np.array([row["pool_share"] for row in rows])
+    generator, size = np.random.default_rng(seed), min(len(selected), len(codes))
+    draws = (generator.choice(len(codes), size, replace=False, shuffle=False) for _ in range(RESAMPLES))
+    by_chance = [_variation(np.bincount(codes[draw], minlength=len(rows)) / size, pool) for draw in draws]
+    most = max(rows, key=lambda row: row["selected_share"] - row["pool_share"])
+    return Drift(
+        variation=_variation(np.array([row["selected_share"] for row in rows]), pool),
+        chance=float(np.quantile(by_chance, (1 + _CONFIDENCE) / 2)),
+        source=most["source"],
+        pool_share=most["pool_share"],
+        selected_share=most["selected_share"],
+    )
+
+
+def _variation(shares: NDArray[np.float64], others: NDArray[np.float64]) -> float:
+    return float(np.abs(shares - others).sum() / 2)
+
+
+def explain(compared: Sequence[Compared], facts: Facts, settings: Settings) -> Explanation:
+    """Return what is to be said of a subset: one or two sentences, and at most one recommendation.
+
+    Args:
+        compared: its measures beside a random subset's.
+        facts: of the subset.
+        settings: that it was made with.
+    """
+    behind = [one for one in compared if one.ahead == RANDOM]
+    causes = tuple(name for name, cause in _CAUSES.items() if cause.holds(facts)) if behind else ()
+    sentences = [_verdict(compared)]
+    if causes:
+        sentences.append(
+            f"What differs from the random subset: {'; '.join(_CAUSES[one].words(facts) for one in causes)}."
+        )
+    elif behind:
+        sentences.append(
+            "No cause was found: as many picks crowd as in the random subset, sources have the pool's shares, and the"
+            " pool is covered as well."
+        )
+    return Explanation(
+        facts=facts,
+        causes=causes,
+        sentences=tuple(sentences),
+        recommendation=recommend(causes, facts, settings),
+    )
+
+
+def _verdict(compared: Sequence[Compared]) -> str:
+    if not compared:
+        return "No measure was taken of both the selected subset and a random one."
+    ahead = [one.ahead for one in compared]
+    selected, random, total = ahead.count(SELECTED), ahead.count(RANDOM), len(compared)
+    unclear = f"; for {total - selected - random} the intervals overlap" if total > selected + random else ""
+    if not random:
+        if not selected:
+            return f"The measures agree: for all {total} the intervals of the selected and a random subset overlap."
+        return f"The measures agree: {selected} of {total} find the selected subset the more diverse one{unclear}."
+    others = f", {selected} the selected one" if selected else ""
+    return f"{random} of {total} measures find a random subset of the same size more diverse{others}{unclear}."
+
+
+@dataclass(frozen=True)
+class _Cause:
+    """What may tell a subset from a random one: when it does, and how that is said."""
+
+    holds: Callable[[Facts], bool]
+    words: Callable[[Facts], str]
+
+
+def _crowds(facts: Facts) -> bool:
+    return facts.crowding.low > 0 and facts.crowding.selected - facts.crowding.random >= LEAST
+
+
+def _crowding_words(facts: Facts) -> str:
+    found = facts.crowding
+    return (
+        f"{found.selected:.1%} of the picks lie within a cosine distance of {facts.radius:.2g} of another pick"
+        f" (random: {found.random:.1%})"
+    )
+
+
+def _near_duplicate_words(facts: Facts) -> str:
+    if not facts.near_duplicates:
+        return "none of them is a near-duplicate of another sample by the settings"
+    return f"{facts.near_duplicates:,} of the {facts.picks:,} picks are near-duplicates of another sample"
+
+
+def _drifts(facts: Facts) -> bool:
+    return facts.drift.variation > facts.drift.chance and facts.drift.variation >= LEAST
+
+
+def _drift_words(facts: Facts) -> str:
+    found = facts.drift
+    return (
+        f"the source “{shortened(found.source, 40)}” grew from {found.pool_share:.1%} of the pool to"
+        f" {found.selected_share:.1%} of the subset, and the total variation of all shares is {found.variation:.2f}"
+        f" (97.5% of random subsets: at most {found.chance:.2f})"
+    )
+
+
+def _covers_less(facts: Facts) -> bool:
+    return facts.coverage.low > 0 and facts.coverage.selected >= (1 + LEAST) * facts.coverage.random
+
+
+def _coverage_words(facts: Facts) -> str:
+    found = facts.coverage
+    return (
+        f"the pool's samples are at a mean cosine distance of {found.selected:.3f} from the nearest pick"
+        f" (random: {found.random:.3f})"
+    )
+
+
+_CAUSES = {
+    "crowding": _Cause(_crowds, _crowding_words),
+    "drift": _Cause(_drifts, _drift_words),
+    "coverage": _Cause(_covers_less, _coverage_words),
+}
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """One row of the table of recommendations.
+
+    Attributes:
+        cause: that must have been found; None where the rule asks for none.
+        holds: what else must be so.
+        changes: settings by dotted key. The rule passes where all are so already, or do not go with the other settings.
+        because: the evidence.
+    """
+
+    cause: str | None
+    holds: Callable[[Facts, Settings], bool]
+    changes: Callable[[Facts, Settings], dict[str, Any]]
+    because: Callable[[Facts], str]
+
+
+def _near_duplicates_unknown(facts: Facts, settings: Settings) -> bool:
+    return settings.pool.near_duplicates.by == "off"
+
+
+def _near_duplicates_crowd(facts: Facts, settings: Settings) -> bool:
+    # Of a pair of near-duplicates both crowd, and one is counted: half of what crowds beyond chance can be due to them.
+    beyond = (facts.crowding.selected - facts.crowding.random) * facts.picks
+    return facts.near_duplicates >= beyond / 2
+
+
+def _weighs_density(facts: Facts, settings: Settings) -> bool:
+    return settings.selection.strategy == "novelselect" and settings.novelsum.density_power > _LOWER_POWER
+
+
+def _weighs_density_less(facts: Facts, settings: Settings) -> bool:
+    return settings.selection.strategy == "novelselect" and 0 < settings.novelsum.density_power <= _LOWER_POWER
+
+
+def _caps_no_source(facts: Facts, settings: Settings) -> bool:
+    return all(quota.column != "source" for quota in settings.selection.quotas)
+
+
+def _aims_elsewhere(facts: Facts, settings: Settings) -> bool:
+    return settings.selection.strategy not in ("qdit", "gist")
+
+
+def _reads_too_little(facts: Facts, settings: Settings) -> bool:
+    return facts.unread > settings.embedding.max_cut_fraction
+
+
+def _cap(facts: Facts, settings: Settings) -> dict[str, Any]:
+    most = int(np.ceil(facts.drift.pool_share * facts.picks))
+    earlier = [quota.model_dump() for quota in settings.selection.quotas]
+    return {"selection.quotas": [*earlier, {"column": "source", "caps": {facts.drift.source: most}}]}
+
+
+_DISTINCT = {"pool.near_duplicates.by": "both", "pool.near_duplicates.drop": True}
+_RULES = (
+    _Rule(
+        "crowding",
+        _near_duplicates_unknown,
+        lambda facts, settings: _DISTINCT,
+        lambda facts: f"{_crowding_words(facts)}, and near-duplicates were not looked for",
+    ),
+    _Rule(
+        "crowding",
+        _near_duplicates_crowd,
+        lambda facts, settings: _DISTINCT,
+        lambda facts: f"{_crowding_words(facts)}, and {_near_duplicate_words(facts)}",
+    ),
+    _Rule(
+        "crowding",
+        _weighs_density,
+        lambda facts, settings: {"novelsum.density_power": _LOWER_POWER},
+        lambda facts: f"{_crowding_words(facts)}, and {_near_duplicate_words(facts)}",
+    ),
+    _Rule(
+        "crowding",
+        _weighs_density_less,
+        lambda facts, settings: {"selection.density_side": "column"},
+        lambda facts: f"{_crowding_words(facts)}, and {_near_duplicate_words(facts)}",
+    ),
+    _Rule("drift", _caps_no_source, _cap, _drift_words),
+    _Rule("coverage", _aims_elsewhere, lambda facts, settings: {"selection.strategy": "qdit"}, _coverage_words),
+    _Rule(
+        "coverage",
+        _aims_elsewhere,
+        lambda facts, settings: {"selection.strategy": "gist", "selection.gist.coverage_weight": 0.5},
+        _coverage_words,
+    ),
+    _Rule(
+        None,
+        _reads_too_little,
+        lambda facts, settings: {"embedding.long": "windows"},
+        lambda facts: f"the model did not read {facts.unread:.1%} of the texts' tokens",
+    ),
+)
+"""The first that holds is the recommendation.
+
+The order is what helped most on the real pool (docs/measures.md), 1,000 of 27,518 samples.
+"""
+
+
+def recommend(causes: Sequence[str], facts: Facts, settings: Settings) -> Recommendation | None:
+    """Return the first rule's recommendation that holds and is not in the settings already; None without one.
+
+    Args:
+        causes: that were found.
+        facts: of the subset.
+        settings: that it was made with.
+    """
+    current = settings.model_dump()
+    for rule in _RULES:
+        if (rule.cause is None or rule.cause in causes) and rule.holds(facts, settings):
+            wanted = rule.changes(facts, settings)
+            changes = {key: value for key, value in wanted.items() if _at(current, key) != value}
+            if changes and _go_together(current, wanted):
+                return Recommendation(settings=changes, because=rule.because(facts))
+    return None
+
+
+def _at(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def _go_together(current: dict[str, Any], changes: dict[str, Any]) -> bool:
+    for key, value in changes.items():
+        current = _with(current, key.split("."), value)
+    try:
+        Settings.model_validate(current)
+    except ValidationError:
+        return False
+    return True
+
+
+def _with(values: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+    first, *rest = path
+    return {**values, first: _with(values.get(first, {}), rest, value) if rest else value}
+
+
+def _yaml(value: Any) -> str:
+    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf"), sort_keys=False)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
