@@ -25,21 +25,28 @@ from novelsum_dagster.cli_audit import diff, rebuild_lineage, reproduce, why
 from novelsum_dagster.cli_explore import explore, page_beside
 from novelsum_dagster.cli_files import (
     Columns,
+    DropNearDuplicates,
     Form,
     Long,
     MaxCharacters,
     MaxRejects,
     Model,
+    NearDuplicatesBy,
+    Reduce,
     Rejects,
     Role,
+    Similarity,
     Text,
     Vectors,
     VectorsId,
+    Whiten,
     embedding_of,
     export,
     inspect,
+    near_duplicates_of,
     pool_of,
     say_cut,
+    say_near,
     say_read,
 )
 from novelsum_dagster.cli_housekeeping import gc
@@ -47,7 +54,7 @@ from novelsum_dagster.cli_plan import plan
 from novelsum_dagster.cli_storage import restore
 from novelsum_dagster.cli_study import study
 from novelsum_dagster.errors import InputError, disk_full, is_disk_full
-from novelsum_dagster.settings import PACKAGED_MODEL, NovelSum, Selection, Settings
+from novelsum_dagster.settings import PACKAGED_MODEL, Embedding, NovelSum, Selection, Settings
 from novelsum_dagster.terminal import (
     AsJson,
     Seed,
@@ -144,6 +151,8 @@ def run(settings: SettingsFile = None, as_json: AsJson = False) -> None:
         return
     _print_counts(summary)
     _print_sets("NovelSum at equal size", summary["novelsum"])
+    if worse := summary["less_diverse"]:
+        print(f"{worse}: see the report")
     _print_pairs(
         [
             ("subset", summary["subset"]),
@@ -181,6 +190,9 @@ def measure(
     self_distance: Annotated[str, typer.Option(help="included (published), or excluded from a row.")] = "included",
     density_side: Annotated[str, typer.Option(help="row (published), or column: the other sample's density.")] = "row",
     aggregate: Annotated[str, typer.Option(help="mean (published), or sum.")] = "mean",
+    near_duplicates: NearDuplicatesBy = None,
+    similarity: Similarity = None,
+    drop_near_duplicates: DropNearDuplicates = False,
     seed: Seed = 42,
     form: Form = None,
     columns: Columns = None,
@@ -190,13 +202,15 @@ def measure(
     long: Long = "truncate",
     vectors: Vectors = None,
     vectors_id: VectorsId = None,
+    whiten: Whiten = False,
+    reduce: Reduce = None,
     device: _Device = "auto",
     max_reject_fraction: MaxRejects = 0.01,
     max_characters: MaxCharacters = 200_000,
     rejects: Rejects = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the diversity of one or more sets, at equal size: NovelSum and the eleven other measures of the paper.
+    """Measure the diversity of one or more sets, at equal size: NovelSum and the other measures.
 
     Values depend on the number of samples, so larger sets are sampled down to the smallest. Samples that repeat count
     as often as they are there. Without --reference, density comes from all sets together.
@@ -206,7 +220,7 @@ def measure(
     Example: [bold]novelsum measure subset.jsonl random.jsonl --reference pool.parquet[/]
     """
     from novelsum_dagster.diversity.measures import Grid
-    from novelsum_dagster.oneshot import compare, embedded_files
+    from novelsum_dagster.oneshot import compare, embedded_files, transformed, untransformed
     from novelsum_dagster.pool.rejects import RejectsFile
     from novelsum_dagster.report.comparison import comparison_json, write_comparison
 
@@ -223,10 +237,12 @@ def measure(
     )
     if output is not None:
         folder_to_write("--output", output)
-    embedding, reporter = embedding_of(model, text, long, vectors, vectors_id), new_reporter()
+    embedding, reporter = embedding_of(model, text, long, vectors, vectors_id, whiten, reduce), new_reporter()
     if vectors is not None and (len(sets) > 1 or reference):
         raise InputError("--vectors is for one set of files; select, or measure one set, without --reference")
-    everything = pool_of([*sets, *sorted(reference or [])], form, columns, role, max_reject_fraction, max_characters)
+    near = near_duplicates_of(near_duplicates, similarity, drop_near_duplicates)
+    paths = [*sets, *sorted(reference or [])]
+    everything = pool_of(paths, form, columns, role, max_reject_fraction, max_characters, near)
     left_out = RejectsFile(rejects)
     samples, ids, content = {}, {}, {}
     for at, path in enumerate(sets):
@@ -234,8 +250,9 @@ def measure(
         if name in samples:
             raise InputError(f"{path}: given twice; name each set once")
         own = everything.model_copy(update={"sources": everything.sources[at : at + 1]})
-        with embedded_files(own, embedding, reporter, device, rejects) as files:
+        with embedded_files(own, untransformed(embedding), reporter, device, rejects) as files:
             say_read(files.snapshot, files.root, rejects, duplicates=False)
+            say_near(files.snapshot)
             say_cut(files.cut, embedding)
             left_out.take(files.snapshot, files.root)
             content[name] = files.snapshot.key
@@ -243,13 +260,18 @@ def measure(
     pool = None
     if reference:
         own = everything.model_copy(update={"sources": everything.sources[len(sets) :]})
-        with embedded_files(own, embedding, reporter, device, rejects) as files:
+        with embedded_files(own, untransformed(embedding), reporter, device, rejects) as files:
             say_read(files.snapshot, files.root, rejects)
+            say_near(files.snapshot)
             left_out.take(files.snapshot, files.root)
             pool, content["reference"] = files.vectors, files.snapshot.key
+    samples, pool = transformed(samples, pool, embedding)
+    _say_transformed(next(iter(samples.values())).vectors.shape[1], embedding)
     comparison = compare(samples, pool, powers, grid, seed, device, reporter)
     where = [str(path) for path in reference] if reference else "all sets together"
     settings = {**powers.model_dump(), **asdict(grid), "seed": seed, "reference": where, "model": model}
+    if whiten or reduce is not None:
+        settings |= {"whiten": whiten, "reduce": reduce}
     if output is not None:
         write_comparison(comparison, ids, settings, content, output)
         say(f"Tables: {output}")
@@ -273,18 +295,24 @@ def select(
     ] = None,
     strategy: Annotated[
         str,
-        typer.Option(help="novelselect, random, farthest, kmeans, kcenter, qdit, repr_filter or duplicate."),
+        typer.Option(help="novelselect, random, farthest, kmeans, kcenter, qdit, repr_filter, gist or duplicate."),
     ] = "novelselect",
     quality: Annotated[
         str | None, typer.Option(help="Field of the records with a quality over 0, as meta.score.")
     ] = None,
+    density_side: Annotated[
+        str,
+        typer.Option(
+            help="Whose density counts in novelselect: both (published code); column: the picks' (the paper's"
+            " equation); row: the candidate's; or objective: the increase of NovelSum."
+        ),
+    ] = "both",
     picks: Annotated[
         Path | None, typer.Option(help="Also write why each was picked, in pick order, to this .parquet file.")
     ] = None,
-    drop_near_duplicates: Annotated[
-        bool,
-        typer.Option("--drop-near-duplicates", help="First leave out samples that resemble an earlier one (MinHash)."),
-    ] = False,
+    near_duplicates: NearDuplicatesBy = None,
+    similarity: Similarity = None,
+    drop_near_duplicates: DropNearDuplicates = False,
     nested: Annotated[
         str, typer.Option(help="Columns that Parquet cannot hold unchanged: refuse, or json (their JSON text).")
     ] = "refuse",
@@ -300,6 +328,8 @@ def select(
     long: Long = "truncate",
     vectors: Vectors = None,
     vectors_id: VectorsId = None,
+    whiten: Whiten = False,
+    reduce: Reduce = None,
     device: _Device = "auto",
     max_reject_fraction: MaxRejects = 0.01,
     max_characters: MaxCharacters = 200_000,
@@ -313,10 +343,11 @@ def select(
     Example: [bold]novelsum select pool.jsonl more.parquet -k 1000 -o subset.jsonl[/]
     """
     from novelsum_dagster.files import write_table
-    from novelsum_dagster.oneshot import choose, embedded_files
+    from novelsum_dagster.oneshot import beside_random, choose, embedded_files
     from novelsum_dagster.pool.export import output_writer, require_writable
     from novelsum_dagster.pool.rejects import RejectsFile
     from novelsum_dagster.pool.snapshot import PoolSnapshot
+    from novelsum_dagster.report.explanation import less_diverse, names_of
     from novelsum_dagster.selection.chosen import require_possible
     from novelsum_dagster.selection.subset import describe
 
@@ -327,6 +358,7 @@ def select(
         token_budget=token_budget,
         seed=seed,
         quality=quality,
+        density_side=density_side,
     )
     powers = validated(NovelSum, neighbors=neighbors, density_power=density_power, proximity_power=proximity_power)
     to_stdout = str(output) == "-"
@@ -339,8 +371,9 @@ def select(
     if picks is not None and (picks.suffix != ".parquet" or picks.absolute() == output.absolute()):
         raise InputError(f"--picks: {picks} must end in .parquet and be another file than --output")
     reporter = new_reporter()
-    read = pool_of(pool, form, columns, role, max_reject_fraction, max_characters, drop_near_duplicates)
-    embedding = embedding_of(model, text, long, vectors, vectors_id)
+    near = near_duplicates_of(near_duplicates, similarity, drop_near_duplicates)
+    read = pool_of(pool, form, columns, role, max_reject_fraction, max_characters, near)
+    embedding = embedding_of(model, text, long, vectors, vectors_id, whiten, reduce)
     how = _nested(nested)
 
     def require(snapshot: PoolSnapshot, root: Path) -> None:
@@ -350,12 +383,16 @@ def select(
 
     with embedded_files(read, embedding, reporter, device, rejects, require) as files:
         say_read(files.snapshot, files.root, rejects)
+        say_near(files.snapshot)
         say_cut(files.cut, embedding)
+        _say_transformed(files.vectors.shape[1], embedding)
         left_out.take(files.snapshot, files.root)
-        table, records = choose(files, chosen, powers, reporter, device)
-        _write_chosen(records, None if to_stdout else output, how)
+        choice = choose(files, chosen, powers, reporter, device)
+        table = choice.table
+        _write_chosen(choice.records, None if to_stdout else output, how)
         if picks is not None:
             write_table(table, picks)
+        compared = beside_random(files, choice, chosen, powers, reporter, device)
     counts = {
         "read": files.snapshot.read,
         "pool": files.snapshot.kept,
@@ -364,9 +401,23 @@ def select(
     }
     if as_json:
         settings = {**describe(chosen), **powers.model_dump()}
-        print(json.dumps({**counts, "output": str(output), **settings}, indent=2))
+        beside = {"compared": [one.record() for one in compared], **choice.reached}
+        print(json.dumps({**counts, "output": str(output), **settings, **beside}, indent=2))
     else:
         say(f"{len(table):,} of {files.snapshot.kept:,} samples written" + ("" if to_stdout else f" to {output}"))
+        if choice.reached.get("part_of_bound"):
+            reached = choice.reached
+            say(
+                f"NovelSum of the subset: {reached['novelsum']:.4f}, {reached['part_of_bound']:.0%} of"
+                f" {reached['upper_bound']:.4f}, which no subset of this size exceeds."
+            )
+        if worse := less_diverse(compared):
+            say(f"{worse}; compared were {names_of(compared)}.")
+
+
+def _say_transformed(dimension: int, embedding: Embedding) -> None:
+    if embedding.whiten or embedding.reduce is not None:
+        say(f"PCA has {'whitened' if embedding.whiten else 'reduced'} the vectors; {dimension:,} dimensions are kept.")
 
 
 def _nested(value: str) -> "Nested":
@@ -559,12 +610,13 @@ def _mistake(error: Any) -> str | None:
 def _summary(settings: Settings) -> dict[str, Any]:
     from novelsum_dagster.defs.handles import read_handle
     from novelsum_dagster.pool.snapshot import PoolSnapshot
+    from novelsum_dagster.report.explanation import less_diverse
     from novelsum_dagster.report.novelsum_report import NovelSumReport
     from novelsum_dagster.selection.subset import Subset
     from novelsum_dagster.workspace import Workspace
 
     root = settings.storage_path
-    snapshot = read_handle(root, "raw_pool", PoolSnapshot)
+    snapshot = read_handle(root, "distinct_pool", PoolSnapshot)
     report = read_handle(root, "novelsum_report", NovelSumReport)
     subset = read_handle(root, "selected_subset", Subset)
     return {
@@ -581,6 +633,9 @@ def _summary(settings: Settings) -> dict[str, Any]:
             for row in report.sets
             if row.measure == "novelsum"
         ],
+        "compared": [one.record() for one in report.compared],
+        "less_diverse": less_diverse(report.compared),
+        "explanation": report.explanation.model_dump(mode="json") if report.explanation else None,
         "subset": str(root / subset.folder / "subset.jsonl"),
         "report": str(root / report.folder / "report.html"),
         "lineage": str(Workspace(settings).lineage.path),

@@ -17,6 +17,7 @@ from novelsum_dagster.terminal import AsJson, SettingsFile, new_reporter, say, s
 
 _SHOWN = 300
 """Characters of a turn that `inspect` shows."""
+_OFF = NearDuplicates(by="off")
 
 Form = Annotated[
     list[str] | None,
@@ -51,7 +52,44 @@ Vectors = Annotated[
     typer.Option(help="File of your own vectors (.npy, .npz, .parquet, .safetensors), a row a record read."),
 ]
 VectorsId = Annotated[str | None, typer.Option(help="Column by which --vectors and records are matched; else by row.")]
+Whiten = Annotated[
+    bool, typer.Option("--whiten", help="Whiten vectors by PCA: all directions in which they vary count alike.")
+]
+Reduce = Annotated[int | None, typer.Option(min=1, help="Reduce vectors by PCA to this number of dimensions.")]
 Model = Annotated[str, typer.Option(help="Embedding model: the packaged one, a folder, or NAME@COMMIT on the hub.")]
+
+NearDuplicatesBy = Annotated[
+    str | None,
+    typer.Option(
+        "--near-duplicates",
+        metavar="BY",
+        help="How near-duplicates are found: minhash (texts), embedding, both or off.",
+    ),
+]
+Similarity = Annotated[float | None, typer.Option(help="Least cosine of near-duplicates by embedding. [default: 0.9]")]
+DropNearDuplicates = Annotated[
+    bool,
+    typer.Option(
+        "--drop-near-duplicates", help="First leave out samples that resemble an earlier one; by minhash unless named."
+    ),
+]
+
+
+def near_duplicates_of(by: str | None, similarity: float | None, drop: bool) -> NearDuplicates:
+    """Return how near-duplicates are found and whether they are dropped, as the options say.
+
+    Raises:
+        InputError: for an unknown way, or a similarity that nothing is compared by.
+    """
+    given: dict[str, Any] = {"drop": drop}
+    if by is not None or not drop:
+        given["by"] = by or "off"
+    if similarity is not None:
+        given["similarity"] = similarity
+    rule: NearDuplicates = validated(NearDuplicates, **given)
+    if similarity is not None and not rule.by_vectors:
+        raise InputError("--similarity is of vectors; give --near-duplicates embedding or both")
+    return rule
 
 
 def pool_of(
@@ -61,7 +99,7 @@ def pool_of(
     roles: list[str] | None = None,
     max_reject_fraction: float = 1.0,
     max_characters: int = 200_000,
-    drop_near_duplicates: bool = False,
+    near_duplicates: NearDuplicates = _OFF,
 ) -> Pool:
     """Return the settings of a pool of files, as the options say.
 
@@ -78,14 +116,13 @@ def pool_of(
         )
         for path in paths
     )
-    rule = NearDuplicates(method="minhash" if drop_near_duplicates else "off", drop=drop_near_duplicates)
     pool: Pool = validated(
         Pool,
         sources=sources,
         roles=_roles(roles or []),
         max_reject_fraction=max_reject_fraction,
         max_characters=max_characters,
-        near_duplicates=rule,
+        near_duplicates=near_duplicates,
     )
     return pool
 
@@ -96,6 +133,8 @@ def embedding_of(
     long: str = "truncate",
     vectors: Path | None = None,
     vectors_id: str | None = None,
+    whiten: bool = False,
+    reduce: int | None = None,
 ) -> Embedding:
     """Return the settings of the embedding, as the options say."""
     if vectors_id is not None and vectors is None:
@@ -109,6 +148,8 @@ def embedding_of(
         long=long,
         vectors=str(vectors) if vectors is not None else None,
         vectors_id=vectors_id,
+        whiten=whiten,
+        reduce=reduce,
     )
     return embedding
 
@@ -146,7 +187,7 @@ def inspect(
     else:
         pool, base = pool_of(files or [], form, columns, role, max_characters=max_characters), Path.cwd()
         embedding = embedding_of(model, text)
-    without = pool.model_copy(update={"near_duplicates": NearDuplicates(method="off")})
+    without = pool.model_copy(update={"near_duplicates": _OFF})
     with tempfile.TemporaryDirectory(prefix="novelsum-") as folder, new_reporter().step("reading") as progress:
         root = Path(folder)
         snapshot = build_snapshot(
@@ -198,6 +239,13 @@ def say_read(snapshot: Any, root: Path, rejects: Path | None, duplicates: bool =
         say(f"  {row['file']}, {place}: {row['reason']}: {row['detail']}")
     if len(rows) > 10:
         say(f"  and {len(rows) - 10:,} more; " + (f"all are in {rejects}" if rejects else "--rejects FILE writes all"))
+
+
+def say_near(snapshot: Any) -> None:
+    """Say how many samples are near-duplicates, where they were looked for."""
+    if snapshot.near_duplicates:
+        what = "left out" if snapshot.near_duplicates_dropped else "left in; --drop-near-duplicates leaves them out"
+        say(f"{_count(snapshot.near_duplicates, 'near-duplicate')} {what}")
 
 
 def say_cut(cut: Any, embedding: Embedding) -> None:

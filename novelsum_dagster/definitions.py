@@ -10,6 +10,7 @@ from novelsum_dagster.defs.card import data_card
 from novelsum_dagster.defs.changes import changes
 from novelsum_dagster.defs.checks import asset_checks
 from novelsum_dagster.defs.dead_runs import dead_runs_sensor
+from novelsum_dagster.defs.distinct import distinct_asset
 from novelsum_dagster.defs.embeddings import embeddings_asset
 from novelsum_dagster.defs.handles import HandleIOManager
 from novelsum_dagster.defs.lineage import lineage
@@ -51,6 +52,7 @@ def build_defs(
         assets=[
             raw_pool,
             embeddings_asset(settings),
+            distinct_asset(settings),
             *novelty_assets(settings),
             selection_asset(settings),
             report_asset(settings),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,17 +18,24 @@ from numpy.typing import NDArray
 
 from novelsum_dagster.devices import cuda_or_cpu
 from novelsum_dagster.diversity.density import density
-from novelsum_dagster.diversity.measures import Comparison, Grid, Samples, Yardstick, measure_sets
+from novelsum_dagster.diversity.distinct import distinct_pool
+from novelsum_dagster.diversity.measures import Comparison, Factors, Grid, Samples, Yardstick, measure_sets
+from novelsum_dagster.diversity.vectors import distinct_rows
 from novelsum_dagster.embedding.cut import Cut
 from novelsum_dagster.embedding.encoder import token_counter
 from novelsum_dagster.embedding.own_vectors import PoolAt
 from novelsum_dagster.embedding.store import load_vectors
 from novelsum_dagster.embedding.vectors_of_pool import Work, cut_of_pool, vectors_of_pool
+from novelsum_dagster.embedding.whitening import NoDirection, Whitening
+from novelsum_dagster.errors import InputError
 from novelsum_dagster.pool.export import ChosenRecord, chosen_records
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.progress import Progress, Reporter
-from novelsum_dagster.selection.chosen import choose_from_pool, require_possible
+from novelsum_dagster.report.explanation import RANDOM, SELECTED, Compared, random_rows
+from novelsum_dagster.report.explanation import compare as compare_measures
+from novelsum_dagster.selection.chosen import choose_from_pool, reached_by, require_possible
+from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.subset import picks_table
 from novelsum_dagster.settings import Embedding, Measures, NovelSum, Pool, Selection, cache_path
 
@@ -54,6 +62,25 @@ class EmbeddedFiles:
         return Samples(self.vectors[rows], [texts[row] for row in rows]), ids
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A subset in pick order.
+
+    Attributes:
+        table: the picks.
+        records: as they were read.
+        rows: int64, (k,), of the pool.
+        factors: density factors of the pool's samples.
+        reached: what density_side `objective` reached, for which `objective_facts` is; empty for other selections.
+    """
+
+    table: pa.Table
+    records: list[ChosenRecord]
+    rows: NDArray[np.int64]
+    factors: Factors
+    reached: dict[str, Any]
+
+
 @contextmanager
 def embedded_files(
     pool: Pool,
@@ -76,8 +103,8 @@ def embedded_files(
     Raises:
         InputError: for missing files, bad records over the limit, an empty pool, a model that cannot be loaded.
     """
-    with tempfile.TemporaryDirectory(prefix="novelsum-") as folder:
-        root = Path(folder)
+    with tempfile.TemporaryDirectory(prefix="novelsum-") as temporary:
+        root = Path(temporary)
         with reporter.step("reading") as progress:
             snapshot = build_snapshot(
                 pool,
@@ -93,14 +120,20 @@ def embedded_files(
         read = PoolAt(snapshot, root, Path.cwd())
         with reporter.step("embedding") as progress:
             found = vectors_of_pool(read, embedding, cache_path(), Work(progress, device=device))
-        vectors = load_vectors(cache_path() / found.folder, read.column("id"))
-        yield EmbeddedFiles(snapshot, root, vectors, cut_of_pool(read, embedding))
+        folder = cache_path() / found.folder
+        vectors = load_vectors(folder, read.column("id"))
+        distinct, rule = snapshot, pool.near_duplicates
+        if rule.by_vectors:
+            with reporter.step("near-duplicates") as progress:
+                distinct = distinct_pool(root, snapshot, vectors, found.key, rule, device=device, progress=progress)
+            vectors = load_vectors(folder, distinct.samples(root, ["id"])["id"].to_pylist())
+        yield EmbeddedFiles(distinct, root, vectors, cut_of_pool(read, embedding))
 
 
 def choose(
     files: EmbeddedFiles, selection: Selection, settings: NovelSum, reporter: Reporter, device: str = "auto"
-) -> tuple[pa.Table, list[ChosenRecord]]:
-    """Return the picks as a table, and their original records, both in pick order.
+) -> Choice:
+    """Choose a subset.
 
     Args:
         files: the pool, its own reference for density.
@@ -115,6 +148,7 @@ def choose(
     require_possible(files.snapshot, files.root, selection)
     with reporter.step("density") as progress:
         factor = _density_factor(files.vectors, settings, device, progress)
+    scoring = Scoring.of(selection, settings)
     with reporter.step("selecting") as progress:
         picks = choose_from_pool(
             files.snapshot,
@@ -122,12 +156,88 @@ def choose(
             files.vectors,
             factor,
             selection,
-            proximity_power=settings.proximity_power,
+            scoring=scoring,
             device=device,
             progress=progress,
         )
+        reached = reached_by(picks, files.vectors, factor, scoring, progress)
     table = picks_table(files.snapshot, files.root, picks)
-    return table, chosen_records(files.snapshot, files.root, table["id"].to_pylist())
+    records = chosen_records(files.snapshot, files.root, table["id"].to_pylist())
+    factors = {(settings.neighbors, settings.density_power): factor}
+    return Choice(table, records, picks.indices, factors, reached)
+
+
+def beside_random(
+    files: EmbeddedFiles, choice: Choice, selection: Selection, settings: NovelSum, reporter: Reporter, device: str
+) -> tuple[Compared, ...]:
+    """Return the measures of a subset beside those of a random one of its size, the same as a report of it has.
+
+    Nothing is returned of a subset that is random, or is the whole pool.
+
+    Args:
+        files: the pool.
+        choice: the subset.
+        selection: the settings of the selection; its seed draws the random subset.
+        settings: of the measure.
+        reporter: shows progress.
+        device: as the setting `device`.
+
+    Raises:
+        ValueError: as `measure_sets` does.
+    """
+    size = len(files.vectors)
+    if selection.strategy == "random" or len(choice.rows) >= size:
+        return ()
+    texts = files.snapshot.samples(files.root, ["text"])["text"]
+    random = random_rows(size, len(choice.rows), np.random.default_rng(selection.seed))
+    sets = {SELECTED: choice.rows, RANDOM: random}
+    with reporter.step("preparing"):
+        yardstick = Yardstick(files.vectors, settings, Measures(), seed=selection.seed, device=device)
+    measured = measure_sets(
+        {name: Samples(files.vectors[rows], texts.take(pa.array(rows)).to_pylist()) for name, rows in sets.items()},
+        yardstick,
+        factors={name: {key: factor[rows] for key, factor in choice.factors.items()} for name, rows in sets.items()},
+        seed=selection.seed,
+        reporter=reporter,
+    )
+    values = {one.name: one.values for one in measured.sets}
+    return compare_measures(values[SELECTED], values[RANDOM])
+
+
+def untransformed(embedding: Embedding) -> Embedding:
+    """Return the settings without PCA: sets that are compared are read one by one, and transformed together."""
+    return embedding.model_copy(update={"whiten": False, "reduce": None})
+
+
+def transformed(
+    sets: Mapping[str, Samples], reference: NDArray[np.float32] | None, embedding: Embedding
+) -> tuple[dict[str, Samples], NDArray[np.float32] | None]:
+    """Return sets and reference whitened or reduced as the settings say, by PCA of the reference.
+
+    Args:
+        sets: by name.
+        reference: float32, (r, d), the pool; None takes the distinct vectors of all sets together.
+        embedding: the settings.
+
+    Raises:
+        InputError: where the vectors do not vary enough, or one equals their mean.
+    """
+    if not embedding.whiten and embedding.reduce is None:
+        return dict(sets), reference
+    # By name: the order of arguments must not change a value.
+    pool = np.concatenate([sets[name].vectors for name in sorted(sets)]) if reference is None else reference
+    try:
+        fitted = Whitening.of(distinct_rows(pool)[0], whiten=embedding.whiten, reduce=embedding.reduce)
+    except ValueError as error:
+        raise InputError(f"{'--whiten' if embedding.reduce is None else '--reduce'}: {error}") from error
+    found, name = {}, "--reference"
+    try:
+        moved = None if reference is None else fitted.apply(reference)
+        for name, samples in sets.items():
+            found[name] = Samples(fitted.apply(samples.vectors), samples.texts)
+    except NoDirection as error:
+        raise InputError(f"{name}: {error}; take that record out, or leave --whiten and --reduce out") from error
+    return found, moved
 
 
 def compare(

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 
 from novelsum_dagster.devices import cuda_or_cpu, free_device_memory, torch_device
-from novelsum_dagster.diversity import density_torch
+from novelsum_dagster.diversity import density_torch, similar, similar_torch
 from novelsum_dagster.diversity.density import index_bytes, search_memory_needed, searches_lists
 from novelsum_dagster.diversity.novelsum import device_memory_needed as novelsum_on_device
 from novelsum_dagster.diversity.novelsum import memory_needed as novelsum_memory
@@ -122,7 +122,9 @@ def plan(size: Size, settings: Settings, workers: int = 1) -> list[Need]:
     """
     on_device = settings.device.startswith("cuda")
     may_use_device = on_device or settings.device == "auto"
-    n, d = size.samples, size.dimension
+    n, embedded = size.samples, size.dimension
+    d = min(embedded, settings.embedding.reduce or embedded)
+    transformed = settings.embedding.whiten or settings.embedding.reduce is not None
     held = LIBRARIES + _BUFFERS + store.memory_needed(n, d)
     neighbors = settings.novelsum.neighbors
     lists = searches_lists(n, n, settings.novelsum.density_index, settings.novelsum.min_recall)
@@ -133,19 +135,20 @@ def plan(size: Size, settings: Settings, workers: int = 1) -> list[Need]:
     model = LIBRARIES + _BUFFERS + _MODEL_COPIES * (size.weights or 0)
     k = _picks(settings.selection, n)
     here, worker, waiting = _selection(settings.selection, n, d, k, workers)
-    near = duplicates.BYTES_PER_SAMPLE if settings.pool.near_duplicates.method == "minhash" else 0
+    near = duplicates.BYTES_PER_SAMPLE if settings.pool.near_duplicates.by_text else 0
     return [
         Need(
             "raw_pool", LIBRARIES + _BUFFERS + n * (_READ_BYTES + near), None, None, 2 * size.texts + n * _TABLE_BYTES
         ),
         Need(
             "embeddings",
-            max(model + _TEXT_COPIES * size.texts, held + 2 * size.texts),
+            max(model + _TEXT_COPIES * size.texts, held + 4 * n * (embedded - d) + 2 * size.texts),
             model + _TEXT_COPIES * size.texts // workers,
             size.weights if may_use_device else None,
-            4 * n * d + n * _TABLE_BYTES,
+            4 * n * (embedded + d * transformed) + n * _TABLE_BYTES,
             is_known=size.weights is not None,
         ),
+        *([_distinct(settings, n, d, held, may_use_device)] if settings.pool.near_duplicates.by_vectors else []),
         Need(
             "density",
             held + search + (4 * n * d + 2 * index if on_ray else 0),
@@ -177,6 +180,19 @@ def plan(size: Size, settings: Settings, workers: int = 1) -> list[Need]:
             size.texts * k // n + _BUFFERS,
         ),
     ]
+
+
+def _distinct(settings: Settings, n: int, d: int, held: int, may_use_device: bool) -> Need:
+    """Return what near-duplicates by vectors need; the pool's tables are linked, not copied, where the disk can."""
+    rows = 4 * n * d
+    return Need(
+        "distinct_pool",
+        held + similar.memory_needed(n, d) + (rows if settings.engine == "ray" else 0),
+        LIBRARIES + _BUFFERS + rows + similar.memory_needed(0, d),
+        similar_torch.device_memory_needed(n, d) if may_use_device else None,
+        n * _TABLE_BYTES,
+        rows,
+    )
 
 
 def room(settings: Settings, workers: int) -> Room:
@@ -235,19 +251,30 @@ def _selection(selection: Selection, n: int, d: int, k: int, workers: int) -> tu
 def _strategy_memory(selection: Selection, n: int, d: int, k: int) -> int:
     """Return what choosing takes beside the vectors and the unit rows."""
     if selection.strategy == "novelselect":
-        from novelsum_dagster.selection import search_cpu
+        from novelsum_dagster.selection import search_column, search_cpu, search_objective
 
+        if selection.density_side == "column":
+            return search_column.memory_needed(n, d, k)
+        if selection.density_side == "objective":
+            return search_objective.memory_needed(n, d, k)
         return search_cpu.memory_needed(n, d, k)
     if selection.strategy == "qdit":
         from novelsum_dagster.selection import qdit
 
         return qdit.memory_needed(n, selection.qdit.similarity_neighbors)
+    if selection.strategy == "gist" and selection.gist.coverage_weight:
+        from novelsum_dagster.selection import qdit
+
+        return qdit.memory_needed(n, None)
     return _TABLE_BYTES * n
 
 
 def _strategy_device_memory(selection: Selection, n: int, d: int, k: int) -> int | None:
-    if selection.strategy != "novelselect":
+    if selection.strategy != "novelselect" or selection.density_side == "column":
         return None
-    from novelsum_dagster.selection import search_torch
+    from novelsum_dagster.selection import search_objective, search_torch
 
-    return max(search_torch.device_memory_needed(size, d, picks) for size, picks in _stages(selection, n, k))
+    of_search = search_torch.device_memory_needed
+    if selection.density_side == "objective":
+        of_search = search_objective.device_memory_needed
+    return max(of_search(size, d, picks) for size, picks in _stages(selection, n, k))

@@ -1,7 +1,7 @@
 """A small curation made step by step without Dagster, every output with its record, for tests."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.progress import LogReporter
 from novelsum_dagster.report.novelsum_report import REPORT_COLUMNS, build_report
 from novelsum_dagster.selection.chosen import select_subset, with_config
+from novelsum_dagster.selection.covering import covering
+from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.subset import rows_of
 from novelsum_dagster.settings import Settings, load_settings
 from tests.pools import pairs
@@ -93,23 +95,29 @@ def curate(settings_file: Path, until: str = "novelsum_report", **config: Any) -
         **settings.novelsum.model_dump(include={"density_power", "proximity_power"}),
         **config,
     }
-    powers = {name: whole[name] for name in ("density_power", "proximity_power")}
     chosen = with_config(settings.selection, whole)
-    subset = select_subset(root, snapshot, vectors, vector_set.key, density, chosen, **powers)
+    scoring = replace(Scoring.of(chosen, settings.novelsum), proximity_power=whole["proximity_power"])
+    power = whole["density_power"]
+    subset = select_subset(
+        root, snapshot, vectors, vector_set.key, density, chosen, density_power=power, scoring=scoring
+    )
     curated.keep("selected_subset", subset, "raw_pool", "embeddings", "density", **whole)
     if until == "selected_subset":
         return curated
     novelty = build_novelty(root, density, vectors, settings=settings.novelsum)
     curated.keep("sample_novelty", novelty, "raw_pool", "embeddings", "density")
     inputs = {name: made[name].key for name in ("raw_pool", "embeddings", "density", "selected_subset")}
+    rows = rows_of(ids, subset.picks(root, ["id"])["id"])
     report = build_report(
         root,
         samples,
         vectors,
         density.table(root)["density_factor"].to_numpy(),
         np.asarray(novelty.table(root)["novelty"].to_numpy()),
-        rows_of(ids, subset.picks(root, ["id"])["id"]),
+        rows,
+        covering(vectors, rows, 1).distance[:, 0],
         inputs=inputs,
+        near_duplicates=0,
         settings=settings,
         seed=subset.settings.seed,
         reporter=LogReporter(lambda line: None),

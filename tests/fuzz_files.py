@@ -105,7 +105,7 @@ def tried(seed: int) -> str:
         path = written(draw, folder)
         damage(draw, path)
         source = Source(path=path.name, form=draw.choice(["auto", "auto", "auto", "alpaca", "messages", "text"]))
-        pool = Pool(sources=(source,), max_reject_fraction=1, near_duplicates=NearDuplicates(method="off"))
+        pool = Pool(sources=(source,), max_reject_fraction=1, near_duplicates=NearDuplicates(by="off"))
         try:
             snapshot = build_snapshot(pool, folder, folder / "s", lambda texts: [1] * len(texts), refuse_bad=False)
         except InputError as error:

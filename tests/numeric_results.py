@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_info
 
 from novelsum_dagster.diversity import (
     cluster_inertia,
+    dcscore,
     density,
     distsum_cosine,
     distsum_l2,
@@ -102,6 +103,7 @@ def results() -> dict[str, dict[str, Any]]:
         "radius": radius(rows).value,
         "Vendi score": vendi_score(rows).value,
         "log-determinant": log_determinant(rows).value,
+        "DCScore": dcscore(rows).value,
         "NovelSum, other powers": novelsum(rows, density_power=0.25, proximity_power=0.5).value,
         "NovelSum on a torch device": novelsum(rows, device="cpu:0").value,
         "novelselect on a torch device": float(on_device.score[-1]),

@@ -27,6 +27,7 @@ def data_card(
     context: dg.AssetExecutionContext,
     workspace: dg.ResourceParam[Workspace],
     raw_pool: PoolSnapshot,
+    distinct_pool: PoolSnapshot,
     embeddings: VectorSet,
     density: DensityTable,
     sample_novelty: NoveltyTable,
@@ -38,6 +39,7 @@ def data_card(
     used = {
         "raw_pool": raw_pool,
         "embeddings": embeddings,
+        "distinct_pool": distinct_pool,
         "density": density,
         "sample_novelty": sample_novelty,
         "selected_subset": selected_subset,
@@ -45,15 +47,16 @@ def data_card(
     }
     with recorded(context, workspace, used) as step:
         # Read only where the embeddings' suites never ran.
-        vectors = StoredVectors(root / embeddings.folder, raw_pool.samples(root, ["id"])["id"].to_pylist())
+        vectors = StoredVectors.of_pool(root, raw_pool, embeddings)
+        of_pool = {"embeddings": Subject(embeddings, root, settings, raw_pool, vectors)}
         verdicts = [
             verdict
             for name, output in used.items()
-            for verdict in verdicts_of(name, Subject(output, root, settings, raw_pool, vectors))
+            for verdict in verdicts_of(name, of_pool.get(name, Subject(output, root, settings, distinct_pool)))
         ]
         card = build_card(
             root,
-            raw_pool,
+            distinct_pool,
             embeddings,
             selected_subset,
             novelsum_report,

@@ -19,12 +19,16 @@ from novelsum_dagster.workspace import Workspace
 _OUTPUTS: dict[str, type[Handle]] = {
     "raw_pool": PoolSnapshot,
     "embeddings": VectorSet,
+    "distinct_pool": PoolSnapshot,
     "density": DensityTable,
     "sample_novelty": NoveltyTable,
     "selected_subset": Subset,
     "novelsum_report": NovelSumReport,
     "changes": Changes,
 }
+
+_BEFORE_DISTINCT = ("raw_pool", "embeddings")
+"""Steps before `distinct_pool`."""
 
 
 def asset_checks() -> list[dg.AssetChecksDefinition]:
@@ -43,7 +47,9 @@ def _checks_of(step: str) -> dg.AssetChecksDefinition:
         context: dg.AssetCheckExecutionContext, workspace: dg.ResourceParam[Workspace]
     ) -> Iterator[dg.AssetCheckResult]:
         root = workspace.root
-        snapshot = current_handle(workspace, "raw_pool", PoolSnapshot)
+        # Vectors are of the pool as it was read; what is made of them is of the pool that they left.
+        pool = "raw_pool" if step in _BEFORE_DISTINCT else "distinct_pool"
+        snapshot = current_handle(workspace, pool, PoolSnapshot)
         output = current_handle(workspace, step, _OUTPUTS[step])
         vectors = pool_vectors(root, snapshot, output)[1] if isinstance(output, VectorSet) else None
         verdicts = check(step, Subject(output, root, workspace.settings, snapshot, vectors))

@@ -23,6 +23,10 @@ class GpuOp(TypedDict):
     op_tags: Mapping[str, Any] | None
 
 
+NO_GPU = GpuOp(pool=None, op_tags=None)
+"""Of a step that uses none."""
+
+
 def gpu_op(settings: Settings, *, on_engine: bool = False) -> GpuOp:
     """Return pool and tags of such a step.
 

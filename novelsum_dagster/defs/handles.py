@@ -10,6 +10,7 @@ import dagster as dg
 
 from novelsum_dagster.errors import InputError
 from novelsum_dagster.files import write_bytes
+from novelsum_dagster.lineage.provenance import code_version, damaged_files, read_record
 from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.storage.mirror import Mirror
 from novelsum_dagster.storage.outputs import fetch_handle, fetch_output, handle_name, publish
@@ -57,6 +58,19 @@ def newest_handle(workspace: Workspace, asset: str, kind: type[AnyHandle]) -> An
         return current_handle(workspace, asset, kind)
     except dg.Failure:
         return None
+
+
+def reusable_handle(workspace: Workspace, asset: str, kind: type[AnyHandle]) -> AnyHandle | None:
+    """Return what a step made last; None where other code did, or its files are not what was written."""
+    newest = newest_handle(workspace, asset, kind)
+    if newest is None:
+        return None
+    try:
+        made = read_record(workspace.root, asset, newest.key)
+    except InputError:
+        return None
+    is_other = made.code_version != code_version(asset)
+    return None if is_other or damaged_files(workspace.root, made) else newest
 
 
 class HandleIOManager(dg.IOManager):

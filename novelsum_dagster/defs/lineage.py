@@ -35,13 +35,14 @@ def lineage(
     workspace: dg.ResourceParam[Workspace],
     raw_pool: PoolSnapshot,
     embeddings: VectorSet,
+    distinct_pool: PoolSnapshot,
     density: DensityTable,
     sample_novelty: NoveltyTable,
     selected_subset: Subset,
     novelsum_report: NovelSumReport,
 ) -> dg.MaterializeResult[LineageRecord]:
     """Which samples came from where, how they were measured, which were chosen: tables and views in DuckDB."""
-    outputs = Outputs(raw_pool, embeddings, density, sample_novelty, selected_subset, novelsum_report)
+    outputs = Outputs(raw_pool, embeddings, distinct_pool, density, sample_novelty, selected_subset, novelsum_report)
     with recorded(context, workspace, outputs._asdict()) as step:
         store = workspace.lineage
         record_outputs(store, context.run.run_id, outputs)
@@ -53,7 +54,7 @@ def lineage(
             ).fetchall()
         rows = [dg.TableRecord({"table": name, "rows": size}) for name, size in found]
         return step.result(
-            LineageRecord(key=content_key([output.key for output in outputs]), database=FILE_NAME),
+            LineageRecord(key=content_key(outputs.keys_of_run()), database=FILE_NAME),
             tables=dg.MetadataValue.table(rows),
             path=dg.MetadataValue.path(str(store.path)),
         )

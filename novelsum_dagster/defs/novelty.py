@@ -5,13 +5,12 @@ import numpy as np
 
 from novelsum_dagster.defs.automation import CARRY
 from novelsum_dagster.defs.gpu import gpu_op
-from novelsum_dagster.defs.handles import newest_handle
+from novelsum_dagster.defs.handles import reusable_handle
 from novelsum_dagster.defs.steps import OWNERS, column_schema, picture, recorded
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable, build_density, build_novelty
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
 from novelsum_dagster.engine.engine import engine_of
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.lineage.provenance import code_version, damaged_files, read_record
+from novelsum_dagster.lineage.provenance import code_version
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.report.charts import novelty_histogram, png
 from novelsum_dagster.settings import Settings
@@ -36,7 +35,7 @@ def novelty_assets(settings: Settings) -> list[dg.AssetsDefinition]:
 def density(
     context: dg.AssetExecutionContext,
     workspace: dg.ResourceParam[Workspace],
-    raw_pool: PoolSnapshot,
+    distinct_pool: PoolSnapshot,
     embeddings: VectorSet,
 ) -> dg.MaterializeResult[DensityTable]:
     """How densely the sample space is filled around each sample: mean squared distance to its K nearest neighbours.
@@ -44,8 +43,8 @@ def density(
     Of a pool that grew, new samples are compared with all, the others with the new ones only.
     """
     searched: list[str] = []
-    with recorded(context, workspace, {"raw_pool": raw_pool, "embeddings": embeddings}) as step:
-        ids, vectors = pool_vectors(workspace.root, raw_pool, embeddings)
+    with recorded(context, workspace, {"distinct_pool": distinct_pool, "embeddings": embeddings}) as step:
+        ids, vectors = pool_vectors(workspace.root, distinct_pool, embeddings)
         engine = engine_of(workspace.settings)
         with step.reporter.step("density") as progress:
             table = build_density(
@@ -54,7 +53,8 @@ def density(
                 vectors,
                 embeddings.key,
                 settings=workspace.settings.novelsum,
-                earlier=_earlier(workspace),
+                among=distinct_pool.key if distinct_pool.read_as else None,
+                earlier=reusable_handle(workspace, "density", DensityTable),
                 spread=engine.spread,
                 device=engine.device(workspace.settings.device),
                 say=searched.append,
@@ -85,30 +85,17 @@ def density(
         )
 
 
-def _earlier(workspace: Workspace) -> DensityTable | None:
-    """Return what this asset made last; None where other code did, or its files are not what was written."""
-    table = newest_handle(workspace, "density", DensityTable)
-    if table is None:
-        return None
-    try:
-        made = read_record(workspace.root, "density", table.key)
-    except InputError:
-        return None
-    is_other = made.code_version != code_version("density")
-    return None if is_other or damaged_files(workspace.root, made) else table
-
-
 def sample_novelty(
     context: dg.AssetExecutionContext,
     workspace: dg.ResourceParam[Workspace],
-    raw_pool: PoolSnapshot,
+    distinct_pool: PoolSnapshot,
     embeddings: VectorSet,
     density: DensityTable,
 ) -> dg.MaterializeResult[NoveltyTable]:
     """Each sample's novelty within the pool; their mean is the pool's NovelSum."""
-    inputs = {"raw_pool": raw_pool, "embeddings": embeddings, "density": density}
+    inputs = {"distinct_pool": distinct_pool, "embeddings": embeddings, "density": density}
     with recorded(context, workspace, inputs) as step:
-        _, vectors = pool_vectors(workspace.root, raw_pool, embeddings)
+        _, vectors = pool_vectors(workspace.root, distinct_pool, embeddings)
         with step.reporter.step("novelty") as progress:
             table = build_novelty(
                 workspace.root,

@@ -29,6 +29,7 @@ def raw_pool(
                 progress,
                 s3=settings.s3,
                 text=settings.embedding.text_rule,
+                quality=settings.selection.quality,
             )
         require_possible(snapshot, workspace.root, settings.selection)
         files = [

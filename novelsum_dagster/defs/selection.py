@@ -1,5 +1,7 @@
 """The asset `selected_subset`."""
 
+from dataclasses import replace
+
 import dagster as dg
 import pyarrow as pa
 
@@ -8,7 +10,7 @@ from novelsum_dagster.defs.gpu import gpu_op
 from novelsum_dagster.defs.handles import newest_handle
 from novelsum_dagster.defs.steps import OWNERS, column_schema, picture, recorded
 from novelsum_dagster.diversity.tables import DensityTable
-from novelsum_dagster.embedding.store import VectorSet, pool_vectors
+from novelsum_dagster.embedding.store import StoredVectors, VectorSet, pool_vectors
 from novelsum_dagster.engine.engine import engine_of
 from novelsum_dagster.lineage.provenance import code_version
 from novelsum_dagster.pool.snapshot import PoolSnapshot
@@ -18,6 +20,7 @@ from novelsum_dagster.report.charts import png, pool_map
 from novelsum_dagster.report.tables import map_points
 from novelsum_dagster.selection.chosen import select_subset, with_config
 from novelsum_dagster.selection.extension import Earlier, earlier_subset, subset_to_extend
+from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.subset import PICK_COLUMNS, Subset, rows_of
 from novelsum_dagster.settings import Settings
 from novelsum_dagster.storage.outputs import fetch_output
@@ -33,6 +36,7 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
         token_budget: int | None = settings.selection.token_budget
         quality: str | None = settings.selection.quality
         seed: int = settings.selection.seed
+        density_side: str = settings.selection.density_side
         density_power: float = settings.novelsum.density_power
         proximity_power: float = settings.novelsum.proximity_power
 
@@ -49,20 +53,28 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
         config: SelectionConfig,
         workspace: dg.ResourceParam[Workspace],
         raw_pool: PoolSnapshot,
+        distinct_pool: PoolSnapshot,
         embeddings: VectorSet,
         density: DensityTable,
     ) -> dg.MaterializeResult[Subset]:
         """The chosen samples in pick order, with the record of each pick, in their original form."""
         root = workspace.root
-        used = {"raw_pool": raw_pool, "embeddings": embeddings, "density": density}
+        used = {
+            "raw_pool": raw_pool,
+            "distinct_pool": distinct_pool,
+            "embeddings": embeddings,
+            "density": density,
+        }
         with recorded(context, workspace, used, config=config) as step:
             # Dagster stops what follows a failed check only within one run; this gate holds for every run.
             require_passed("raw_pool", Subject(raw_pool, root, workspace.settings))
-            ids, vectors = pool_vectors(root, raw_pool, embeddings)
-            require_passed("embeddings", Subject(embeddings, root, workspace.settings, raw_pool, vectors))
-            require_passed("density", Subject(density, root, workspace.settings, raw_pool))
+            embedded = StoredVectors.of_pool(root, raw_pool, embeddings)
+            require_passed("embeddings", Subject(embeddings, root, workspace.settings, raw_pool, embedded))
+            require_passed("distinct_pool", Subject(distinct_pool, root, workspace.settings))
+            require_passed("density", Subject(density, root, workspace.settings, distinct_pool))
+            ids, vectors = pool_vectors(root, distinct_pool, embeddings)
             chosen = with_config(settings.selection, config.model_dump())
-            earlier = _earlier(workspace, raw_pool) if chosen.extend_by else None
+            earlier = _earlier(workspace, distinct_pool) if chosen.extend_by else None
             if earlier is not None:
                 context.log.info(
                     f"extends {earlier.key}: {len(earlier.kept):,} samples kept, {len(earlier.gone):,} left the pool"
@@ -71,13 +83,13 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
             with step.reporter.step("selecting") as progress:
                 subset = select_subset(
                     root,
-                    raw_pool,
+                    distinct_pool,
                     vectors,
                     embeddings.key,
                     density,
                     chosen,
                     density_power=config.density_power,
-                    proximity_power=config.proximity_power,
+                    scoring=replace(Scoring.of(chosen, settings.novelsum), proximity_power=config.proximity_power),
                     earlier=earlier,
                     device=engine.device(workspace.settings.device),
                     search_on=engine.search,
@@ -93,6 +105,7 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
                     "dagster/column_schema": column_schema(table.schema, **PICK_COLUMNS),
                     **({"extends": earlier.key, "kept": len(earlier.kept)} if earlier else {}),
                     "strategy": config.strategy,
+                    **subset.reached(root),
                     "seed": config.seed,
                     "map": picture(png(pool_map(*map_points(vectors, rows))), "Map of the pool and the chosen samples"),
                     "first_picks": dg.MetadataValue.table(_first_rows(table)),

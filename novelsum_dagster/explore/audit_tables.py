@@ -77,11 +77,12 @@ TABLES = {
     ),
     "near-duplicates": AuditTable(
         "near_duplicate_groups",
-        "SELECT first_id, size, lowest_score, highest_score, first_source, others_dropped,"
-        " array_to_string(sources_of_others, ', ') AS sources_of_others, first_file, first_position"
+        "SELECT first_id, size, lowest_score, highest_score, array_to_string(found_by, ', ') AS found_by, first_source,"
+        " others_dropped, array_to_string(sources_of_others, ', ') AS sources_of_others, first_file, first_position"
         " FROM near_duplicate_groups WHERE snapshot = ? ORDER BY size DESC, first_id",
         "snapshot",
-        "Groups of samples that resemble each other (MinHash), largest first. Scores are Jaccard similarities.",
+        "Groups of samples that resemble each other, largest first. Scores are Jaccard similarities of texts (minhash)"
+        " or cosines of vectors (embedding).",
     ),
     "measures": AuditTable(
         "measure_drift",

@@ -17,7 +17,9 @@ from novelsum_dagster.errors import InputError
 from novelsum_dagster.lineage.query import Connection, all_rows, one_row
 from novelsum_dagster.lineage.records import label_of_sample, labels_of_picks, quality_of_sample
 from novelsum_dagster.lineage.runs import Run
+from novelsum_dagster.pool.snapshot import BY_VECTORS
 from novelsum_dagster.selection.extension import EXTENDS
+from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.trajectory import bounds_at_end, scores_at_end, trajectory
 
 _SNIPPET = 160
@@ -75,7 +77,7 @@ def explain(connection: Connection, root: Path, run: Run, query: str) -> Explana
         [run.snapshot, sample["id"]],
     )  # fmt: skip
     partner = one_row(
-        connection, "SELECT partner_id, score FROM near_duplicates WHERE snapshot = ? AND id = ?",
+        connection, "SELECT partner_id, score, found_by FROM near_duplicates WHERE snapshot = ? AND id = ?",
         [run.snapshot, sample["id"]],
     )  # fmt: skip
     facts: dict[str, Any] = {"places": places, "near_duplicate": partner, **_measured(connection, run, sample["id"])}
@@ -89,8 +91,8 @@ def explain(connection: Connection, root: Path, run: Run, query: str) -> Explana
         outcome = "chosen"
     elif partner and run.settings["pool"]["near_duplicates"]["drop"]:
         words = [
-            f"Left out before the selection: it resembles {partner['partner_id'][:8]} (Jaccard {partner['score']:.2f}),"
-            " which stands before it, and the settings drop near-duplicates (pool.near_duplicates.drop)."
+            f"Left out before the selection: {_resembles(run, partner)}, and the settings drop near-duplicates"
+            " (pool.near_duplicates.drop)."
         ]
         outcome = "near-duplicate"
     else:
@@ -99,6 +101,17 @@ def explain(connection: Connection, root: Path, run: Run, query: str) -> Explana
         outcome = "left out"
     told = (*_repeated(query, sample, places), *words, *_came_from(run, sample, places))
     return Explanation(run, sample, outcome, facts, told)
+
+
+def _resembles(run: Run, partner: dict[str, Any]) -> str:
+    """Say which sample stands for a near-duplicate, by what, and why that one."""
+    rule = run.settings["pool"]["near_duplicates"]
+    other, score, keep = partner["partner_id"][:8], partner["score"], rule.get("keep", "first")
+    why = "which stands before it" if keep == "first" else f'kept by the rule "{keep}"'
+    if partner["found_by"] == BY_VECTORS:
+        cosine = f"cosine {score:.4f} >= {rule['similarity']:g}"
+        return f"it is a near-duplicate by embedding of {other} ({cosine}), {why}"
+    return f"it resembles {other} (Jaccard {score:.2f}), {why}"
 
 
 def _repeated(query: str, sample: dict[str, Any], places: list[dict[str, Any]]) -> list[str]:
@@ -316,7 +329,7 @@ class _Scored:
         picks: float32, (k, d).
         pick_factors: float64, (k,).
         winning: float64, (k,), the score of each pick, its quality included; NaN where it was not picked by score.
-        proximity_power: alpha.
+        scoring: which score.
     """
 
     vector: NDArray[np.float32]
@@ -325,15 +338,21 @@ class _Scored:
     picks: NDArray[np.float32]
     pick_factors: NDArray[np.float64]
     winning: NDArray[np.float64]
-    proximity_power: float
+    scoring: Scoring
 
     @staticmethod
     def of(
         connection: Connection, root: Path, run: Run, sample: dict[str, Any], factor: float | None
     ) -> "_Scored | None":
-        """Return it for a sample; None without scores, or where its quality cannot be read."""
+        """Return it for a sample; None without scores, or where its quality cannot be read.
+
+        None, too, where picks were exchanged in the end: their scores are not those of one order.
+        """
         path = root / run.folder / "picks_vectors.parquet"
         if run.strategy != "novelselect" or factor is None:
+            return None
+        scoring = Scoring.recorded(run.options, run.proximity_power)
+        if scoring.swap_rounds:
             return None
         quality = quality_of_sample(connection, root, run, sample["id"])
         if quality is None:
@@ -353,7 +372,7 @@ class _Scored:
             stored["value"].reshape(len(picks), -1),
             _column(picks, "density_factor"),
             _column(picks, "score"),
-            run.proximity_power,
+            scoring,
         )
 
 
@@ -366,20 +385,25 @@ def _vectors(connection: Connection, root: Path, run: Run, ids: list[str]) -> di
 
 
 def _closest(scored: _Scored) -> dict[str, Any] | None:
-    """Return the pick at which a sample's score was the largest part of the one that won; None without scores."""
+    """Return the pick at which a sample's score came nearest to the one that won; None without scores.
+
+    `share`, the part of the winning score, is None where scores may be negative.
+    """
     found = trajectory(
         scored.vector,
         scored.factor,
         scored.picks,
         scored.pick_factors,
-        proximity_power=scored.proximity_power,
+        scoring=scored.scoring,
         quality=scored.quality,
     )
-    at = found.closest(scored.winning)
+    signed = scored.scoring.density_side == "objective"
+    at = found.closest(scored.winning, by_difference=signed)
     if at is None:
         return None
     own, won = float(found.score[at - 1]), float(scored.winning[at])
-    return {"rank": at + 1, "score": own, "winning_score": won, "share": own / won, "quality": scored.quality}
+    share = None if signed else own / won
+    return {"rank": at + 1, "score": own, "winning_score": won, "share": share, "quality": scored.quality}
 
 
 def _before(connection: Connection, root: Path, run: Run, sample: dict[str, Any], scored: _Scored) -> int | None:
@@ -404,25 +428,23 @@ def _before(connection: Connection, root: Path, run: Run, sample: dict[str, Any]
         [run.density, run.selection, run.selection, sample["id"], list(options.get("must_exclude", ()))],
     ).fetchnumpy()
     picks = (scored.picks, scored.pick_factors)
-    own = scores_at_end(
-        scored.vector[None, :], np.array([scored.factor]), *picks, proximity_power=scored.proximity_power
-    )[0]
+    own = scores_at_end(scored.vector[None, :], np.array([scored.factor]), *picks, scoring=scored.scoring)[0]
     factors = density_factor(others["mean_squared_distance"], run.density_power)
     bound = bounds_at_end(
         others["score"],
         others["after_picks"],
         factors,
         scored.pick_factors,
-        proximity_power=scored.proximity_power,
+        scoring=scored.scoring,
     )
-    level = own * (1 - _ROUNDING)
+    level = own - abs(own) * _ROUNDING
     near = np.flatnonzero(bound >= level)
     if len(near) * len(scored.picks) > _MOST_PAIRS or not len(near):
         return len(near)
     ids = others["id"][near].tolist()
     vectors = _vectors(connection, root, run, ids)
     found = np.stack([vectors[id_] for id_ in ids])
-    scores = scores_at_end(found, factors[near], *picks, proximity_power=scored.proximity_power)
+    scores = scores_at_end(found, factors[near], *picks, scoring=scored.scoring)
     return int((scores >= level).sum())
 
 
@@ -464,11 +486,17 @@ def _why_out(run: Run, sample: dict[str, Any], facts: dict[str, Any]) -> list[st
     words += [f"What ruled it out: {reason}." for reason in facts["ruled_out"]]
     closest = facts["closest"]
     if closest:
-        words.append(
-            f"It came closest at pick {closest['rank']:,}: its score of {closest['score']:.6g} was"
-            f" {closest['share']:.2%} of the {closest['winning_score']:.6g} that won."
+        won = f"the {closest['winning_score']:.6g} that won"
+        share = closest["share"]
+        compared = (
+            f"{closest['score'] - closest['winning_score']:+.3g} from {won}"
+            if share is None
+            else f"{share:.2%} of {won}"
         )
-        if closest["share"] < 1 and not facts["ruled_out"]:
+        words.append(
+            f"It came closest at pick {closest['rank']:,}: its score of {closest['score']:.6g} was {compared}."
+        )
+        if share is not None and share < 1 and not facts["ruled_out"]:
             words.append(_quality_needed(run, closest))
     before = facts["at_most_before_it"]
     if before == 0:
@@ -484,9 +512,7 @@ def _why_out(run: Run, sample: dict[str, Any], facts: dict[str, Any]) -> list[st
         words.append(f"The picks nearest to it: {names}.")
     partner = facts["near_duplicate"]
     if partner:
-        words.append(
-            f"It resembles {partner['partner_id'][:8]} (Jaccard {partner['score']:.2f}), which stands before it."
-        )
+        words.append(f"In the pool, {_resembles(run, partner)}.")
     return words
 
 

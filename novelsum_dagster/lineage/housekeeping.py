@@ -172,13 +172,15 @@ class _InUse:
 
     def follow(self, keys: set[str]) -> None:
         """Add outputs and, by their records, their files and what they were made from."""
-        records = {path.stem: path for path in self.root.glob(f"{RECORDS}/*/*.json")}
+        records: dict[str, list[Path]] = {}
+        for path in self.root.glob(f"{RECORDS}/*/*.json"):
+            records.setdefault(path.stem, []).append(path)
         waiting = deque(keys - self.keys)
         while waiting:
             key = waiting.popleft()
             self.keys.add(key)
-            if key in records:
-                waiting.extend(self.add_record(read_record_file(records[key])) - self.keys)
+            for path in records.get(key, ()):
+                waiting.extend(self.add_record(read_record_file(path)) - self.keys)
 
     def add_record(self, made: Provenance) -> set[str]:
         """Add the files of a record; return the keys that it names."""
@@ -285,7 +287,8 @@ def _in_use(root: Path, runs: _Runs) -> _InUse:
     for path in sorted(root.glob("assets/**/*.json")):
         handle = _json(path)
         keys.update(_keys(handle))
-        used.places.update(handle[name] for name in ("folder", "file") if isinstance(handle.get(name), str))
+        places = (handle.get(name) for name in ("folder", "file", "transformed_from"))
+        used.places.update(place for place in places if isinstance(place, str))
     used.follow(keys)
     used.models |= {row["folder"] for row in runs.tables["embeddings"] if row["vectors"] in used.keys}
     used.models |= {place for place in used.places if place.startswith("vectors/")}

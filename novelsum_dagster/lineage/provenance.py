@@ -57,14 +57,20 @@ class StepFacts:
 
 
 _TEXT = ("embedding.text", "embedding.include")
+_QUALITY = "selection.quality"
+"""Of the pool's steps only where near-duplicates are kept by it."""
+_MEASURED = ("novelsum.density_side", "novelsum.self_distance")
+"""Of the selection only where it increases NovelSum."""
 _VECTORS = (
     *(f"embedding.{name}" for name in ("model", "revision", "max_tokens", "dtype", "pooling", "backend", "long")),
+    *("embedding.whiten", "embedding.reduce"),
     *_TEXT,
     *("embedding.vectors", "embedding.vectors_column", "embedding.vectors_id"),
 )
 STEPS = {
-    "raw_pool": StepFacts("2", ("pool", "embedding.model", "embedding.revision", *_TEXT)),
+    "raw_pool": StepFacts("2", ("pool", _QUALITY, "embedding.model", "embedding.revision", *_TEXT)),
     "embeddings": StepFacts("3", _VECTORS),
+    "distinct_pool": StepFacts("1", ("pool.near_duplicates", _QUALITY)),
     "density": StepFacts(
         "4",
         tuple(
@@ -73,22 +79,32 @@ STEPS = {
         ),
     ),
     "sample_novelty": StepFacts("3", ("novelsum",)),
-    "selected_subset": StepFacts("4", ("selection", "novelsum.density_power", "novelsum.proximity_power")),
-    "novelsum_report": StepFacts("3", ("novelsum", "measures")),
+    "selected_subset": StepFacts("4", ("selection", "novelsum.density_power", "novelsum.proximity_power", *_MEASURED)),
+    "novelsum_report": StepFacts("4", ("novelsum", "measures")),
     "lineage": StepFacts("1"),
     "changes": StepFacts("1"),
-    "data_card": StepFacts("1", ("card",)),
-    "study_pool": StepFacts("2", ("novelsum", "study.held_out", "study.neighbors")),
-    "study_set": StepFacts("2", ("novelsum",)),
+    "data_card": StepFacts("2", ("card",)),
+    "study_pool": StepFacts("3", ("novelsum", "study.held_out", "study.neighbors", "study.unseen")),
+    "study_set": StepFacts("3", ("novelsum", "study.variants", "study.representations")),
     "study_measures": StepFacts(
-        "2", ("novelsum", "measures", "study.neighbors", "study.density_powers", "study.proximity_powers")
+        "3",
+        (
+            "novelsum",
+            "measures",
+            "study.neighbors",
+            "study.density_powers",
+            "study.proximity_powers",
+            "study.representations",
+        ),
     ),
-    "study_performance": StepFacts("1", ("study.training",)),
-    "study_correlation": StepFacts("1", ("study",)),
+    "study_performance": StepFacts("2", ("study.training", "study.training_seeds")),
+    "study_correlation": StepFacts("2", ("study",)),
 }
 """By asset."""
 _NOT_CONTENT = {"pool.max_reject_fraction", "selection.verify"}
 """Settings of these sections that change nothing in an output."""
+_OF_VECTORS = "pool.near_duplicates.similarity"
+"""Changes nothing in the pool as it is read."""
 
 
 class StoredFile(BaseModel):
@@ -332,11 +348,15 @@ def _of_pool(root: Path, snapshot: str, files: list[Path]) -> list[Path]:
 def settings_of(asset: str, settings: Settings) -> dict[str, Any]:
     """Return the settings that an asset depends on, by key."""
     values = flat(settings.model_dump(mode="json"))
-    wanted = STEPS[asset].settings
+    by_quality = settings.pool.near_duplicates.keep == "quality"
+    measured = settings.selection.density_side == "objective"
+    unused = (*(() if by_quality else (_QUALITY,)), *(() if measured else _MEASURED))
+    wanted = [name for name in STEPS[asset].settings if name not in unused]
+    ignored = _NOT_CONTENT | ({_OF_VECTORS} if asset == "raw_pool" else set())
     return {
         key: value
         for key, value in values.items()
-        if key not in _NOT_CONTENT and any(key == name or key.startswith(f"{name}.") for name in wanted)
+        if key not in ignored and any(key == name or key.startswith(f"{name}.") for name in wanted)
     }
 
 

@@ -20,12 +20,22 @@ class Outputs(NamedTuple):
 
     raw_pool: PoolSnapshot
     embeddings: VectorSet
+    distinct_pool: PoolSnapshot
     density: DensityTable
     sample_novelty: NoveltyTable
     selected_subset: Subset
     novelsum_report: NovelSumReport
 
+    def keys_of_run(self) -> list[str]:
+        """Return the keys that `run_outputs` has."""
+        return [
+            self.distinct_pool.key,
+            self.embeddings.key,
+            *(output.key for output in (self.density, self.sample_novelty, self.selected_subset, self.novelsum_report)),
+        ]
 
+
+_OF_POOL = ("folder", "read", "kept", "duplicates", "rejects", "near_duplicates", "near_duplicates_dropped")
 _OF_FILE = {"source", "file", "format", "form", "sha256", "complete", "read", "kept", "duplicates", "rejects"}
 _OF_VECTORS = {"folder", "model", "revision", "max_tokens", "dtype", "dimension", "samples"}
 """What the database has of a file and of a pool's vectors; the rest is in the handles alone."""
@@ -33,22 +43,16 @@ _OF_VECTORS = {"folder", "model", "revision", "max_tokens", "dtype", "dimension"
 
 def record_outputs(store: LineageStore, run_id: str, outputs: Outputs) -> None:
     """Write all outputs of a run in one transaction; what an earlier run wrote already is left as it is."""
-    snapshot, vectors, density, novelty, subset, report = outputs
-    counts = {name: getattr(snapshot, name) for name in ("read", "kept", "duplicates", "rejects", "near_duplicates")}
+    read, vectors, snapshot, density, novelty, subset, report = outputs
+    # The two are one where no vectors were compared.
+    pools = {pool.key: pool for pool in (read, snapshot)}.values()
     keys = {"vectors": vectors.key, "density": density.key, "novelty": novelty.key}
     store.keep_run(
         run_id,
         {
-            "snapshots": [
-                {
-                    "snapshot": snapshot.key,
-                    "folder": snapshot.folder,
-                    **counts,
-                    "near_duplicates_dropped": snapshot.near_duplicates_dropped,
-                }
-            ],
+            "snapshots": [{"snapshot": pool.key, **{name: getattr(pool, name) for name in _OF_POOL}} for pool in pools],
             "source_files": [
-                {"snapshot": snapshot.key, **file.model_dump(include=_OF_FILE)} for file in snapshot.files
+                {"snapshot": pool.key, **file.model_dump(include=_OF_FILE)} for pool in pools for file in pool.files
             ],
             "embeddings": [
                 {

@@ -13,18 +13,18 @@ from novelsum_dagster.lineage.runs import Run
 from novelsum_dagster.pool.fields import COLUMNS, field_of
 from novelsum_dagster.pool.snapshot import PoolSnapshot, SourceFile
 
-_NEWEST_POOL = "assets/raw_pool.json"
-"""The handle of the newest pool, which has what the database has not: the schemas of records that are Arrow rows."""
+_NEWEST_POOLS = ("assets/distinct_pool.json", "assets/raw_pool.json")
+"""Handles of the newest pools, which have what the database has not: the schemas of records that are Arrow rows."""
 _JSON_FORMATS = ("json", "jsonl", "csv")
 
 
 def pool_of(connection: Connection, root: Path, run: Run) -> PoolSnapshot:
     """Return the pool of a run; where it is not the newest, without the schemas of records that are Arrow rows."""
-    path = root / _NEWEST_POOL
-    if path.exists():
-        newest = PoolSnapshot.model_validate_json(path.read_bytes())
-        if newest.key == run.snapshot:
-            return newest
+    for path in (root / name for name in _NEWEST_POOLS):
+        if path.exists():
+            newest = PoolSnapshot.model_validate_json(path.read_bytes())
+            if newest.key == run.snapshot:
+                return newest
     pool = one_row(
         connection, "SELECT folder, near_duplicates, near_duplicates_dropped FROM snapshots WHERE snapshot = ?",
         [run.snapshot],

@@ -7,12 +7,13 @@ works.
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from novelsum_dagster.devices import cuda_or_cpu
+from novelsum_dagster.diversity.distinct import distinct_pool
 from novelsum_dagster.diversity.tables import build_density
 from novelsum_dagster.embedding.encoder import token_counter
 from novelsum_dagster.embedding.own_vectors import PoolAt
@@ -27,11 +28,14 @@ from novelsum_dagster.pool.ingest import build_snapshot, hashed_sources
 from novelsum_dagster.progress import Reporter
 from novelsum_dagster.selection.chosen import select_subset, with_config
 from novelsum_dagster.selection.extension import EXTENDS, earlier_subset
+from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.subset import MACHINE_DEPENDENT, Subset
 from novelsum_dagster.settings import Settings, problems
 
-_STEPS = ("raw_pool", "embeddings", "density", "selected_subset")
+_STEPS = ("raw_pool", "embeddings", "distinct_pool", "density", "selected_subset")
 """Assets that lead to a subset, in order."""
+_LATER = ("distinct_pool",)
+"""Those of them that runs of earlier releases do not have."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def records_of(connection: Connection, run: Run) -> dict[str, Provenance]:
     """
     rows = all_rows(connection, "SELECT asset, record FROM provenance WHERE run_id = ?", [run.run_id])
     found = {row["asset"]: Provenance.model_validate(json.loads(row["record"])) for row in rows}
-    missing = [asset for asset in _STEPS if asset not in found]
+    missing = [asset for asset in _STEPS if asset not in found and asset not in _LATER]
     if missing:
         raise InputError(f"run {run.short} has no record of {', '.join(missing)}: it is of an earlier version")
     return found
@@ -97,7 +101,7 @@ def reproduce(
         files = _compared(records["selected_subset"], run, scratch, subset)
     return Reproduction(
         run=run,
-        outputs={asset: (records[asset].output, outputs[asset]) for asset in _STEPS},
+        outputs={asset: (records[asset].output, outputs[asset]) for asset in _STEPS if asset in records},
         files=files,
         embedded_again=embed_again,
         differences=tuple(_differences(records)),
@@ -146,6 +150,7 @@ def _build(
             s3=settings.s3,
             only=records["raw_pool"].inputs,
             text=settings.embedding.text_rule,
+            quality=settings.selection.quality,
         )
     pool = PoolAt(snapshot, scratch, settings.base)
     ids = pool.column("id")
@@ -158,6 +163,16 @@ def _build(
         folder = root / Path(next(iter(records["embeddings"].files))).parent
     vectors = load_vectors(folder, ids)
     key = vectors_key(ids, vectors)
+    rule = settings.pool.near_duplicates
+    device = cuda_or_cpu(settings.device)
+    distinct = snapshot
+    if rule.by_vectors:
+        with reporter.step("near-duplicates") as progress:
+            distinct = distinct_pool(
+                scratch, snapshot, vectors, key, rule, settings.selection.quality, device=device, progress=progress
+            )
+        ids = distinct.samples(scratch, ["id"])["id"].to_pylist()
+        vectors = load_vectors(folder, ids)
     with reporter.step("density") as progress:
         density = build_density(
             scratch,
@@ -165,25 +180,28 @@ def _build(
             vectors,
             key,
             settings=settings.novelsum,
-            device=cuda_or_cpu(settings.device),
+            among=distinct.key if distinct.read_as else None,
+            device=device,
             progress=progress,
         )
     config = records["selected_subset"].config
-    powers = {name: config[name] for name in ("density_power", "proximity_power")}
+    chosen = with_config(settings.selection, config)
+    scoring = replace(Scoring.of(chosen, settings.novelsum), proximity_power=config["proximity_power"])
     with reporter.step("selecting") as progress:
         subset = select_subset(
             scratch,
-            snapshot,
+            distinct,
             vectors,
             key,
             density,
-            with_config(settings.selection, config),
-            **powers,
+            chosen,
+            density_power=config["density_power"],
+            scoring=scoring,
             device=settings.device,
-            earlier=earlier_subset(root, snapshot, run.options[EXTENDS]) if EXTENDS in run.options else None,
+            earlier=earlier_subset(root, distinct, run.options[EXTENDS]) if EXTENDS in run.options else None,
             progress=progress,
         )
-    return {"raw_pool": snapshot.key, "embeddings": key, "density": density.key}, subset
+    return {"raw_pool": snapshot.key, "embeddings": key, "distinct_pool": distinct.key, "density": density.key}, subset
 
 
 def _compared(made: Provenance, run: Run, scratch: Path, subset: Subset) -> dict[str, bool | None]:
@@ -197,7 +215,9 @@ def _compared(made: Provenance, run: Run, scratch: Path, subset: Subset) -> dict
 def _differences(records: Mapping[str, Provenance]) -> list[str]:
     made, now = records["selected_subset"], package_versions()
     pairs: list[tuple[str, str | None, str | None]] = [
-        (f"the code of {asset}", records[asset].code_version, code_version(asset)) for asset in _STEPS
+        (f"the code of {asset}", records[asset].code_version, code_version(asset))
+        for asset in _STEPS
+        if asset in records
     ]
     pairs += [(name, made.versions.get(name), now.get(name)) for name in dict.fromkeys([*made.versions, *now])]
     return [f"{name} was {then or 'not there'}, is {is_ or 'not there'}" for name, then, is_ in pairs if then != is_]

@@ -25,6 +25,7 @@ from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.selection.limits import Quota
 from novelsum_dagster.selection.novelselect import novelselect
+from novelsum_dagster.selection.scoring import Scoring
 
 _TIMES_K = 4
 """The selection goes on up to so many times its k."""
@@ -75,6 +76,8 @@ def smallest_k(
         return SmallestK(none_because="the run counts tokens (selection.token_budget), not samples")
     if options.get("partitions") is not None:
         return SmallestK(none_because="the run selected in parts (selection.partitions), which pick anew for each k")
+    if options.get("swap_rounds"):
+        return SmallestK(none_because="the run exchanged picks after the last pick (selection.swap_rounds), which depends on k")
     if id_ in options.get("must_exclude", ()):
         return SmallestK(none_because="the settings exclude it (selection.must_exclude), whatever k is")
     if options.get("extends") and any(quota.get("floors") for quota in options.get("quotas", ())):
@@ -113,7 +116,7 @@ class _Selection:
         self._quality = None if quality is None else np.array(positive_numbers(pool, root, quality))
         self._factor = _factors(connection, run, row_of)
         self._vectors = load_vectors(root / run.vectors_folder, ids)
-        self._alpha, self._seed = run.proximity_power, run.seed
+        self._scoring, self._seed = Scoring.recorded(run.options, run.proximity_power), run.seed
         self._given = len(run.options.get("must_include", ()))
         self._device = cuda_or_cpu("auto")
 
@@ -232,7 +235,6 @@ class _Selection:
         return novelselect(
             self._vectors,
             k,
-            proximity_power=self._alpha,
             density_factor=self._factor,
             quality=self._quality,
             seed=self._seed,
@@ -241,6 +243,7 @@ class _Selection:
             quotas=quotas,
             device=self._device,
             progress=lambda done, _: self._progress(done, total),
+            **self._scoring.options(),
         ).indices
 
 

@@ -34,7 +34,7 @@ EXPORT = "lineage"
 """Folder of the tables' Parquet copies."""
 RUN_FILES = "runs/*.json"
 """What each run wrote, from which the database can be made again."""
-_VERSION = 3
+_VERSION = 4
 """Of the schema. A database of version 1 has no table that says so."""
 _LOCK_SECONDS = 60
 _NO_LINEAGE = "no lineage yet; run the pipeline first (novelsum run), or fetch what is on S3 (novelsum restore)"
@@ -52,7 +52,7 @@ _VIEWS = {
     ),
     "near_duplicates": (
         "pool/snapshot=*/near_duplicates.parquet",
-        "id VARCHAR, partner_id VARCHAR, score DOUBLE, snapshot VARCHAR",
+        "id VARCHAR, partner_id VARCHAR, score DOUBLE, found_by VARCHAR, snapshot VARCHAR",
     ),
     "density": (
         "density/density=*/density.parquet",

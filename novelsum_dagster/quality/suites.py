@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import ArrayLike
 
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.diversity.vectors import distinct_rows
 from novelsum_dagster.embedding.store import VectorSet
 from novelsum_dagster.lineage.comparison import Changes, Comparison
-from novelsum_dagster.pool.snapshot import SAMPLES, PoolSnapshot
+from novelsum_dagster.pool.snapshot import BY_VECTORS, SAMPLES, PoolSnapshot
 from novelsum_dagster.report.novelsum_report import SELECTED, NovelSumReport
 from novelsum_dagster.selection.subset import Subset
 from novelsum_dagster.settings import Settings
@@ -200,6 +201,60 @@ def _near_duplicate_share(subject: Subject) -> "pd.DataFrame":
     pool = _pool(subject)
     kept = pool.kept + (pool.near_duplicates if pool.near_duplicates_dropped else 0)
     return _frame(share=[pool.near_duplicates / max(kept, 1)])
+
+
+def _similar_share(subject: Subject) -> "pd.DataFrame":
+    """The share of near-duplicates by vectors among the samples that were compared."""
+    pool = _pool(subject)
+    if pool.read_as is None:
+        return _frame(share=[0.0])
+    by = pool.table(subject.root, "near_duplicates", ["found_by"])["found_by"].to_pylist()
+    compared = pool.table(subject.root, "similar", ["id"])
+    return _frame(share=[by.count(BY_VECTORS) / len(compared)])
+
+
+def _counted(subject: Subject) -> "pd.DataFrame":
+    pool = _pool(subject)
+    near = pool.table(subject.root, "near_duplicates", ["id"])["id"]
+    everything = pool.table(subject.root, "samples", ["id"])["id"]
+    left = len(everything) - (pc.count_distinct(near).as_py() if pool.near_duplicates_dropped else 0)
+    return _frame(
+        count=["samples", "samples left", "near-duplicates"],
+        said=[pool.kept, pool.kept, pool.near_duplicates],
+        found=[len(pool.samples(subject.root, ["id"])), left, len(near)],
+    )
+
+
+def _expect_said(subject: Subject) -> "list[Expectation]":
+    import great_expectations.expectations as gxe
+
+    return [gxe.ExpectColumnPairValuesToBeEqual(column_A="said", column_B="found")]
+
+
+def _partners(subject: Subject) -> "pd.DataFrame":
+    """Near-duplicates by vectors, and whether the sample that each resembles was kept."""
+    pool = _pool(subject)
+    near = pool.table(subject.root, "near_duplicates")
+    if pool.read_as is None:
+        return _frame(id=[], score=[], partner_kept=[])
+    flagged = set(near["id"].to_pylist())
+    rows = [row for row in near.to_pylist() if row["found_by"] == BY_VECTORS]
+    return _frame(
+        id=[row["id"] for row in rows],
+        score=[row["score"] for row in rows],
+        partner_kept=[row["partner_id"] not in flagged for row in rows],
+    )
+
+
+def _expect_partners(subject: Subject) -> "list[Expectation]":
+    import great_expectations.expectations as gxe
+
+    least = subject.settings.pool.near_duplicates.similarity
+    return [
+        gxe.ExpectColumnValuesToBeUnique(column="id"),
+        gxe.ExpectColumnValuesToBeBetween(column="score", min_value=least, max_value=1),
+        gxe.ExpectColumnValuesToBeInSet(column="partner_kept", value_set=[True]),
+    ]
 
 
 def _expect_few_near_duplicates(subject: Subject) -> "list[Expectation]":
@@ -452,6 +507,38 @@ SUITES: tuple[Suite, ...] = (
         _expect_read,
     ),
     Suite("embeddings", "vectors_differ", False, "Nine of ten vectors differ.", _distinct_vectors, _expect_distinct),
+    Suite(
+        "distinct_pool",
+        "counts_agree",
+        True,
+        "As many samples and near-duplicates as the counts say.",
+        _counted,
+        _expect_said,
+    ),
+    Suite(
+        "distinct_pool",
+        "counts_add_up",
+        True,
+        "For every file: read = kept + duplicates + rejects + unread.",
+        _file_counts,
+        _expect_counts,
+    ),
+    Suite(
+        "distinct_pool",
+        "partners_kept",
+        True,
+        "Every near-duplicate by vectors is there once, and resembles a sample that was kept at least as it must.",
+        _partners,
+        _expect_partners,
+    ),
+    Suite(
+        "distinct_pool",
+        "few_near_duplicates",
+        False,
+        "Near-duplicates by vectors are at most the share that the settings allow.",
+        _similar_share,
+        _expect_few_near_duplicates,
+    ),
     Suite(
         "density",
         "density_sound",

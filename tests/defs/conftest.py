@@ -17,6 +17,7 @@ from tests.pools import REAL_MODEL, alpaca, pairs, write_jsonl, write_settings
 ASSETS = [
     "raw_pool",
     "embeddings",
+    "distinct_pool",
     "density",
     "sample_novelty",
     "selected_subset",

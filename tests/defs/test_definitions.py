@@ -13,7 +13,7 @@ from dagster_ray.configs import RayExecutionConfig
 from novelsum_dagster.definitions import build_defs
 from novelsum_dagster.lineage.models import models
 from novelsum_dagster.quality.suites import SUITES
-from novelsum_dagster.settings import Settings, Study
+from novelsum_dagster.settings import NearDuplicates, Pool, Settings, Study
 from tests.pools import write_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ def test_loading_definitions_imports_nothing_heavy() -> None:
 
 def test_every_asset_is_described() -> None:
     specs = list(build_defs(Settings(study=Study())).resolve_all_asset_specs())
-    assert len(specs) == 14 + len(models())
+    assert len(specs) == 15 + len(models())
     for spec in specs:
         assert spec.description and spec.group_name and spec.owners and spec.kinds and spec.code_version
 
@@ -52,11 +52,13 @@ def test_the_graph_is_the_pipeline() -> None:
 
     assert parents("raw_pool") == set()
     assert parents("embeddings") == {"raw_pool"}
-    assert parents("density") == {"raw_pool", "embeddings"}
-    assert parents("sample_novelty") == {"raw_pool", "embeddings", "density"}
-    assert parents("selected_subset") == {"raw_pool", "embeddings", "density"}
+    assert parents("distinct_pool") == {"raw_pool", "embeddings"}
+    assert parents("density") == {"distinct_pool", "embeddings"}
+    assert parents("sample_novelty") == {"distinct_pool", "embeddings", "density"}
+    assert parents("selected_subset") == {"raw_pool", "distinct_pool", "embeddings", "density"}
     assert parents("lineage") == {
         "raw_pool",
+        "distinct_pool",
         "embeddings",
         "density",
         "sample_novelty",
@@ -80,6 +82,7 @@ GPU_STEPS = {"embeddings", "density", "sample_novelty", "selected_subset", "nove
 
 
 BY_WORKERS = {"embeddings", "density", "selected_subset"}
+NEAR = Settings(pool=Pool(near_duplicates=NearDuplicates(by="embedding")))
 
 
 @pytest.mark.parametrize(
@@ -88,6 +91,12 @@ BY_WORKERS = {"embeddings", "density", "selected_subset"}
         (Settings(), GPU_STEPS, set()),
         (Settings(device="cuda:1"), GPU_STEPS, GPU_STEPS),
         (Settings(device="cuda", engine="ray"), GPU_STEPS, GPU_STEPS - BY_WORKERS),
+        (NEAR, GPU_STEPS | {"distinct_pool"}, set()),
+        (
+            NEAR.model_copy(update={"device": "cuda", "engine": "ray"}),
+            GPU_STEPS | {"distinct_pool"},
+            GPU_STEPS - BY_WORKERS,
+        ),
         (Settings(device="cpu"), set(), set()),
         (Settings(device="mps"), set(), set()),
     ],

@@ -331,7 +331,8 @@ def test_run_costs(curation: Curation, finished: list[Run]) -> None:
     assert first == [{"n": len(finished[0].kept)}]
     assert later == [[{"n": 0}]] * len(later)
     broken = _ask(curation, "FROM run_costs WHERE NOT run_finished")
-    assert {row["step"] for row in broken} == {"raw_pool", "embeddings", "density", "sample_novelty", "selected_subset"}
+    steps = {"raw_pool", "embeddings", "distinct_pool", "density", "sample_novelty", "selected_subset"}
+    assert {row["step"] for row in broken} == steps
     assert {row["status"] for row in broken if row["step"] == "selected_subset"} == {"failed"}
     assert {row["pool_samples"] for row in broken} == {len(finished[0].kept)}
 

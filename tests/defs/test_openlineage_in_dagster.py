@@ -22,8 +22,8 @@ from tests.pools import write_jsonl, write_settings
 pytestmark = pytest.mark.slow
 
 STEPS = (
-    "raw_pool", "embeddings", "density", "sample_novelty", "selected_subset", "novelsum_report", "data_card", "lineage",
-    "audit",
+    "raw_pool", "embeddings", "distinct_pool", "density", "sample_novelty", "selected_subset", "novelsum_report",
+    "data_card", "lineage", "audit",
 )  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def test_the_subset_is_what_novelselect_picks(curation: Curation, result: dg.Exe
     assert report.of("selected").value == pytest.approx(novelsum(chosen, vectors).value)
     assert report.of("selected").value > report.of("random").value
     assert report.of("selected", "vendi_score").value == pytest.approx(vendi_score(chosen).value)
-    assert {row.measure for row in report.sets if row.set_name == "selected"} == set(MEASURES)
+    assert {row.measure for row in report.sets if row.set_name == "selected"} == set(MEASURES) - {"g_vendi"}
 
 
 def test_the_subset_is_written_in_its_original_form(curation: Curation, result: dg.ExecuteInProcessResult) -> None:
@@ -93,8 +93,8 @@ def test_the_subset_is_written_in_its_original_form(curation: Curation, result: 
 
 def test_the_lineage_knows_the_run(curation: Curation, result: dg.ExecuteInProcessResult) -> None:
     counts = {
-        "runs": 1, "steps": 10, "snapshots": 1, "source_files": 2, "embeddings": 1, "densities": 1, "novelties": 1,
-        "selections": 1, "set_measures": 25, "run_outputs": 1, "samples": 100, "origins": 101, "rejects": 1,
+        "runs": 1, "steps": 11, "snapshots": 1, "source_files": 2, "embeddings": 1, "densities": 1, "novelties": 1,
+        "selections": 1, "set_measures": 27, "run_outputs": 1, "samples": 100, "origins": 101, "rejects": 1,
         "density": 100, "novelty": 100, "picks": 20,
     }  # fmt: skip
     with LineageStore(curation.root).reading() as connection:
@@ -167,8 +167,8 @@ def test_a_failed_check_stops_the_run_and_the_subset_alone(
         assert "made from raw_pool" in str(
             next(e for e in mismatched.all_events if e.is_step_failure).step_failure_data
         )
-        assert curation.materialise("embeddings").success
-        assert curation.materialise("density").success
+        for asset in ("embeddings", "distinct_pool", "density"):
+            assert curation.materialise(asset).success
         alone = curation.materialise("selected_subset")
         assert not alone.success
         assert "files_complete" in str(next(e for e in alone.all_events if e.is_step_failure).step_failure_data)
@@ -182,7 +182,7 @@ def test_the_gate_runs_checks_that_never_ran(curation: Curation, result: dg.Exec
     """Materialise each asset alone: no check step runs, yet an unsound density is refused."""
     write_jsonl(curation.folder / "pool" / "new.jsonl", [{"prompt": "What is new?", "completion": "This record."}])
     try:
-        for asset in ("raw_pool", "embeddings", "density"):
+        for asset in ("raw_pool", "embeddings", "distinct_pool", "density"):
             assert curation.materialise(asset).success
         assert curation.materialise("selected_subset").success
         snapshot = read_handle(curation.root, "raw_pool", PoolSnapshot)
@@ -195,7 +195,7 @@ def test_vectors_of_another_pool_are_refused(curation: Curation, result: dg.Exec
     write_jsonl(curation.folder / "pool" / "new.jsonl", [{"prompt": "What is newer?", "completion": "That record."}])
     try:
         assert curation.materialise("raw_pool").success
-        failed = curation.materialise("density")
+        failed = curation.materialise("distinct_pool")
         assert not failed.success
         data = next(event for event in failed.all_events if event.is_step_failure).step_failure_data
         assert "materialise embeddings again" in str(data)

@@ -21,12 +21,17 @@ from tests.pools import write_jsonl, write_settings
 INPUTS = {
     "raw_pool": [],
     "embeddings": ["raw_pool"],
-    "density": ["raw_pool", "embeddings"],
-    "sample_novelty": ["raw_pool", "embeddings", "density"],
-    "selected_subset": ["raw_pool", "embeddings", "density"],
-    "novelsum_report": ["raw_pool", "embeddings", "density", "sample_novelty", "selected_subset"],
-    "data_card": ["raw_pool", "embeddings", "density", "sample_novelty", "selected_subset", "novelsum_report"],
-    "lineage": ["raw_pool", "embeddings", "density", "sample_novelty", "selected_subset", "novelsum_report"],
+    "distinct_pool": ["raw_pool", "embeddings"],
+    "density": ["distinct_pool", "embeddings"],
+    "sample_novelty": ["distinct_pool", "embeddings", "density"],
+    "selected_subset": ["raw_pool", "embeddings", "distinct_pool", "density"],
+    "novelsum_report": ["distinct_pool", "embeddings", "density", "sample_novelty", "selected_subset"],
+    "data_card": [
+        *("raw_pool", "distinct_pool", "embeddings", "density", "sample_novelty", "selected_subset", "novelsum_report"),
+    ],
+    "lineage": [
+        *("raw_pool", "distinct_pool", "embeddings", "density", "sample_novelty", "selected_subset", "novelsum_report"),
+    ],
 }
 
 
@@ -96,7 +101,7 @@ def test_every_asset_has_a_record_of_what_it_was_made_from(
     for asset, inputs in INPUTS.items():
         made = _record(curation, asset)
         assert (made.asset, made.output, made.run_id, made.seed) == (asset, keys[asset], result.run_id, 42)
-        own = {} if asset != "raw_pool" else hashes(curation.folder / "pool")
+        own = hashes(curation.folder / "pool") if asset in ("raw_pool", "distinct_pool") else {}
         assert made.inputs == {
             **{f"pool/{name}": sha256 for name, sha256 in own.items()},
             **{name: keys[name] for name in inputs},

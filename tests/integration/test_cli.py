@@ -144,6 +144,31 @@ def test_select_can_leave_near_duplicates_out(folder: Path) -> None:
     assert sum(record["completion"] == text for record in records) <= 1
 
 
+def test_near_duplicates_by_their_vectors(folder: Path) -> None:
+    rows = [{"prompt": q["instruction"], "completion": q["output"]} for q in alpaca(12)]
+    write_jsonl(folder / "again.jsonl", [*rows, *({**row, "prompt": f"Please: {row['prompt']}"} for row in rows[:6])])
+    by = ("--near-duplicates", "embedding", "--similarity", "0.8")
+    done = _novelsum(
+        folder, "select", "again.jsonl", "-k", "2", "-o", "a.jsonl", *by, "--drop-near-duplicates", "--json"
+    )
+    dropped = 18 - _json(done)["pool"]
+    assert dropped >= 4 and f"{dropped} near-duplicates left out" in done.stderr
+    flagged = _novelsum(folder, "select", "again.jsonl", "-k", "2", "-o", "a.jsonl", *by, "--json")
+    assert _json(flagged)["pool"] == 18
+    assert f"{dropped} near-duplicates left in; --drop-near-duplicates leaves them out" in flagged.stderr
+    assert _json(_novelsum(folder, "measure", "again.jsonl", "--json"))["sets"][0]["samples"] == 18
+    measured = _novelsum(folder, "measure", "again.jsonl", *by, "--drop-near-duplicates", "--json")
+    assert _json(measured)["sets"][0]["samples"] == 18 - dropped
+    for wrong, says in (
+        (("--near-duplicates", "simhash"), "'minhash', 'embedding' or 'both'"),
+        (("--similarity", "0.8"), "--similarity is of vectors; give --near-duplicates embedding or both"),
+        (("--similarity", "0.8", "--drop-near-duplicates"), "--similarity is of vectors"),
+        ((*by[:3], "1.5"), "similarity: Input should be less than or equal to 1"),
+    ):
+        refused = _novelsum(folder, "select", "again.jsonl", "-k", "2", "-o", "a.jsonl", *wrong)
+        assert refused.returncode != 0 and says in refused.stderr, refused.stderr
+
+
 def test_what_select_writes_from_several_forms_can_be_measured(folder: Path) -> None:
     chat = [{"messages": [{"role": "user", "content": r["instruction"]}, {"role": "assistant", "content": r["output"]}]}
             for r in alpaca(20, start=20)]  # fmt: skip
@@ -177,7 +202,7 @@ def test_measure_ranks_the_selected_over_the_first(folder: Path) -> None:
     mine, theirs = best["measures"]["novelsum"], first["measures"]["novelsum"]
     assert mine["value"] > theirs["value"]
     assert mine["low"] < mine["value"] < mine["high"]
-    assert set(best["measures"]) == set(MEASURES)
+    assert set(best["measures"]) == set(MEASURES) - {"g_vendi"}
     assert any("unequal size" in note for note in found["notes"])
     shown = _novelsum(folder, *sets, "--output", "measured")
     assert f"{mine['value']:.4f}" in shown.stdout

@@ -12,7 +12,7 @@ from novelsum_dagster.memory import NotEnoughMemory
 from tests.machines import called
 from tests.pools import alpaca, write_jsonl, write_settings
 
-POOL = {"sources": [{"path": "pool/*"}], "near_duplicates": {"method": "off"}}
+POOL = {"sources": [{"path": "pool/*"}], "near_duplicates": {"by": "off"}}
 
 
 def test_a_check_that_stops_the_run_ends_it_in_its_own_words(tmp_path: Path) -> None:

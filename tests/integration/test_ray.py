@@ -35,17 +35,20 @@ NO_DAEMON = {"module": "dagster.core.run_coordinator", "class": "DefaultRunCoord
 """Runs are launched at once, not by the daemon."""
 
 
+POOL = {"sources": [{"path": "pool/*"}], "near_duplicates": {"by": "both", "similarity": 0.95}}
+
+
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """The summary of a run on the local engine, over the pool of every test."""
     folder = tmp_path_factory.mktemp("here")
     write_jsonl(folder / "pool" / "one.jsonl", alpaca(60))
-    return Machine(write_settings(folder), folder / "cache").run()
+    return Machine(write_settings(folder, pool=POOL), folder / "cache").run()
 
 
 def _curation(folder: Path) -> Path:
     write_jsonl(folder / "pool" / "one.jsonl", alpaca(60))
-    return write_settings(folder, engine="ray")
+    return write_settings(folder, engine="ray", pool=POOL)
 
 
 def _subset(summary: dict[str, object]) -> bytes:
@@ -56,7 +59,7 @@ def test_a_run_on_ray_makes_what_a_run_here_makes(here: dict[str, object], tmp_p
     done = Machine(_curation(tmp_path), tmp_path / "cache").novelsum("run", "--json")
     assert done.returncode == 0, done.stderr
     storages = tmp_path / "curated", Path(str(here["subset"])).parents[2]
-    for asset in ("raw_pool", "embeddings", "density", "sample_novelty", "selected_subset"):
+    for asset in ("raw_pool", "embeddings", "distinct_pool", "density", "sample_novelty", "selected_subset"):
         there, own = ([path.stem for path in (storage / "provenance" / asset).glob("*")] for storage in storages)
         assert len(there) == 1 and there == own, asset
 

@@ -23,7 +23,7 @@ from tests.pools import write_jsonl, write_settings
 
 pytestmark = pytest.mark.slow
 SELECTION = ("selected_subset", "novelsum_report", "lineage")
-ASSETS = ("raw_pool", "embeddings", "density", "sample_novelty", *SELECTION)
+ASSETS = ("raw_pool", "embeddings", "distinct_pool", "density", "sample_novelty", *SELECTION)
 # By run: what the launchpad says of the selection.
 OVERRIDES: dict[str, dict[str, Any]] = {
     "base": {},
@@ -125,7 +125,7 @@ def test_a_run_comes_out_equal(ran: Ran, name: str) -> None:
     found = ran.made_again(ran.runs[name])
     assert (found["run"], found["equal"], found["embedded_again"]) == (ran.runs[name], True, False)
     assert found["differences"] == []
-    assert list(found["outputs"]) == ["raw_pool", "embeddings", "density", "selected_subset"]
+    assert list(found["outputs"]) == ["raw_pool", "embeddings", "distinct_pool", "density", "selected_subset"]
     with LineageStore(ran.root).reading() as connection:
         query = "SELECT snapshot, vectors, density, selection FROM run_outputs WHERE run_id = ?"
         [keys] = connection.execute(query, [ran.runs[name]]).fetchall()

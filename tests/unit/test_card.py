@@ -262,7 +262,7 @@ def test_measures_are_those_of_the_report(curated: Curated, card: tuple[DataCard
     assert [row[2] for row in rows][:1] == [
         f"{(of := report.of('selected')).value:,.4f} ({of.low:,.4f} to {of.high:,.4f})"
     ]
-    assert len([line for line in _page(card[1]).splitlines() if " to " in line and line.startswith("|")]) == 12
+    assert len([line for line in _page(card[1]).splitlines() if " to " in line and line.startswith("|")]) == 13
 
 
 def test_the_citations_are_each_there_once(curated: Curated) -> None:

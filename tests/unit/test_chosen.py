@@ -15,8 +15,9 @@ from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.selection import STRATEGIES, novelselect
 from novelsum_dagster.selection.chosen import choose_from_pool, require_possible
 from novelsum_dagster.selection.picks import Picks
+from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.subset import describe, remaining_table
-from novelsum_dagster.settings import Embedding, Pool, Selection, Source
+from novelsum_dagster.settings import Embedding, NovelSum, Pool, Selection, Source
 from tests.pools import alpaca, write_jsonl
 
 
@@ -43,7 +44,9 @@ FACTOR = np.random.default_rng(1).uniform(0.5, 3, 60)
 
 def _choose(snapshot: PoolSnapshot, root: Path, **settings: Any) -> Picks:
     selection = Selection.model_validate(settings)
-    return choose_from_pool(snapshot, root / "storage", VECTORS, FACTOR, selection, proximity_power=1.0)
+    return choose_from_pool(
+        snapshot, root / "storage", VECTORS, FACTOR, selection, scoring=Scoring.of(selection, NovelSum())
+    )
 
 
 def test_every_strategy_has_its_name_in_the_settings() -> None:

@@ -387,7 +387,7 @@ def test_progress_ends_at_the_number_of_vectors(monkeypatch: pytest.MonkeyPatch)
 def test_the_asset_compares_what_is_new(tmp_path: Path) -> None:
     write_pool(tmp_path)
     file = write_settings(tmp_path, pool={"sources": [{"path": "pool/*"}], "max_reject_fraction": 0.05})
-    assets = [dg.AssetKey(name) for name in ("raw_pool", "embeddings", "density")]
+    assets = [dg.AssetKey(name) for name in ("raw_pool", "embeddings", "distinct_pool", "density")]
     root, none = tmp_path / "curated", "all 101 against all (no earlier densities)"
     with dg.instance_for_test() as instance:
         job = build_defs(load_settings(file)).resolve_implicit_global_asset_job_def()
@@ -403,10 +403,10 @@ def test_the_asset_compares_what_is_new(tmp_path: Path) -> None:
         record = root / "provenance" / "density" / f"{handle['key']}.json"
         folder = f"density/density={handle['key']}"
         assert sorted(json.loads(record.read_text())["files"]) == [f"{folder}/{name}" for name in FILES]
-        assert searched(assets[2]) == "0 new against all, 0 against the new"
+        assert searched(assets[3]) == "0 new against all, 0 against the new"
         with (root / folder / "nearest.parquet").open("r+b") as nearest:
             nearest.seek(3000)
             nearest.write(b"other")
-        assert searched(assets[2]) == none
+        assert searched(assets[3]) == none
         (root / "assets" / "density.json").write_text("{")
-        assert searched(assets[2]) == none
+        assert searched(assets[3]) == none

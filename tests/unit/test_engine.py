@@ -30,6 +30,7 @@ from novelsum_dagster.errors import InputError
 from novelsum_dagster.selection import Picks, novelselect
 from novelsum_dagster.selection.novelselect import local_search
 from novelsum_dagster.selection.partitioned import partitioned
+from novelsum_dagster.selection.scoring import Side
 from novelsum_dagster.selection.search import Candidates, Found, Round
 from novelsum_dagster.settings import Embedding, Ray, Settings
 from novelsum_dagster.spread import in_turn
@@ -81,6 +82,12 @@ def test_a_selection_over_shards_is_the_same(engine: RayEngine, kind: str) -> No
     there = novelselect(ROWS, density_factor=FACTOR, verify=2, search_on=engine.search, **KINDS[kind])
     _require_same(there, here)
     _require_bounds(there, here)
+
+
+@pytest.mark.parametrize("side", ["column", "row"])
+def test_a_selection_by_another_side_over_shards_is_the_same(engine: RayEngine, side: Side) -> None:
+    options: dict[str, Any] = {"density_factor": FACTOR, "density_side": side, "k": 60, "quality": QUALITY}
+    _require_same(novelselect(ROWS, verify=2, search_on=engine.search, **options), novelselect(ROWS, **options))
 
 
 @examples(max_examples=40, deadline=None)

@@ -139,7 +139,7 @@ def require_sound(storage: Storage, run_id: str) -> None:
             connection.execute(f"SELECT count(*) FROM {view}").fetchone()
         run = find_run(connection, run_id)
         records = records_of(connection, run)
-        assert len(records) == 6
+        assert len(records) == 7
         for made in records.values():
             assert damaged_files(root, made) == []
         picked = connection.execute("SELECT id FROM picks WHERE selection = ?", [run.selection]).fetchall()
@@ -284,6 +284,18 @@ def test_what_handles_name_stays_though_no_run_finished_with_it(storage: Storage
     assert [item.path for item in collect(storage.store, ONE).items] == [
         f"cards/card={KEY}", f"changes/changes={partition}",
     ]  # fmt: skip
+
+
+def test_vectors_that_the_newest_are_transformed_from_stay(storage: Storage) -> None:
+    collect(storage.store, ONE)
+    root, handle = storage.root, storage.root / "assets" / "embeddings.json"
+    made = json.loads(handle.read_text())
+    shutil.copytree(root / made["folder"], root / "vectors" / "base")
+    age(root / "vectors" / "base", 48)
+    write(handle, text=json.dumps({**made, "transformed_from": "vectors/base"}))
+    assert collect(storage.store, ONE).items == ()
+    write(handle, text=json.dumps(made))
+    assert [item.path for item in collect(storage.store, ONE).items] == ["vectors/base"]
 
 
 def test_what_nothing_names_goes_and_what_is_unknown_stays(storage: Storage) -> None:

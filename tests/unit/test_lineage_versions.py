@@ -174,7 +174,7 @@ def test_a_database_of_version_1_is_brought_up_to_date_and_kept(tmp_path: Path, 
     kept = store.path.with_name("lineage.duckdb.v1")
     assert kept.read_bytes() == before
     assert _names(store) == ["lineage.duckdb", "lineage.duckdb.v1", "lineage.lock"]
-    assert _version(store.path) == [(3,)]
+    assert _version(store.path) == [(4,)]
     with store.reading() as connection:
         run = find_run(connection, "old-run")
         assert (run.strategy, run.k, run.options, run.settings) == ("random", 3, {}, {"k": 3})
@@ -192,14 +192,33 @@ def test_a_database_without_a_version_table_keeps_all_its_rows(store: LineageSto
     before = file_hash(store.path)
     assert _rows(store) == expected
     assert file_hash(store.path.with_name("lineage.duckdb.v1")) == before
-    assert _version(store.path) == [(3,)]
+    assert _version(store.path) == [(4,)]
+
+
+def test_a_database_of_version_3_shows_how_near_duplicates_were_found(store: LineageStore) -> None:
+    """Its view has no such column, and its pools have no such tables but those by text."""
+    with duckdb.connect(str(store.path)) as connection:
+        connection.execute("UPDATE schema_version SET version = 3")
+        connection.execute(
+            "CREATE OR REPLACE VIEW near_duplicates AS"
+            " SELECT NULL::VARCHAR AS id, NULL::VARCHAR AS partner_id, NULL::DOUBLE AS score, NULL::VARCHAR AS snapshot"
+            " WHERE false"
+        )
+    near = pa.table({"id": ["a"], "partner_id": ["b"], "score": [0.9]})
+    write_table(near, store.root / "pool" / "snapshot=s" / "near_duplicates.parquet")
+    expected = [("a", "b", 0.9, None, "s")]
+    query = "SELECT id, partner_id, score, found_by, snapshot FROM near_duplicates"
+    with store.reading() as connection:
+        assert connection.execute(query).fetchall() == expected
+    assert _version(store.path) == [(4,)]
+    assert store.path.with_name("lineage.duckdb.v3").exists()
 
 
 def test_a_newer_database_is_refused_and_left_untouched(store: LineageStore) -> None:
     with duckdb.connect(str(store.path)) as connection:
         connection.execute("UPDATE schema_version SET version = 7")
     before, names = file_hash(store.path), _names(store)
-    with pytest.raises(InputError, match=r"newer version of novelsum \(schema 7, this one knows 3\)"):
+    with pytest.raises(InputError, match=r"newer version of novelsum \(schema 7, this one knows 4\)"):
         _rows(store)
     with pytest.raises(InputError, match="newer version of novelsum"):
         store.start_run("r9", "{}")

@@ -1,4 +1,7 @@
-"""DistSum, KNN distance, facility location, Vendi, log-determinant, radius, inertia, entropy against other packages."""
+"""DistSum, KNN distance, facility location, Vendi, log-determinant, radius, inertia, entropy against other packages.
+
+What is true of all measures of vectors is tested of DCScore, too; what it is, in `test_dcscore`.
+"""
 
 import importlib
 import json
@@ -19,12 +22,14 @@ from vendi_score import vendi  # type: ignore[import-untyped]
 from novelsum_dagster.diversity import clusters as clusters_module
 from novelsum_dagster.diversity import distances as distances_module
 from novelsum_dagster.diversity.clusters import Partition, centres_of, cluster_inertia, partition_entropy
+from novelsum_dagster.diversity.dcscore import dcscore
 from novelsum_dagster.diversity.distances import distsum_l2, facility_location, knn_distance
 from novelsum_dagster.diversity.measured import Measured
 from novelsum_dagster.diversity.moments import Moments, distsum_cosine, log_determinant, radius, vendi_score
 
 # Some measures have the names of their modules in the package.
 moments_module = importlib.import_module("novelsum_dagster.diversity.moments")
+dcscore_module = importlib.import_module("novelsum_dagster.diversity.dcscore")
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
@@ -39,6 +44,7 @@ COSINE: dict[str, Measure] = {
     "facility_location": facility_location,
     "vendi_score": vendi_score,
     "log_determinant": log_determinant,
+    "dcscore": dcscore,
 }
 MEASURES: dict[str, Measure] = {
     **COSINE,
@@ -214,6 +220,7 @@ WEIGHTED: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     ),
     "radius": _weighted_radius,
     "partition_entropy": _weighted_entropy,
+    "dcscore": lambda rows, p: float(p @ (1 / (np.exp(-cdist(rows, rows, "cosine")) @ p))),
 }
 
 
@@ -330,6 +337,7 @@ def test_tiles_do_not_change_values(monkeypatch: pytest.MonkeyPatch) -> None:
 
     whole = values()
     monkeypatch.setattr(distances_module, "_TILE_VALUES", 1000)
+    monkeypatch.setattr(dcscore_module, "_TILE_VALUES", 1000)
     monkeypatch.setattr(moments_module, "_TILE", 10)
     monkeypatch.setattr(clusters_module, "_TILE", 10)
     for tiled, one in zip(values(), whole, strict=True):
@@ -344,7 +352,9 @@ def test_a_device_by_name_gives_the_same_and_progress_ends_at_n() -> None:
     def progress(done: int, total: int) -> None:
         seen.append((done, total))
 
-    for measure, extra, total in ((distsum_l2, (), 60), (knn_distance, (), 60), (facility_location, (pool,), 90)):
+    for measure, extra, total in (
+        (distsum_l2, (), 60), (knn_distance, (), 60), (facility_location, (pool,), 90), (dcscore, (), 60)
+    ):  # fmt: skip
         seen.clear()
         named = measure(rows, *extra, device="cpu:0", progress=progress)
         assert named.value == pytest.approx(measure(rows, *extra).value, rel=1e-12)
@@ -367,7 +377,7 @@ def test_the_seed_decides_the_clusters() -> None:
 def test_identical_samples(n: int, d: int, seed: int) -> None:
     rows = np.repeat(_rows(1, d, seed), n, axis=0)
     found = {name: measure(rows) for name, measure in MEASURES.items()}
-    expected = dict.fromkeys(MEASURES, 0.0) | {"vendi_score": 1.0, "log_determinant": np.log(1 + n)}
+    expected = dict.fromkeys(MEASURES, 0.0) | {"vendi_score": 1.0, "log_determinant": np.log(1 + n), "dcscore": 1.0}
     for name, measured in found.items():
         tolerance = 1e-6 if name == "log_determinant" else 1e-9
         assert measured.value == pytest.approx(expected[name], rel=0, abs=tolerance), name
@@ -419,7 +429,7 @@ def test_measures_of_lengths_scale_with_them() -> None:
 @pytest.mark.parametrize("name", MEASURES)
 def test_one_sample(name: str) -> None:
     found = MEASURES[name](_rows(1))
-    expected = {"vendi_score": 1.0, "log_determinant": np.log(2)}.get(name, 0.0)
+    expected = {"vendi_score": 1.0, "log_determinant": np.log(2), "dcscore": 1.0}.get(name, 0.0)
     assert found.value == pytest.approx(expected, rel=0, abs=1e-6)
     assert found.influence.tolist() == pytest.approx([0.0], abs=1e-12)
     assert found.interval() == pytest.approx((found.value, found.value))
@@ -436,6 +446,7 @@ def test_two_samples() -> None:
         "facility_location": 0.0,
         "vendi_score": np.exp(scipy.stats.entropy([1 + cosine, 1 - cosine])),
         "log_determinant": np.log(4 - cosine**2),
+        "dcscore": 2 / (1 + np.exp(cosine - 1)),
         "radius": scipy.stats.gmean(np.abs(wide[0] - wide[1]) / 2),
         "cluster_inertia": 0.0,
         "partition_entropy": 1.0,
@@ -469,16 +480,17 @@ def test_every_value_is_finite_and_in_its_range(data: st.DataObject) -> None:
         "facility_location": 0.0,
         "vendi_score": min(n, d),
         "log_determinant": n * np.log(2),
+        "dcscore": n,
         "partition_entropy": 2.0,
     }
     for name, measure in MEASURES.items():
         found = measure(rows)
         assert np.isfinite(found.value), name
         assert np.isfinite(found.influence).all(), name
-        least = {"vendi_score": 1.0, "log_determinant": np.log(1 + n)}.get(name, 0.0)
+        least = {"vendi_score": 1.0, "log_determinant": np.log(1 + n), "dcscore": 1.0}.get(name, 0.0)
         assert least - 1e-6 <= found.value <= most.get(name, np.inf) + 1e-6, name
         if name != "log_determinant":
-            assert found.value >= (1 - 1e-9 if name == "vendi_score" else 0), name
+            assert found.value >= (1 - 1e-9 if name in ("vendi_score", "dcscore") else 0), name
 
 
 # Refusals
@@ -549,6 +561,9 @@ def test_rows_too_long_for_k_means_are_refused_and_others_measured() -> None:
         (log_determinant, {"ridge": -1.0}, "ridge is -1.0; it must be over 0"),
         (log_determinant, {"ridge": np.nan}, "ridge is nan; it must be over 0"),
         (log_determinant, {"ridge": np.inf}, "ridge is inf; it must be over 0 and finite"),
+        (dcscore, {"temperature": 0}, "temperature is 0; it must be over 0"),
+        (dcscore, {"temperature": np.nan}, "temperature is nan; it must be over 0"),
+        (dcscore, {"temperature": np.inf}, "temperature is inf; it must be over 0 and finite"),
         (cluster_inertia, {"clusters": 0}, "clusters is 0; it must be 1 or more"),
         (partition_entropy, {"clusters": 0}, "clusters is 0 and the reference has 20 samples"),
         (partition_entropy, {"clusters": 21}, "clusters is 21 and the reference has 20 samples"),

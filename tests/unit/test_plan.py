@@ -17,7 +17,7 @@ from novelsum_dagster.embedding import store
 from novelsum_dagster.embedding.store import load_vectors
 from novelsum_dagster.memory import NotEnoughMemory
 from novelsum_dagster.plan import LIBRARIES, Need, Room, Size, plan, room
-from novelsum_dagster.settings import Embedding, NovelSum, Ray, Selection, Settings
+from novelsum_dagster.settings import Embedding, NearDuplicates, NovelSum, Pool, Ray, Selection, Settings
 from tests.pools import REAL_MODEL, alpaca, write_jsonl, write_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +37,7 @@ from novelsum_dagster.diversity.tables import build_density
 from novelsum_dagster.embedding.encoder import Model
 from novelsum_dagster.embedding.store import VectorStore, load_vectors
 from novelsum_dagster.pool.ingest import build_snapshot
+from novelsum_dagster.diversity.similar import similar_samples
 from novelsum_dagster.selection.partitioned import partitioned
 from novelsum_dagster.selection.strategies import select
 from novelsum_dagster.settings import NovelSum, Pool, Source
@@ -72,6 +73,8 @@ def work(samples, name):
         return build_snapshot(pool, folder, folder / name, lambda texts: [len(text) for text in texts])
     vectors = load_vectors(next((folder / name / "vectors").iterdir()), ids[:samples])
     factor = generator.uniform(0.5, 2, samples)
+    if step == "distinct_pool":
+        return similar_samples(vectors, generator.permutation(samples), 0.9)
     if step == "density":
         return nearest_in_pool(vectors, 10).density(10)
     if step == "density by lists":
@@ -106,6 +109,7 @@ def _need(step: str, settings: Settings = SETTINGS, **size: Any) -> Need:
     ("step", "settings"),
     [
         ("density", SETTINGS),
+        ("distinct_pool", SETTINGS.model_copy(update={"pool": Pool(near_duplicates=NearDuplicates(by="embedding"))})),
         pytest.param("sample_novelty", SETTINGS, marks=pytest.mark.slow),
         pytest.param("density grown", SETTINGS, marks=pytest.mark.slow),
         ("selected_subset novelselect", SETTINGS),
@@ -275,7 +279,7 @@ def _run(folder: Path, *arguments: str) -> dict[str, Any]:
 
 def test_the_command_counts_the_pool_and_knows_the_models_dimension(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "one.jsonl", alpaca(30))
-    pool = {"sources": [{"path": "*.jsonl"}, {"path": "one.jsonl"}], "near_duplicates": {"method": "off"}}
+    pool = {"sources": [{"path": "*.jsonl"}, {"path": "one.jsonl"}], "near_duplicates": {"by": "off"}}
     write_settings(tmp_path, pool=pool, device="cpu", embedding={**REAL_MODEL, "dtype": "float32"})
     shown = _run(tmp_path)
     assert (shown["samples"], shown["dimension"], shown["workers"]) == (30, 384, 1)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from novelsum_dagster.diversity.distinct import distinct_pool
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable, build_density, build_novelty
 from novelsum_dagster.embedding.encoder import token_counter
 from novelsum_dagster.embedding.store import VectorSet, embed, pool_vectors
@@ -21,8 +22,9 @@ from novelsum_dagster.quality.suites import SUITES, Subject, suites_of
 from novelsum_dagster.quality.validate import check, require_passed, validate
 from novelsum_dagster.report.novelsum_report import REPORT_COLUMNS, NovelSumReport, build_report
 from novelsum_dagster.selection import novelselect
+from novelsum_dagster.selection.covering import covering
 from novelsum_dagster.selection.subset import Subset, write_subset
-from novelsum_dagster.settings import Checks, Embedding, NovelSum, Pool, Settings
+from novelsum_dagster.settings import Checks, Embedding, NearDuplicates, NovelSum, Pool, Settings
 from tests.pools import alpaca, write_jsonl
 from tests.tiny import tiny_model
 
@@ -43,6 +45,11 @@ class Curated:
         ids = samples["id"].to_pylist()
         self.vectors_set = embed(self.root, settings, ids, samples["text"].to_pylist(), self.pool.key)
         _, self.vectors = pool_vectors(self.root, self.pool, self.vectors_set)
+        similar = np.repeat(np.random.default_rng(0).normal(size=(34, 8)), [7, *[1] * 33], axis=0).astype(np.float32)
+        rule = NearDuplicates(by="embedding", drop=True)
+        dropping = pool.model_copy(update={"near_duplicates": rule})
+        read = build_snapshot(dropping, folder, self.root, token_counter(settings))
+        self.distinct = distinct_pool(self.root, read, similar, "other vectors", rule)
         measure = NovelSum(neighbors=5)
         self.density = build_density(self.root, ids, self.vectors, self.vectors_set.key, settings=measure)
         self.novelty = build_novelty(self.root, self.density, self.vectors, settings=measure)
@@ -65,7 +72,9 @@ class Curated:
             factor,
             self.novelty.table(self.root)["novelty"].to_numpy(),
             picks.indices,
+            covering(self.vectors, picks.indices, 1).distance[:, 0],
             inputs=keys,
+            near_duplicates=0,
             settings=SETTINGS,
             seed=42,
             reporter=LogReporter(lambda line: None),
@@ -78,6 +87,7 @@ class Curated:
         return {
             "raw_pool": self.pool,
             "embeddings": self.vectors_set,
+            "distinct_pool": self.distinct,
             "density": self.density,
             "sample_novelty": self.novelty,
             "selected_subset": self.subset,
@@ -158,6 +168,26 @@ def test_unsound_counts_fail(curated: Curated, change: dict[str, Any], failing: 
 def test_many_near_duplicates_warn(curated: Curated) -> None:
     crowded = curated.pool.model_copy(update={"near_duplicates": 30})
     assert _failed("raw_pool", curated.subject(crowded)) == {"few_near_duplicates"}
+
+
+def test_unsound_near_duplicates_fail(curated: Curated) -> None:
+    pool = curated.distinct
+    assert (pool.near_duplicates, pool.kept, pool.duplicates) == (6, 34, 6)
+    path = curated.root / pool.folder / "near_duplicates.parquet"
+    changes: list[tuple[Callable[[pa.Table], pa.Table], set[str]]] = [
+        (lambda t: t.slice(1), {"counts_agree"}),
+        (lambda t: _with(t, "id", 1, t["id"][0].as_py()), {"counts_agree", "partners_kept"}),
+        (lambda t: _with(t, "partner_id", 1, t["id"][0].as_py()), {"partners_kept"}),
+        (lambda t: _with(t, "score", 1, 0.89), {"partners_kept"}),
+    ]
+    for change, failing in changes:
+        unsound = pool.model_copy(update={"folder": str(_rewritten(curated, path, change))})
+        assert _failed("distinct_pool", curated.subject(unsound)) == failing
+    files = (pool.files[0].model_copy(update={"read": 21}), *pool.files[1:])
+    assert _failed("distinct_pool", curated.subject(pool.model_copy(update={"files": files}))) == {"counts_add_up"}
+    strict = Subject(pool, curated.root, Settings(checks=Checks(max_near_duplicate_fraction=0.1)))
+    assert _failed("distinct_pool", strict) == {"few_near_duplicates"}
+    assert _failed("distinct_pool", curated.subject(curated.pool)) == set()
 
 
 @pytest.mark.parametrize(
@@ -261,6 +291,14 @@ def test_warnings_do_not_close_the_gate(curated: Curated) -> None:
 
 
 def test_handles_are_what_they_say(curated: Curated) -> None:
-    kinds: list[type[Handle]] = [PoolSnapshot, VectorSet, DensityTable, NoveltyTable, Subset, NovelSumReport]
+    kinds: list[type[Handle]] = [
+        PoolSnapshot,
+        VectorSet,
+        PoolSnapshot,
+        DensityTable,
+        NoveltyTable,
+        Subset,
+        NovelSumReport,
+    ]
     for kind, output in zip(kinds, curated.outputs().values(), strict=True):
         assert kind.model_validate_json(output.model_dump_json()) == output

@@ -37,6 +37,26 @@ def test_a_file_without_settings_has_the_defaults(tmp_path: Path, text: str) -> 
     assert (measure.neighbors, measure.density_power, measure.proximity_power) == (10, 0.5, 1)
 
 
+@pytest.mark.parametrize(
+    ("text", "by"),
+    [("method: minhash", "minhash"), ("method: off", "off"), ("method: 'off'", "off"), ("by: off", "off")],
+)
+def test_the_former_name_of_by_is_understood(tmp_path: Path, text: str, by: str) -> None:
+    given = f"pool: {{near_duplicates: {{{text}, drop: true}}}}"
+    if "method" in text:
+        with pytest.warns(DeprecationWarning, match="method is now called by"):
+            found = load(tmp_path, given).pool.near_duplicates
+    else:
+        found = load(tmp_path, given).pool.near_duplicates
+    assert (found.by, found.drop) == (by, True)
+    assert "method" not in found.model_dump()
+
+
+def test_near_duplicates_can_be_kept_by_quality(tmp_path: Path) -> None:
+    text = "pool: {near_duplicates: {keep: quality}}\nselection: {quality: score}"
+    assert load(tmp_path, text).pool.near_duplicates.keep == "quality"
+
+
 def test_all_values_are_read(tmp_path: Path) -> None:
     values: dict[str, Any] = {
         "storage": "out",
@@ -47,7 +67,7 @@ def test_all_values_are_read(tmp_path: Path) -> None:
             ],
             "max_reject_fraction": 0.5,
             "max_characters": 10,
-            "near_duplicates": {"method": "off", "threshold": 0.5, "drop": True},
+            "near_duplicates": {"by": "off", "threshold": 0.5, "drop": True},
         },
         "selection": {"strategy": "random", "k": 5, "seed": 0},
         "device": "cuda:1",
@@ -78,6 +98,10 @@ def test_the_shipped_settings_load() -> None:
         ("\n\npool:\n  max_reject_fraction: 1.1\n", 4, "pool.max_reject_fraction", "less than or equal to 1"),
         ("pool:\n  max_reject_fraction: .nan\n", 2, "pool.max_reject_fraction", "less than or equal to 1"),
         ("pool:\n  near_duplicates:\n    threshold: 0\n", 3, "pool.near_duplicates.threshold", "greater than 0"),
+        ("pool:\n  near_duplicates:\n    similarity: 1.1\n", 3, "pool.near_duplicates.similarity", "less than"),
+        ("pool:\n  near_duplicates:\n    by: simhash\n", 3, "pool.near_duplicates.by", "'embedding' or 'both'"),
+        ("pool:\n  near_duplicates: {method: off, by: off}\n", 2, "pool.near_duplicates", "method is the former name"),
+        ("pool:\n  near_duplicates:\n    keep: quality\n", 1, "settings", "keep: quality needs selection.quality"),
         ("pool:\n  near_duplicates: {drop: perhaps}\n", 2, "pool.near_duplicates.drop", "valid boolean"),
         ("pool:\n  sources: a.jsonl\n", 2, "pool.sources", "valid tuple"),
         ("pool:\n  sources:\n    - a.jsonl\n", 3, "pool.sources.0", "valid dictionary"),
@@ -92,7 +116,7 @@ def test_the_shipped_settings_load() -> None:
         ("embedding:\n  device: cpu\n", 2, "embedding.device", "the one setting device, at the top of the file"),
         ("selection:\n  device: cuda\n", 2, "selection.device", "the one setting device"),
         ("study:\n  training:\n    device: mps\n", 3, "study.training.device", "the one setting device"),
-        ("embedding:\n  pooling: cls\n", 2, "embedding.pooling", "'auto', 'mean' or 'last_token'"),
+        ("embedding:\n  pooling: cls\n", 2, "embedding.pooling", "'last_token' or 'position_weighted_mean'"),
         ("checks:\n  max_source_growth: 0.5\n", 2, "checks.max_source_growth", "greater than or equal to 1"),
         ("typo: 1\n", 1, "typo", "no such setting"),
         ("pool:\n  souces: []\n", 2, "pool.souces", "no such setting"),

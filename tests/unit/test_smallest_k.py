@@ -27,8 +27,9 @@ from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.selection.chosen import choose_from_pool
 from novelsum_dagster.selection.exact import standing
 from novelsum_dagster.selection.picks import Picks
+from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.subset import describe, write_subset
-from novelsum_dagster.settings import Embedding, Pool, Selection, Source
+from novelsum_dagster.settings import Embedding, NovelSum, Pool, Selection, Source
 from tests.pools import alpaca, write_jsonl
 
 N, K = 40, 8
@@ -62,9 +63,9 @@ class Made:
 
     def picks(self, **settings: Any) -> Picks:
         """Select from scratch."""
+        chosen = Selection.model_validate(settings)
         return choose_from_pool(
-            self.pool, self.root, VECTORS, density_factor(SQUARED, 0.5), Selection.model_validate(settings),
-            proximity_power=1.0,
+            self.pool, self.root, VECTORS, density_factor(SQUARED, 0.5), chosen, scoring=Scoring.of(chosen, NovelSum())
         )  # fmt: skip
 
     def run(self, name: str, **settings: Any) -> Picks:
@@ -259,3 +260,39 @@ def test_the_quality_that_is_named_lets_the_sample_in(made: Made, tmp_path: Path
         quality[row] = closest["quality"] / closest["share"] * factor
         stood = standing(VECTORS, before, density_factor=density_factor(SQUARED, 0.5), quality=quality, rows=[row])
         assert (stood.rank[0] == 1) == wins
+
+
+@pytest.mark.parametrize("side", ["column", "row", "objective"])
+def test_why_scores_by_the_side_of_the_run(made: Made, side: str) -> None:
+    """Where each sample came closest, its share, and its place at the end equal scores computed outright."""
+    picks = made.run(side, k=K, density_side=side)
+    left = np.setdiff1d(np.arange(N), picks.indices)
+    given: dict[str, Any] = {"density_factor": density_factor(SQUARED, 0.5), "density_side": side}
+    scores = np.array([standing(VECTORS, picks.indices[:m], rows=left, **given).score for m in range(1, K)])
+    shares = np.where(picks.score[1:, None] > 0, scores / picks.score[1:, None], np.nan)
+    end = standing(VECTORS, picks.indices, rows=left, **given)
+    for at, row in enumerate(left.tolist()):
+        found = made.why(side, row)
+        closest = found["closest"]
+        if np.isnan(shares[:, at]).all():
+            assert closest is None
+        else:
+            best = int(np.nanargmax(shares[:, at]))
+            assert closest["share"] == pytest.approx(shares[best, at], rel=1e-6)
+            assert closest["rank"] == best + 2
+        assert found["at_most_before_it"] == end.rank[at] - 1
+        assert ("With a quality of its own over" in found["words"]) == (side != "objective")
+    for row in left[::9].tolist():
+        smallest = made.smallest_k(side, row)
+        k = smallest.k or smallest.more_than
+        assert k is not None
+        assert (row in made.picks(k=k, density_side=side).indices) == (smallest.k is not None)
+        assert row not in made.picks(k=k - 1, density_side=side).indices
+
+
+def test_nothing_is_said_of_scores_where_picks_were_exchanged(made: Made) -> None:
+    picks = made.run("swapped", k=K, density_side="objective", swap_rounds=1)
+    row = int(np.setdiff1d(np.arange(N), picks.indices)[0])
+    found = made.why("swapped", row)
+    assert (found["closest"], found["at_most_before_it"]) == (None, None)
+    assert "exchanged picks" in made.smallest_k("swapped", row).words

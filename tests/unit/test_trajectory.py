@@ -10,6 +10,7 @@ from novelsum_dagster.selection import novelselect
 from novelsum_dagster.selection.covering import covering
 from novelsum_dagster.selection.exact import standing
 from novelsum_dagster.selection.random_draw import duplicate
+from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.trajectory import Trajectory, bounds_at_end, scores_at_end, trajectory
 
 N, D, K = 60, 12, 25
@@ -40,7 +41,7 @@ def test_it_equals_the_exact_standing_after_every_pick(
     samples = [int(picks[0]), int(picks[7]), 0, N - 1, N - 2, 31]
     found = [
         trajectory(
-            rows[sample], factor[sample], rows[picks], factor[picks], proximity_power=alpha,
+            rows[sample], factor[sample], rows[picks], factor[picks], scoring=Scoring(proximity_power=alpha),
             quality=1.0 if quality is None else quality[sample],
         )
         for sample in samples
@@ -106,13 +107,14 @@ def test_scores_at_the_end_are_exact_and_bounds_are_over_them(
     monkeypatch.setattr("novelsum_dagster.selection.trajectory._TILE_VALUES", 3 * K)
     picks = novelselect(rows, K, density_factor=factor, proximity_power=alpha, must_exclude=[50])
     exact = standing(rows, picks.indices, density_factor=factor, proximity_power=alpha).score
-    scores = scores_at_end(rows, factor, rows[picks.indices], factor[picks.indices], proximity_power=alpha)
+    scoring = Scoring(proximity_power=alpha)
+    scores = scores_at_end(rows, factor, rows[picks.indices], factor[picks.indices], scoring=scoring)
     np.testing.assert_allclose(scores, exact, rtol=1e-6, atol=1e-6)
     assert picks.remaining is not None
     left = np.setdiff1d(np.arange(N), picks.indices)
     bounds = bounds_at_end(
         picks.remaining.score[left], picks.remaining.at[left], factor[left], factor[picks.indices],
-        proximity_power=alpha,
+        scoring=scoring,
     )  # fmt: skip
     assert np.isnan(picks.remaining.score[50])
     assert (bounds >= exact[left] * (1 - 1e-6)).all()
