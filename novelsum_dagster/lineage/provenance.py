@@ -189,7 +189,7 @@ def record(
         run_id=run_id,
         made_at=datetime.now(UTC),
         code_version=code_version(asset),
-        inputs={**_sources(output), **{name: handle.key for name, handle in inputs.items()}},
+        inputs={name: handle.key for name, handle in inputs.items()} or _sources(output),
         settings=settings_of(asset, settings),
         config=dict(config),
         seed=_seed(settings, output, inputs, config),
@@ -369,6 +369,7 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _sources(output: Handle) -> dict[str, str]:
+    """Return the files that an output was read from, which was made from no other."""
     return {file.file: file.sha256 or "" for file in output.files} if isinstance(output, PoolSnapshot) else {}
 
 

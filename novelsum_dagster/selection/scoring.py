@@ -68,7 +68,7 @@ class Scoring:
 
     @staticmethod
     def recorded(options: Mapping[str, Any], proximity_power: float) -> "Scoring":
-        """Return the score of a selection from the options in its record; of releases before 0.3: both."""
+        """Return the score of a selection from the options in its record; where it names no side: both."""
         names = ("density_side", "measured_side", "self_distance", "swap_rounds")
         named = {name: options[name] for name in names if name in options}
         return Scoring(proximity_power=proximity_power, **named)

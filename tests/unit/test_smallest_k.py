@@ -269,17 +269,16 @@ def test_why_scores_by_the_side_of_the_run(made: Made, side: str) -> None:
     left = np.setdiff1d(np.arange(N), picks.indices)
     given: dict[str, Any] = {"density_factor": density_factor(SQUARED, 0.5), "density_side": side}
     scores = np.array([standing(VECTORS, picks.indices[:m], rows=left, **given).score for m in range(1, K)])
-    shares = np.where(picks.score[1:, None] > 0, scores / picks.score[1:, None], np.nan)
+    won = picks.score[1:, None]
+    near = scores - won if side == "objective" else scores / won
     end = standing(VECTORS, picks.indices, rows=left, **given)
     for at, row in enumerate(left.tolist()):
         found = made.why(side, row)
         closest = found["closest"]
-        if np.isnan(shares[:, at]).all():
-            assert closest is None
-        else:
-            best = int(np.nanargmax(shares[:, at]))
-            assert closest["share"] == pytest.approx(shares[best, at], rel=1e-6)
-            assert closest["rank"] == best + 2
+        best = int(near[:, at].argmax())
+        assert closest["rank"] == best + 2
+        assert closest["score"] == pytest.approx(scores[best, at], rel=1e-6)
+        assert closest["share"] == (None if side == "objective" else pytest.approx(near[best, at], rel=1e-6))
         assert found["at_most_before_it"] == end.rank[at] - 1
         assert ("With a quality of its own over" in found["words"]) == (side != "objective")
     for row in left[::9].tolist():
