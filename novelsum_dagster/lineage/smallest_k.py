@@ -77,7 +77,9 @@ def smallest_k(
     if options.get("partitions") is not None:
         return SmallestK(none_because="the run selected in parts (selection.partitions), which pick anew for each k")
     if options.get("swap_rounds"):
-        return SmallestK(none_because="the run exchanged picks after the last pick (selection.swap_rounds), which depends on k")
+        return SmallestK(
+            none_because="the run exchanged picks in the end (selection.swap_rounds); a larger k exchanges others"
+        )
     if id_ in options.get("must_exclude", ()):
         return SmallestK(none_because="the settings exclude it (selection.must_exclude), whatever k is")
     if options.get("extends") and any(quota.get("floors") for quota in options.get("quotas", ())):
