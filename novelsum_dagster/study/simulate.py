@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from novelsum_dagster.diversity.clusters import Partition, cluster_inertia, partition_entropy
+from novelsum_dagster.diversity.dcscore import dcscore
 from novelsum_dagster.diversity.density import density
 from novelsum_dagster.diversity.distances import distsum_l2, facility_location, knn_distance
 from novelsum_dagster.diversity.moments import distsum_cosine, log_determinant, radius, vendi_score
@@ -37,7 +38,7 @@ PLANE, SPHERE = 2, 64
 """Dimensions of the pools, as their tables name them. Points of the plane are measured as vectors of three."""
 ALL = "all"
 """The row of the scores that has every pool."""
-LEFT_OUT = "TTR and vocd-D count words, which simulated points do not have; they are left out."
+LEFT_OUT = "TTR, vocd-D and G-Vendi are of texts, which simulated points do not have; they are left out."
 
 _PLANE_SCALE = 0.6
 _CLUSTERS = 8
@@ -109,6 +110,7 @@ MEASURES: dict[str, Measure] = {
     ),
     "vendi_score": Measure("Vendi score", False, lambda rows, _: vendi_score(rows).value),
     "log_determinant": Measure("Log-determinant", False, lambda rows, _: log_determinant(rows).value),
+    "dcscore": Measure("DCScore", False, lambda rows, _: dcscore(rows).value),
 }
 
 SELECTIONS: dict[str, str] = {

@@ -14,6 +14,7 @@ from scipy.spatial.distance import cdist, pdist
 from scipy.stats import spearmanr
 
 from novelsum_dagster.diversity.clusters import cluster_inertia, partition_entropy
+from novelsum_dagster.diversity.dcscore import dcscore
 from novelsum_dagster.diversity.distances import distsum_l2, facility_location, knn_distance
 from novelsum_dagster.diversity.moments import distsum_cosine, log_determinant, radius, vendi_score
 from novelsum_dagster.diversity.novelsum import novelsum
@@ -218,6 +219,7 @@ def test_values_are_those_of_direct_calls(simulation: Simulation, first: Drawn, 
             "partition_entropy": partition_entropy(rows, reference).value,
             "vendi_score": vendi_score(rows).value,
             "log_determinant": log_determinant(rows).value,
+            "dcscore": dcscore(rows).value,
         }
         assert set(expected) == set(MEASURES)
         for measure, value in expected.items():
