@@ -85,8 +85,8 @@ class Summaries(NamedTuple):
 
     `near` and `product`, float64 (n, front), are the distances of the nearest, ascending, and these times the picks'
     factors. The others are counted in bins, `counts` int32 (n, bins), with the sums of products and of their squares,
-    `sums` float64 (n, bins, 2). `nearer`, uint8 (n, bins), is a step of ranks: at least so many of the picks are nearer
-    than any distance in a bin.
+    `sums` float64 (n, bins, 2). `nearer`, uint8 (n, bins), is a step of ranks: at least that number of picks is nearer
+    than any distance in the bin.
     """
 
     seen: NDArray[Any]

@@ -33,7 +33,7 @@ _LEAST_SHARE = 1 / 2000
 _DRAWN = 512
 """Candidates whose distances to each other give the bins."""
 _MOST_STEPS = 256
-"""Steps of ranks that a byte tells apart."""
+"""Steps of ranks: as many as a byte has values."""
 _LEADERS = 8
 """Candidates whose exact scores set the level for all others at the next pick."""
 _BATCH = 64
