@@ -173,6 +173,7 @@ class Yardstick:
         self.measures = measures
         self._seed = seed
         self._device = cuda_or_cpu(device)
+        self._features: dict[str, NDArray[np.float32]] = {}
         self.cells = min(measures.partition_clusters, len(reference))
         self.partition = Partition.of(reference, clusters=self.cells, seed=seed)
 
@@ -272,8 +273,13 @@ class Yardstick:
             yield "g_vendi", lambda: vendi_score(self._gradients(texts))
 
     def _gradients(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return the features of G-Vendi, those of a text that several sets have computed once."""
         asked = self.measures.g_vendi
-        return gradient_features(self._proxy, texts, asked.dimensions, self._seed, context=asked.context)
+        new = [text for text in dict.fromkeys(texts) if text not in self._features]
+        if new:
+            found = gradient_features(self._proxy, new, asked.dimensions, self._seed, context=asked.context)
+            self._features.update(zip(new, found, strict=True))
+        return np.stack([self._features[text] for text in texts])
 
     @cached_property
     def _proxy(self) -> "LanguageModel":

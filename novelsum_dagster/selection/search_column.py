@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from novelsum_dagster.diversity.vectors import cosine_distances, half_squares
 from novelsum_dagster.memory import available_memory, require_memory
 from novelsum_dagster.selection import column_kernels as kernels
-from novelsum_dagster.selection.search import Candidates, Found, Round, Search, bin_edges
-from novelsum_dagster.selection.search_cpu import Slots, Threads, list_slots
+from novelsum_dagster.selection.ladder import Ladder, Slots, list_slots
+from novelsum_dagster.selection.search import Candidates, Found, Round, bin_edges
 from novelsum_dagster.selection.search_kernels import coarsen
 
 _FRONT = 24
@@ -50,7 +50,7 @@ _LIST_BYTES = 16
 """Of a list, for each pick: its distance, and this times its factor."""
 
 
-class ColumnSearch(Search):
+class ColumnSearch(Ladder):
     """The ladder of bounds for the side `column`, on threads.
 
     Args:
@@ -62,13 +62,12 @@ class ColumnSearch(Search):
     """
 
     def __init__(self, candidates: Candidates, weights: NDArray[np.float64], threads: int | None = None) -> None:
-        super().__init__(candidates, weights)
         n, d = candidates.rows.shape
         k = len(weights)
         needed = memory_needed(n, d, k)
         fits = int(n * available_memory() / needed)
         require_memory(needed, f"NovelSelect of {k:,} out of {n:,}", f"about {fits:,} samples would fit")
-        self._threads = Threads(threads)
+        super().__init__(candidates, weights, threads)
         coarse, scale = np.empty((n, d), np.int8), np.empty((n, 2), np.float32)
         coarsen(self._rows, coarse, scale)
         self._pool = kernels.Pool(self._rows, coarse, scale, self._quality)
@@ -90,16 +89,11 @@ class ColumnSearch(Search):
             sums=np.zeros((n, _BINS, 2)),
             nearer=np.zeros((n, _BINS), np.uint8),
         )
-        self._value, self._exact_at = np.zeros(n), np.zeros(n, np.int64)
         self._raised_to = 0
         # Pages that are never written take no memory.
         self._lists = Slots(n, np.empty((list_slots(n, k, _LIST_BYTES), 2, k)))
         self._leaders = np.empty(0, np.int64)
         self._reached = np.empty(n, np.int64)
-
-    def close(self) -> None:
-        """End the threads."""
-        self._threads.close()
 
     def _take(self, row: NDArray[np.float32], factor: float, own: int) -> None:
         now, picked = self.picked, self._picked
@@ -134,16 +128,6 @@ class ColumnSearch(Search):
     def _known(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
         self._raised(np.inf)
         return self._value * self._quality, np.full(len(self._rows), self.picked), self._exact_at == self.picked
-
-    def _falling(self, candidates: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return candidates in order of falling bounds."""
-        return candidates[np.argsort(-self._value[candidates] * self._quality[candidates], kind="stable")]
-
-    def _inexact(self, candidates: NDArray[np.int64]) -> NDArray[np.int64]:
-        return candidates[self._exact_at[candidates] < self.picked]
-
-    def _still(self, candidates: NDArray[np.int64], level: float) -> NDArray[np.int64]:
-        return candidates[self._value[candidates] * self._quality[candidates] >= level]
 
     def _raised(self, level: float) -> NDArray[np.int64]:
         """Raise all bounds by the last picks; return the candidates whose bounds reach the level."""

@@ -11,20 +11,13 @@ A pick goes down a ladder; few candidates reach the next step, and none that cou
 4. those that still do, one or two a pick: all distances in float64, kept as a sorted list from then on.
 """
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-from typing import Any, TypeVar
-
 import numpy as np
 from numpy.typing import NDArray
 
-from novelsum_dagster.processors import usable_processors
 from novelsum_dagster.selection import search_kernels as kernels
-from novelsum_dagster.selection.search import Candidates, Found, Round, Search, bin_edges, cosine_slack
+from novelsum_dagster.selection.ladder import Ladder, Slots, list_slots
+from novelsum_dagster.selection.search import Candidates, Found, Round, bin_edges, cosine_slack
 
-_LIST_BYTES = 2**30
-"""Memory for lists of exact distances."""
 _LEADERS = 8
 """Candidates whose exact scores set the level for all others at the next pick."""
 _BATCH = 8
@@ -43,11 +36,8 @@ _REFRESH_FROM, _AHEAD, _MOST_AHEAD = 32, 1 / 4, 64
 """After 32 picks, summaries that will be stale within a quarter of the picks made, 64 at most, are renewed together:
 large matrix products are several times faster than small ones."""
 
-_A = TypeVar("_A")
-_T = TypeVar("_T")
 
-
-class CpuSearch(Search):
+class CpuSearch(Ladder):
     """The ladder of bounds, on threads.
 
     Args:
@@ -56,10 +46,9 @@ class CpuSearch(Search):
     """
 
     def __init__(self, candidates: Candidates, weights: NDArray[np.float64], threads: int | None = None) -> None:
-        super().__init__(candidates, weights)
+        super().__init__(candidates, weights, threads)
         n, d = candidates.rows.shape
         k = len(weights)
-        self._threads = Threads(threads)
         self._slack = cosine_slack(d)
         self._crude = 2.0 + self._slack
         coarse, scale = np.empty((n, d), np.int8), np.empty((n, 2), np.float32)
@@ -68,9 +57,9 @@ class CpuSearch(Search):
         self._picked = kernels.Picked(np.empty((k, d), np.float32), np.empty(k))
         self._sums = kernels.Sums(np.zeros(k + 1), np.zeros(k + 1), np.zeros(d), np.zeros(d))
         self._bounds = kernels.Bounds(
-            value=np.zeros(n),
+            value=self._value,
             at=np.zeros(n, np.int64),
-            exact_at=np.zeros(n, np.int64),
+            exact_at=self._exact_at,
             dots=np.zeros((n, 2)),
             base=np.zeros(n),
             growth=self._quality * self._factor,
@@ -84,10 +73,6 @@ class CpuSearch(Search):
         self._next_refresh = _REFRESH_FROM
         self._last_refresh = 0, 0.0
         self._reached = np.empty(n, np.int64)
-
-    def close(self) -> None:
-        """End the threads."""
-        self._threads.close()
 
     def _take(self, row: NDArray[np.float32], factor: float, own: int) -> None:
         self._picked.rows[self.picked], self._picked.factor[self.picked] = row, factor
@@ -118,17 +103,7 @@ class CpuSearch(Search):
         return found
 
     def _known(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
-        return self._bounds.value * self._quality, self._bounds.at, self._bounds.exact_at == self._bounds.at
-
-    def _falling(self, candidates: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return candidates in order of falling bounds."""
-        return candidates[np.argsort(-self._bounds.value[candidates] * self._quality[candidates], kind="stable")]
-
-    def _inexact(self, candidates: NDArray[np.int64]) -> NDArray[np.int64]:
-        return candidates[self._bounds.exact_at[candidates] < self.picked]
-
-    def _still(self, candidates: NDArray[np.int64], level: float) -> NDArray[np.int64]:
-        return candidates[self._bounds.value[candidates] * self._quality[candidates] >= level]
+        return self._value * self._quality, self._bounds.at, self._exact_at == self._bounds.at
 
     def _reaching(self, level: float, ahead_w: float = 0.0, ahead_g: float = 0.0) -> NDArray[np.int64]:
         """Return the candidates whose tightened bounds, raised by the growth ahead, reach the level."""
@@ -163,7 +138,7 @@ class CpuSearch(Search):
         self._summarise(stale)
         # About so many will be picked before the next refresh; together, their lists cost less.
         likely = self._falling(stale)[: min(ahead, self._lists.count // 2)]
-        self._fill_lists(likely, self._lists.take(likely, self._bounds.value, self._quality))
+        self._fill_lists(likely, self._lists.take(likely, self._value, self._quality))
 
     def _summarise(self, stale: NDArray[np.int64]) -> None:
         """Bring the summaries of candidates up to date, and lower their bounds by them."""
@@ -204,7 +179,7 @@ class CpuSearch(Search):
             batch = self._still(order[start : start + _BATCH], round_.level)
             if not len(batch):
                 return
-            slots = self._lists.take(batch, self._bounds.value, self._quality)
+            slots = self._lists.take(batch, self._value, self._quality)
             self._fill_lists(batch, slots)
             self._score_listed(batch, round_)
 
@@ -225,70 +200,6 @@ class CpuSearch(Search):
 
         self._threads.side_by_side(part, len(candidates), len(candidates) * now < _DISTANCES_ALONE)
         self._lists.lists.sizes[slots] = now
-
-
-class Threads:
-    """Threads that work side by side; `count` of them, by default as many as the process may use processors."""
-
-    def __init__(self, count: int | None) -> None:
-        self.count = count or usable_processors()
-        self._workers = ThreadPoolExecutor(self.count, thread_name_prefix="novelselect")
-
-    def close(self) -> None:
-        """End the threads."""
-        self._workers.shutdown()
-
-    def each(self, work: Callable[[_A], _T], parts: Iterable[_A]) -> list[_T]:
-        """Call `work` with each of some parts."""
-        return list(self._workers.map(work, parts))
-
-    def side_by_side(self, part: Callable[[tuple[int, int]], _T], size: int, alone: bool) -> list[_T]:
-        """Call `part` with ranges that together cover `size` things, one range a thread unless `alone`."""
-        if alone:
-            return [part((0, size))]
-        return self.each(part, pairwise(np.linspace(0, size, self.count + 1).astype(int).tolist()))
-
-
-class Slots:
-    """Sorted exact distances of some candidates, in memory of a fixed size: who has one of the `lists`.
-
-    Args:
-        n: candidates.
-        values: where lists are kept, a row each.
-    """
-
-    def __init__(self, n: int, values: NDArray[Any]) -> None:
-        self.count = slots = len(values)
-        self.lists = kernels.Lists(values, np.zeros(slots, np.int64), np.full(n, -1, np.int64))
-        self._owner = np.full(slots, -1, np.int64)
-        self._free = list(range(slots - 1, -1, -1))
-
-    def take(
-        self, candidates: NDArray[np.int64], bound: NDArray[np.float64], quality: NDArray[np.float64]
-    ) -> NDArray[np.int64]:
-        """Return a row for each candidate; where none is free, the half of the lowest bounds lose theirs."""
-        if len(self._free) < len(candidates):
-            owners = self._owner[self._owner >= 0]
-            order = np.argsort(bound[owners] * quality[owners], kind="stable")
-            for i in owners[order[: max(len(owners) // 2, len(candidates))]]:
-                self.release(i)
-        for i in candidates:
-            if self.lists.slot[i] < 0:
-                self.lists.slot[i] = self._free.pop()
-                self._owner[self.lists.slot[i]] = i
-        return self.lists.slot[candidates]
-
-    def release(self, i: int) -> None:
-        """Free the row of a candidate, if it has one."""
-        slot = int(self.lists.slot[i])
-        if slot >= 0:
-            self.lists.slot[i] = self._owner[slot] = -1
-            self._free.append(slot)
-
-
-def list_slots(n: int, k: int, each: int = 4) -> int:
-    """Return for how many of n candidates lists of k picks are kept, of `each` bytes a pick."""
-    return min(n, max(4 * _BATCH, _LIST_BYTES // (each * k)))
 
 
 def memory_needed(n: int, d: int, k: int) -> int:

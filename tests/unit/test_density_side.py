@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from novelsum_dagster.diversity.novelsum import novelsum, rank_weights
 from novelsum_dagster.diversity.vectors import unit_rows
 from novelsum_dagster.memory import NotEnoughMemory
-from novelsum_dagster.selection import Picks, novelselect, search_column, search_cpu, standing
+from novelsum_dagster.selection import Picks, ladder, novelselect, search_column, standing
 from novelsum_dagster.selection.checkpoint import selection_key
 from novelsum_dagster.selection.limits import Quota
 from novelsum_dagster.selection.partitioned import partitioned
@@ -195,7 +195,7 @@ def test_threads_devices_and_memory_change_nothing(
     large: Large, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], lists: str
 ) -> None:
     if lists == "evicted":
-        monkeypatch.setattr(search_cpu, "_LIST_BYTES", 1)
+        monkeypatch.setattr(ladder, "_LIST_BYTES", 1)
         monkeypatch.setattr(search_column, "_BATCH", 8)
         monkeypatch.setattr(search_column, "_RAISED_ALONE", 0)
     _require_same(large.select(300, **options), large.picks)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from novelsum_dagster.diversity import g_vendi, gradient_features, vendi_score
+from novelsum_dagster.diversity import g_vendi, gradient_features, measures, vendi_score
 from novelsum_dagster.diversity.g_vendi import Projection
 from novelsum_dagster.diversity.measures import Samples, Yardstick, measure_sets
 from novelsum_dagster.errors import InputError
@@ -170,6 +171,23 @@ def test_it_is_measured_where_a_model_is_named(folder: Path, model: LanguageMode
         {"all": Samples(rows)}, Yardstick(rows, NovelSum(), settings, device="cpu"), reporter=QUIET
     )
     assert "g_vendi" not in without_texts.sets[0].values
+
+
+def test_a_text_of_several_sets_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32)
+    asked = Measures(inertia_clusters=2, partition_clusters=2, g_vendi=GVendi(model=str(folder), context=24))
+    read: list[str] = []
+
+    def noted(model: LanguageModel, texts: list[str], *others: Any, **named: Any) -> Any:
+        read.extend(texts)
+        return gradient_features(model, texts, *others, **named)
+
+    monkeypatch.setattr(measures, "gradient_features", noted)
+    yardstick = Yardstick(rows, NovelSum(), asked, device="cpu")
+    sets = {"all": Samples(rows, TEXTS[:12]), "turned": Samples(rows[::-1], TEXTS[11::-1])}
+    found = measure_sets(sets, yardstick, reporter=QUIET)
+    assert sorted(read) == sorted(TEXTS[:12])
+    assert found.sets[0].values["g_vendi"].value == pytest.approx(found.sets[1].values["g_vendi"].value)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from novelsum_dagster.diversity import density
 from novelsum_dagster.diversity.novelsum import rank_weights
 from novelsum_dagster.diversity.vectors import unit_rows
-from novelsum_dagster.selection import Picks, novelselect, search_cpu, standing
+from novelsum_dagster.selection import Picks, ladder, novelselect, search_cpu, standing
 from novelsum_dagster.selection.search import Candidates, Found, Search, VerificationError
 from novelsum_dagster.selection.search_cpu import CpuSearch
 from tests.plain import PlainPicks, PlainScores, plain_novelselect, plain_scores
@@ -261,8 +261,8 @@ def test_a_larger_pool_gives_the_plain_picks(
     large: Large, monkeypatch: pytest.MonkeyPatch, threads: int, lists: str, scan: str
 ) -> None:
     if lists == "evicted":
-        monkeypatch.setattr(search_cpu, "_LIST_BYTES", 1)
-        assert search_cpu.list_slots(3000, 400) < 100
+        monkeypatch.setattr(ladder, "_LIST_BYTES", 1)
+        assert ladder.list_slots(3000, 400) < 100
     if scan == "threads":
         monkeypatch.setattr(search_cpu, "_SCAN_ALONE", 0)
     assert_same(novelselect(large.rows, large.k, threads=threads, verify=5), large.plain)
