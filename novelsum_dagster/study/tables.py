@@ -199,18 +199,19 @@ def _facts(found: Studied, settings: Settings) -> dict[str, Any]:
         "samples": data.pool.samples,
         "held_out_of_each_source": study.held_out,
         "near_duplicates_dropped": data.snapshot.near_duplicates_dropped,
+        **{f"near_duplicates.{name}": value for name, value in settings.pool.near_duplicates.model_dump().items()},
         "sets": len(found.sets),
         "sizes": _listed(dict.fromkeys(study.sizes)),
         "set_seeds": _listed(dict.fromkeys(study.seeds)),
         "training_seeds": _listed(study.seeds_of_training),
-        "training_model": training.model or "from scratch, 1.3 million weights",
+        "training_model": _model(training.model) or "from scratch, 1.3 million weights",
         "training_revision": training.revision,
         "training_tokens": training.tokens,
         "training_context": training.context,
         "training_batch_size": training.batch_size,
         "training_learning_rate": training.learning_rate,
         "training_vocabulary": training.vocabulary,
-        "embedding_model": embedding.model,
+        "embedding_model": _model(embedding.model),
         "embedding_revision": data.vector_set.revision,
         "embedding_max_tokens": embedding.max_tokens,
         f"representation {OWN_REPRESENTATION}": f"text: {embedding.text}",
@@ -220,9 +221,19 @@ def _facts(found: Studied, settings: Settings) -> dict[str, Any]:
         facts[f"representation {one.name}"] = described
         facts[f"representation {one.name}, samples without such text"] = found.views[one.name].kept
     facts |= {f"novelsum.{name}": value for name, value in novelsum.model_dump().items()}
-    facts |= {f"measures.{name}": value for name, value in settings.measures.model_dump().items()}
+    measures = settings.measures.model_dump()
+    g_vendi = measures.pop("g_vendi")
+    facts |= {f"measures.{name}": value for name, value in measures.items()}
+    if g_vendi["model"]:
+        facts |= {f"measures.g_vendi.{name}": value for name, value in g_vendi.items()}
+        facts["measures.g_vendi.model"] = _model(g_vendi["model"])
     facts |= {"snapshot": data.snapshot.key, "vectors": data.vector_set.key}
     return facts | {f"version {name}": version(name) for name in _PACKAGES}
+
+
+def _model(name: str | None) -> str | None:
+    """Return a model's name for tables that are passed on: of a folder the last part, not the path on this machine."""
+    return Path(name).name if name and Path(name).expanduser().is_dir() else name
 
 
 def _listed(values: Sequence[Any] | Mapping[Any, None]) -> str:

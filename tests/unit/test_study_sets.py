@@ -23,6 +23,7 @@ from novelsum_dagster.progress import LogReporter
 from novelsum_dagster.selection.strategies import select
 from novelsum_dagster.settings import (
     Embedding,
+    GVendi,
     NovelSum,
     Pool,
     Representation,
@@ -370,7 +371,8 @@ def test_all_sets_are_measured_under_every_representation(made: Made, data: Stud
 
 
 def test_the_tables_have_all_that_was_found(made: Made, studied: Studied, tmp_path: Path) -> None:
-    tables = tables_of(studied, made.settings, "tiny")
+    measures = made.settings.measures.model_copy(update={"g_vendi": GVendi(model=str(made.root))})
+    tables = tables_of(studied, made.settings.model_copy(update={"measures": measures}), "tiny")
     write_tables(tables, tmp_path)
     found = read_tables([tmp_path])
     sets = len(recipes(STUDY))
@@ -385,6 +387,7 @@ def test_the_tables_have_all_that_was_found(made: Made, studied: Studied, tmp_pa
     assert (column["variant"], column["chosen_by"], column["density_side"]) == ("column", "own", "column")
     facts = {row["fact"]: row["value"] for row in found["studies"]}
     assert facts["unseen"] == "three" and facts["training_seeds"] == "1 2"
+    assert facts["measures.g_vendi.model"] == made.root.name
     assert str(made.root) not in json.dumps(found)
     value = studied.measures["prompt"]["random-8-s8"].values["novelsum"].value
     (row,) = (
