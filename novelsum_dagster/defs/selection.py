@@ -37,6 +37,7 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
         quality: str | None = settings.selection.quality
         seed: int = settings.selection.seed
         density_side: str = settings.selection.density_side
+        swap_rounds: int = settings.selection.swap_rounds
         density_power: float = settings.novelsum.density_power
         proximity_power: float = settings.novelsum.proximity_power
 
