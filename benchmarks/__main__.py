@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from novelsum_dagster.oneshot import embedded_files
-from novelsum_dagster.progress import LogReporter
+from novelsum_dagster.cli.oneshot import embedded_files
+from novelsum_dagster.common.progress import LogReporter
 from novelsum_dagster.settings import Embedding, Pool, Source
 
 LARGE = ["--rows", "396000"]

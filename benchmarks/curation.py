@@ -21,7 +21,7 @@ from typing import Any
 import duckdb
 import yaml
 
-from novelsum_dagster.processors import usable_processors
+from novelsum_dagster.common.processors import usable_processors
 
 NEAR_DUPLICATES_PICKED = """
 SELECT count(*) FROM run_outputs JOIN runs USING (run_id) JOIN picks USING (selection)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.pool import perturbed_pool
-from novelsum_dagster.processors import usable_processors
+from novelsum_dagster.common.processors import usable_processors
 
 # The package has a function of the same name.
 module = importlib.import_module("novelsum_dagster.diversity.density")

@@ -20,11 +20,11 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from novelsum_dagster.common.processors import usable_processors
 from novelsum_dagster.diversity import density
 from novelsum_dagster.diversity.novelsum import novelsum_with_density
 from novelsum_dagster.diversity.vectors import unit_rows
 from novelsum_dagster.engine.ray_engine import RayEngine
-from novelsum_dagster.processors import usable_processors
 from novelsum_dagster.selection import Picks, novelselect
 from novelsum_dagster.selection.partitioned import partitioned
 from novelsum_dagster.settings import Ray

@@ -24,11 +24,11 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.timing import timed
+from novelsum_dagster.common.processors import usable_processors
 from novelsum_dagster.diversity import density, density_torch
 from novelsum_dagster.embedding.encoder import SentenceTransformerEncoder
-from novelsum_dagster.processors import usable_processors
 from novelsum_dagster.selection import novelselect
-from novelsum_dagster.selection.search_torch import device_memory_needed
+from novelsum_dagster.selection.search.torch_device import device_memory_needed
 from novelsum_dagster.settings import PACKAGED_MODEL, Embedding
 
 _WORDS = 30_000

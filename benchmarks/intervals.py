@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from novelsum_dagster.cli.oneshot import embedded_files
+from novelsum_dagster.common.progress import LogReporter
 from novelsum_dagster.diversity.density import density
 from novelsum_dagster.diversity.lexical import Occurrences
 from novelsum_dagster.diversity.measures import MEASURES, Samples, SetMeasures, Yardstick
-from novelsum_dagster.oneshot import embedded_files
-from novelsum_dagster.progress import LogReporter
 from novelsum_dagster.settings import Embedding, Measures, NovelSum, Pool, Source
 
 

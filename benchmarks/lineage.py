@@ -28,10 +28,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import content_key, write_table
-from novelsum_dagster.lineage.difference import difference
-from novelsum_dagster.lineage.explain import explain
+from novelsum_dagster.audit.difference import difference
+from novelsum_dagster.audit.explain import explain
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import content_key, write_table
 from novelsum_dagster.lineage.models import build, failures, models
 from novelsum_dagster.lineage.query import all_rows
 from novelsum_dagster.lineage.runs import find_run

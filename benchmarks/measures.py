@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 
 from benchmarks.pool import perturbed_pool
 from benchmarks.timing import timed
+from novelsum_dagster.cli.oneshot import embedded_files
+from novelsum_dagster.common.processors import usable_processors
+from novelsum_dagster.common.progress import LogReporter
 from novelsum_dagster.diversity.density import density
 from novelsum_dagster.diversity.measures import MEASURES, Samples, Yardstick, measure_sets
 from novelsum_dagster.diversity.novelsum import Powers, novelsum, novelsum_grid
-from novelsum_dagster.oneshot import embedded_files
-from novelsum_dagster.processors import usable_processors
-from novelsum_dagster.progress import LogReporter
 from novelsum_dagster.settings import Embedding, Measures, NovelSum, Pool, Source
 
 _GRID: dict[str, Any] = {

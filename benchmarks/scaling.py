@@ -24,19 +24,19 @@ from numpy.typing import NDArray
 
 from benchmarks.pool import perturbed_pool
 from benchmarks.timing import timed
+from novelsum_dagster.cli.needs import Size, plan
+from novelsum_dagster.common.memory import readable_bytes
+from novelsum_dagster.common.processors import usable_processors
+from novelsum_dagster.common.progress import no_progress
 from novelsum_dagster.diversity import density, novelsum
 from novelsum_dagster.diversity.density import index_bytes
 from novelsum_dagster.diversity.novelsum import rank_weights
 from novelsum_dagster.diversity.vectors import unit_rows
 from novelsum_dagster.embedding.encoder import load_encoder, token_counter
-from novelsum_dagster.memory import readable_bytes
-from novelsum_dagster.plan import Size, plan
 from novelsum_dagster.pool.ingest import build_snapshot
-from novelsum_dagster.processors import usable_processors
-from novelsum_dagster.progress import no_progress
 from novelsum_dagster.selection import novelselect
 from novelsum_dagster.selection.novelselect import local_search
-from novelsum_dagster.selection.search import Candidates, Search
+from novelsum_dagster.selection.search.base import Candidates, Search
 from novelsum_dagster.settings import Embedding, Pool, Selection, Settings, Source
 
 SIZES = (10**6, 10**7, 10**9)

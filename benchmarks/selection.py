@@ -29,12 +29,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.pool import perturbed_pool
+from novelsum_dagster.common.processors import usable_processors
 from novelsum_dagster.diversity import density
 from novelsum_dagster.diversity.novelsum import rank_weights
 from novelsum_dagster.diversity.vectors import unit_rows
-from novelsum_dagster.processors import usable_processors
 from novelsum_dagster.selection import novelselect
-from novelsum_dagster.selection.exact import exact_scores
+from novelsum_dagster.selection.search.exact import exact_scores
 
 _SEED = 42
 _TIE = 2e-5

@@ -21,8 +21,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from benchmarks.pool import perturbed_pool
+from novelsum_dagster.common.processors import usable_processors
 from novelsum_dagster.diversity.vectors import unit_rows
-from novelsum_dagster.processors import usable_processors
 from novelsum_dagster.selection.strategies import select
 
 _QDIT_SAMPLES = 10_000

@@ -1,6 +1,6 @@
 """`python -m novelsum_dagster` is the command `novelsum`."""
 
-from novelsum_dagster.cli import main
+from novelsum_dagster.cli.main import main
 
 if __name__ == "__main__":
     main()

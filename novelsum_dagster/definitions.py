@@ -5,6 +5,7 @@ Belongs here: putting assets, checks, resources and what starts runs together. D
 
 import dagster as dg
 
+from novelsum_dagster.common.progress import Reporter
 from novelsum_dagster.defs.automation import carry_sensor, landing_sensor, recurate_schedule
 from novelsum_dagster.defs.card import data_card
 from novelsum_dagster.defs.changes import changes
@@ -20,7 +21,6 @@ from novelsum_dagster.defs.pool import raw_pool
 from novelsum_dagster.defs.reports import report_asset
 from novelsum_dagster.defs.selection import selection_asset
 from novelsum_dagster.defs.study import GROUP, study_assets
-from novelsum_dagster.progress import Reporter
 from novelsum_dagster.settings import Settings, load_settings, settings_path
 from novelsum_dagster.workspace import Workspace
 

@@ -5,8 +5,8 @@ Belongs here: dagster-ray's executor. Does not: the definitions (`definitions`),
 
 from typing import TYPE_CHECKING
 
+from novelsum_dagster.common.extras import require_extra
 from novelsum_dagster.definitions import build_defs, settings_in_force
-from novelsum_dagster.extras import require_extra
 from novelsum_dagster.settings import SETTINGS_VARIABLE
 
 if TYPE_CHECKING:

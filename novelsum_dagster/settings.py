@@ -28,7 +28,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from novelsum_dagster.errors import InputError
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.pool.forms import Form, Part
 from novelsum_dagster.pool.samples import Role
 from novelsum_dagster.pool.texts import TextChoice, TextPart, TextRule

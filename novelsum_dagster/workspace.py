@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from novelsum_dagster.artifacts.outputs import exchange_runs
+from novelsum_dagster.common.progress import LogReporter, Reporter
 from novelsum_dagster.lineage.openlineage import Events
 from novelsum_dagster.lineage.store import LineageStore
-from novelsum_dagster.progress import LogReporter, Reporter
+from novelsum_dagster.remote.lock import hold_storage
+from novelsum_dagster.remote.mirror import Mirror, mirror_of
 from novelsum_dagster.settings import Settings
-from novelsum_dagster.storage.lock import hold_storage
-from novelsum_dagster.storage.mirror import Mirror, mirror_of
-from novelsum_dagster.storage.outputs import exchange_runs
 
 
 @dataclass(frozen=True)

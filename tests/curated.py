@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from novelsum_dagster.artifacts.provenance import Provenance, record, record_path
+from novelsum_dagster.common.files import file_hash
+from novelsum_dagster.common.progress import LogReporter
 from novelsum_dagster.diversity.tables import build_density, build_novelty
 from novelsum_dagster.embedding.encoder import token_counter
 from novelsum_dagster.embedding.store import embed, load_vectors
-from novelsum_dagster.files import file_hash
-from novelsum_dagster.lineage.provenance import Provenance, record, record_path
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import Handle
-from novelsum_dagster.progress import LogReporter
 from novelsum_dagster.report.novelsum_report import REPORT_COLUMNS, build_report
 from novelsum_dagster.selection.chosen import select_subset, with_config
 from novelsum_dagster.selection.covering import covering

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from novelsum_dagster.errors import InputError
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.inspection import inspected
 from novelsum_dagster.settings import NearDuplicates, Pool, Source

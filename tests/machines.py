@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from novelsum_dagster.cli import main
+from novelsum_dagster.cli.main import main
 
 _NOT_PASSED_ON = ("DAGSTER_HOME", "NOVELSUM_SETTINGS")
 

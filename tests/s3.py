@@ -22,9 +22,9 @@ from uuid import uuid4
 
 import pytest
 
+from novelsum_dagster.remote.faults import Patience
+from novelsum_dagster.remote.s3 import Remote
 from novelsum_dagster.settings import S3, S3Place
-from novelsum_dagster.storage.faults import Patience
-from novelsum_dagster.storage.s3 import Remote
 
 BUCKET = "curations"
 USER, PASSWORD = "tester", "planted-secret-7f3b"

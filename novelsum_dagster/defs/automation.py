@@ -11,13 +11,15 @@ from typing import Any
 
 import dagster as dg
 
+from novelsum_dagster.artifacts.outputs import handle_name
+from novelsum_dagster.artifacts.provenance import STEPS, code_version, read_record, settings_of
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import read_json
+from novelsum_dagster.common.progress import counted
 from novelsum_dagster.defs.dead_runs import unfinished_run
 from novelsum_dagster.defs.handles import read_handle
 from novelsum_dagster.embedding.vector_files import read_vectors
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import read_json
 from novelsum_dagster.lineage.models import models
-from novelsum_dagster.lineage.provenance import STEPS, code_version, read_record, settings_of
 from novelsum_dagster.pool.landing import (
     Changes,
     Cursor,
@@ -30,9 +32,7 @@ from novelsum_dagster.pool.landing import (
     start_cursor,
 )
 from novelsum_dagster.pool.snapshot import PoolSnapshot
-from novelsum_dagster.progress import counted
 from novelsum_dagster.settings import Settings
-from novelsum_dagster.storage.outputs import handle_name
 from novelsum_dagster.workspace import Workspace
 
 BATCH_TAG = "novelsum/batch"

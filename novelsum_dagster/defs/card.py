@@ -2,11 +2,11 @@
 
 import dagster as dg
 
+from novelsum_dagster.artifacts.provenance import code_version, read_record
 from novelsum_dagster.defs.automation import CARRY
 from novelsum_dagster.defs.steps import OWNERS, recorded
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.embedding.store import StoredVectors, VectorSet
-from novelsum_dagster.lineage.provenance import code_version, read_record
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.quality.suites import Subject
 from novelsum_dagster.quality.validate import verdicts_of

@@ -4,15 +4,15 @@ from typing import Any
 
 import dagster as dg
 
+from novelsum_dagster.artifacts.provenance import code_version
+from novelsum_dagster.audit.changes import build_changes
+from novelsum_dagster.audit.changes_words import in_markdown, summary
+from novelsum_dagster.audit.comparison import Changes, Comparison
+from novelsum_dagster.audit.notify import notify
 from novelsum_dagster.defs.automation import CARRY
 from novelsum_dagster.defs.lineage import LineageRecord
 from novelsum_dagster.defs.marts import GROUP
 from novelsum_dagster.defs.steps import OWNERS, recorded
-from novelsum_dagster.lineage.changes import build_changes
-from novelsum_dagster.lineage.changes_words import in_markdown, summary
-from novelsum_dagster.lineage.comparison import Changes, Comparison
-from novelsum_dagster.lineage.notify import notify
-from novelsum_dagster.lineage.provenance import code_version
 from novelsum_dagster.report.novelsum_report import SELECTED
 from novelsum_dagster.workspace import Workspace
 

@@ -4,16 +4,16 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from novelsum_dagster.artifacts.outputs import publish
+from novelsum_dagster.audit.comparison import Changes
 from novelsum_dagster.defs.handles import current_handle
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
-from novelsum_dagster.lineage.comparison import Changes
 from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
 from novelsum_dagster.quality.suites import Subject, suites_of
 from novelsum_dagster.quality.validate import Verdict, check, describe, verdicts_name
 from novelsum_dagster.report.novelsum_report import NovelSumReport
 from novelsum_dagster.selection.subset import Subset
-from novelsum_dagster.storage.outputs import publish
 from novelsum_dagster.workspace import Workspace
 
 _OUTPUTS: dict[str, type[Handle]] = {

@@ -4,6 +4,7 @@ import dagster as dg
 import numpy as np
 from numpy.typing import NDArray
 
+from novelsum_dagster.artifacts.provenance import code_version
 from novelsum_dagster.defs.automation import CARRY
 from novelsum_dagster.defs.gpu import NO_GPU, gpu_op
 from novelsum_dagster.defs.handles import reusable_handle
@@ -12,7 +13,6 @@ from novelsum_dagster.diversity.distinct import distinct_pool as find_distinct
 from novelsum_dagster.diversity.distinct import similarities
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
 from novelsum_dagster.engine.engine import engine_of
-from novelsum_dagster.lineage.provenance import code_version
 from novelsum_dagster.pool.snapshot import SAMPLES, PoolSnapshot
 from novelsum_dagster.report.charts import png, similarity_histogram
 from novelsum_dagster.selection.chosen import require_possible

@@ -5,6 +5,8 @@ from functools import partial
 import dagster as dg
 import pyarrow as pa
 
+from novelsum_dagster.artifacts.outputs import publish
+from novelsum_dagster.artifacts.provenance import code_version
 from novelsum_dagster.defs.automation import CARRY
 from novelsum_dagster.defs.gpu import gpu_op
 from novelsum_dagster.defs.steps import OWNERS, RETRY, column_schema, recorded
@@ -12,10 +14,8 @@ from novelsum_dagster.embedding.own_vectors import PoolAt
 from novelsum_dagster.embedding.store import VectorSet
 from novelsum_dagster.embedding.vectors_of_pool import Work, vectors_of_pool
 from novelsum_dagster.engine.engine import engine_of
-from novelsum_dagster.lineage.provenance import code_version
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.settings import Settings
-from novelsum_dagster.storage.outputs import publish
 from novelsum_dagster.workspace import Workspace
 
 

@@ -8,12 +8,12 @@ from typing import TypeVar, get_args, get_origin
 
 import dagster as dg
 
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import write_bytes
-from novelsum_dagster.lineage.provenance import code_version, damaged_files, read_record
+from novelsum_dagster.artifacts.outputs import fetch_handle, fetch_output, handle_name, publish
+from novelsum_dagster.artifacts.provenance import code_version, damaged_files, read_record
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import write_bytes
 from novelsum_dagster.pool.snapshot import Handle
-from novelsum_dagster.storage.mirror import Mirror
-from novelsum_dagster.storage.outputs import fetch_handle, fetch_output, handle_name, publish
+from novelsum_dagster.remote.mirror import Mirror
 from novelsum_dagster.workspace import Workspace
 
 AnyHandle = TypeVar("AnyHandle", bound=Handle)

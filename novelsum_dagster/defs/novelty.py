@@ -3,6 +3,7 @@
 import dagster as dg
 import numpy as np
 
+from novelsum_dagster.artifacts.provenance import code_version
 from novelsum_dagster.defs.automation import CARRY
 from novelsum_dagster.defs.gpu import gpu_op
 from novelsum_dagster.defs.handles import reusable_handle
@@ -10,7 +11,6 @@ from novelsum_dagster.defs.steps import OWNERS, column_schema, picture, recorded
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable, build_density, build_novelty
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
 from novelsum_dagster.engine.engine import engine_of
-from novelsum_dagster.lineage.provenance import code_version
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.report.charts import novelty_histogram, png
 from novelsum_dagster.settings import Settings

@@ -2,9 +2,9 @@
 
 import dagster as dg
 
+from novelsum_dagster.artifacts.provenance import code_version
 from novelsum_dagster.defs.steps import OWNERS, column_schema, recorded
 from novelsum_dagster.embedding.encoder import token_counter
-from novelsum_dagster.lineage.provenance import code_version
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import SAMPLES, PoolSnapshot
 from novelsum_dagster.selection.chosen import require_possible

@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from novelsum_dagster.artifacts.provenance import code_version
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.defs.automation import CARRY
 from novelsum_dagster.defs.gpu import gpu_op
 from novelsum_dagster.defs.steps import OWNERS, Step, picture, recorded
 from novelsum_dagster.diversity.distinct import similarities
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.lineage.provenance import code_version
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.report.explanation import Explanation
 from novelsum_dagster.report.novelsum_report import REPORT_COLUMNS, NovelSumReport, build_report

@@ -5,6 +5,8 @@ from dataclasses import replace
 import dagster as dg
 import pyarrow as pa
 
+from novelsum_dagster.artifacts.outputs import fetch_output
+from novelsum_dagster.artifacts.provenance import code_version
 from novelsum_dagster.defs.automation import CARRY
 from novelsum_dagster.defs.gpu import gpu_op
 from novelsum_dagster.defs.handles import newest_handle
@@ -12,7 +14,6 @@ from novelsum_dagster.defs.steps import OWNERS, column_schema, picture, recorded
 from novelsum_dagster.diversity.tables import DensityTable
 from novelsum_dagster.embedding.store import StoredVectors, VectorSet, pool_vectors
 from novelsum_dagster.engine.engine import engine_of
-from novelsum_dagster.lineage.provenance import code_version
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.quality.suites import Subject
 from novelsum_dagster.quality.validate import require_passed
@@ -23,7 +24,6 @@ from novelsum_dagster.selection.extension import Earlier, earlier_subset, subset
 from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.subset import PICK_COLUMNS, Subset, rows_of
 from novelsum_dagster.settings import Settings
-from novelsum_dagster.storage.outputs import fetch_output
 from novelsum_dagster.workspace import Workspace
 
 

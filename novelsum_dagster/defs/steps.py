@@ -12,14 +12,14 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from novelsum_dagster.errors import InputError, disk_full, is_disk_full
+from novelsum_dagster.artifacts.outputs import fetch_output, publish, publish_output
+from novelsum_dagster.artifacts.provenance import Provenance, record, record_path, require_matching
+from novelsum_dagster.common.errors import InputError, disk_full, is_disk_full
+from novelsum_dagster.common.liveness import hold
+from novelsum_dagster.common.progress import Reporter
 from novelsum_dagster.lineage.openlineage import Dataset
-from novelsum_dagster.lineage.provenance import Provenance, record, record_path, require_matching
 from novelsum_dagster.lineage.store import run_file
-from novelsum_dagster.liveness import hold
 from novelsum_dagster.pool.snapshot import Handle
-from novelsum_dagster.progress import Reporter
-from novelsum_dagster.storage.outputs import fetch_output, publish, publish_output
 from novelsum_dagster.workspace import Workspace
 
 INTERRUPTED = "interrupted"

@@ -2,10 +2,10 @@
 
 import dagster as dg
 
+from novelsum_dagster.artifacts.provenance import code_version
 from novelsum_dagster.defs.gpu import gpu_op
 from novelsum_dagster.defs.steps import OWNERS, picture, recorded
 from novelsum_dagster.embedding.store import VectorSet
-from novelsum_dagster.lineage.provenance import code_version
 from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
 from novelsum_dagster.settings import Settings
 from novelsum_dagster.study.correlate import StudyCorrelation, keep_outcome

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from novelsum_dagster.devices import DeviceMemory, cuda_or_cpu, torch_device
+from novelsum_dagster.common.devices import DeviceMemory, cuda_or_cpu, torch_device
+from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.diversity.measured import Measured
 from novelsum_dagster.diversity.vectors import as_rows, half_squares, unit_rows
-from novelsum_dagster.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     import torch

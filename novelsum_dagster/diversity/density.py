@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from novelsum_dagster.devices import cuda_or_cpu
+from novelsum_dagster.common.devices import cuda_or_cpu
+from novelsum_dagster.common.memory import available_memory, require_memory
+from novelsum_dagster.common.processors import usable_processors
+from novelsum_dagster.common.progress import Progress, no_progress
+from novelsum_dagster.common.spread import Spread, in_turn
 from novelsum_dagster.diversity.vectors import distinct_rows, find_rows, searchable_rows
-from novelsum_dagster.memory import available_memory, require_memory
-from novelsum_dagster.processors import usable_processors
-from novelsum_dagster.progress import Progress, no_progress
-from novelsum_dagster.spread import Spread, in_turn
 
 if TYPE_CHECKING:
     from novelsum_dagster.diversity.density_torch import PointsOnDevice

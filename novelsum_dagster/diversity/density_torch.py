@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from novelsum_dagster.devices import DeviceMemory, torch_device
+from novelsum_dagster.common.devices import DeviceMemory, torch_device
 
 _TILE_VALUES = 2**27
 """Products of rows and points held at a time: 512 MiB of float32."""

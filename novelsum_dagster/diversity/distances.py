@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from novelsum_dagster.devices import DeviceMemory, cuda_or_cpu, torch_device
+from novelsum_dagster.common.devices import DeviceMemory, cuda_or_cpu, torch_device
+from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.diversity.density import ExactSearch
 from novelsum_dagster.diversity.measured import Measured
 from novelsum_dagster.diversity.vectors import as_rows, distinct_rows, unit_rows
-from novelsum_dagster.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     import torch

@@ -22,13 +22,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from novelsum_dagster.common.files import content_key, place_folder, temporary_folder, write_table
+from novelsum_dagster.common.progress import Progress, no_progress
+from novelsum_dagster.common.spread import Spread, in_turn
 from novelsum_dagster.diversity.similar import Neighbours, Similar, similar_samples
-from novelsum_dagster.files import content_key, place_folder, temporary_folder, write_table
 from novelsum_dagster.pool.keeping import keeping_order
 from novelsum_dagster.pool.snapshot import ALL_NEAR_DUPLICATES, BY_TEXT, BY_VECTORS, PoolSnapshot
-from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.settings import NearDuplicates
-from novelsum_dagster.spread import Spread, in_turn
 
 _SHARED = ("samples", "origins", "rejects")
 """Tables of the pool that was read."""

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.diversity.vectors import unit_rows
-from novelsum_dagster.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     import torch

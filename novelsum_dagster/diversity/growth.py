@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from novelsum_dagster.common.progress import Progress, no_progress
+from novelsum_dagster.common.spread import Spread, in_turn
 from novelsum_dagster.diversity.density import Density, ExactSearch, Found, require_search_memory
 from novelsum_dagster.diversity.vectors import searchable_rows
-from novelsum_dagster.progress import Progress, no_progress
-from novelsum_dagster.spread import Spread, in_turn
 
 _TILE = 4096
 _MOST_ANEW = 0.5

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from novelsum_dagster.devices import cuda_or_cpu
+from novelsum_dagster.common.devices import cuda_or_cpu
+from novelsum_dagster.common.progress import Reporter
 from novelsum_dagster.diversity.clusters import Partition, cluster_inertia, partition_entropy
 from novelsum_dagster.diversity.dcscore import dcscore
 from novelsum_dagster.diversity.distances import distsum_l2, facility_location, knn_distance
@@ -19,7 +20,6 @@ from novelsum_dagster.diversity.g_vendi import gradient_features
 from novelsum_dagster.diversity.lexical import VOCD_WORDS, Occurrences
 from novelsum_dagster.diversity.moments import Moments, distsum_cosine, log_determinant, radius, vendi_score
 from novelsum_dagster.diversity.novelsum import NovelSumResult, Powers, density_factors, novelsum_with_densities
-from novelsum_dagster.progress import Reporter
 from novelsum_dagster.settings import Measures, NovelSum, Training
 
 if TYPE_CHECKING:

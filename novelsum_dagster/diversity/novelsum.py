@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
-from novelsum_dagster.devices import DeviceMemory, cuda_or_cpu, torch_device
+from novelsum_dagster.common.devices import DeviceMemory, cuda_or_cpu, torch_device
+from novelsum_dagster.common.memory import require_memory
+from novelsum_dagster.common.processors import usable_processors
+from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.diversity.density import DensityIndex, NeighborPolicy, densities
 from novelsum_dagster.diversity.measured import mean_interval
 from novelsum_dagster.diversity.vectors import as_rows, distinct_rows, half_squares, unit_rows
-from novelsum_dagster.memory import require_memory
-from novelsum_dagster.processors import usable_processors
-from novelsum_dagster.progress import Progress, no_progress
 
 SelfDistance = Literal["included", "excluded"]
 DensitySide = Literal["row", "column"]

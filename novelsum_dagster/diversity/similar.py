@@ -25,12 +25,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from novelsum_dagster.devices import cuda_or_cpu
+from novelsum_dagster.common.devices import cuda_or_cpu
+from novelsum_dagster.common.memory import require_memory
+from novelsum_dagster.common.progress import Progress, no_progress
+from novelsum_dagster.common.spread import Spread, in_turn
 from novelsum_dagster.diversity.growth import HASH_BYTES, vector_hashes
 from novelsum_dagster.diversity.vectors import as_rows, cosine_distances, distinct_rows, half_squares, unit_rows
-from novelsum_dagster.memory import require_memory
-from novelsum_dagster.progress import Progress, no_progress
-from novelsum_dagster.spread import Spread, in_turn
 
 if TYPE_CHECKING:
     from novelsum_dagster.diversity.similar_torch import UnitsOnDevice

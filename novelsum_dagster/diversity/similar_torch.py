@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from novelsum_dagster.devices import DeviceMemory, torch_device
+from novelsum_dagster.common.devices import DeviceMemory, torch_device
 from novelsum_dagster.diversity.similar import COLUMNS, ROWS, Between, Nearest
 from novelsum_dagster.diversity.vectors import half_squares
 

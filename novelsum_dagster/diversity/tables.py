@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from novelsum_dagster.common.files import KEY_LENGTH, content_key, write_table
+from novelsum_dagster.common.progress import Progress, no_progress
+from novelsum_dagster.common.spread import Spread, in_turn
 from novelsum_dagster.diversity.density import Density, density, density_factor, searches_lists
 from novelsum_dagster.diversity.growth import Nearest, nearest_in_pool
 from novelsum_dagster.diversity.novelsum import Aggregate, DensitySide, Powers, SelfDistance, novelsum_with_densities
-from novelsum_dagster.files import KEY_LENGTH, content_key, write_table
 from novelsum_dagster.pool.snapshot import Handle
-from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.settings import NovelSum
-from novelsum_dagster.spread import Spread, in_turn
 
 _NEAREST = "nearest.parquet"
 

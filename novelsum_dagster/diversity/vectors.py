@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from novelsum_dagster.processors import usable_processors
+from novelsum_dagster.common.processors import usable_processors
 
 _TILE = 4096
 _GRID = 2.0**25

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from novelsum_dagster.devices import accelerator_or_cpu, is_out_of_memory
+from novelsum_dagster.common.devices import accelerator_or_cpu, is_out_of_memory
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.embedding.model_files import files_hash, model_folder
 from novelsum_dagster.embedding.windows import mean_of_windows, require_windows, windows_of
-from novelsum_dagster.errors import InputError
 from novelsum_dagster.settings import PACKAGED_MODEL, Embedding
 
 if TYPE_CHECKING:

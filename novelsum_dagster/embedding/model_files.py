@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import is_name, known_hash
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import is_name, known_hash
 
 _LOADED = (".safetensors", ".json", ".txt", ".model", ".codes")
 """Endings of weights, configurations and tokenizers; of a hub model nothing else is fetched."""

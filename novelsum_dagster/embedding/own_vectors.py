@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.embedding.encoder import Model
 from novelsum_dagster.embedding.store import VectorStore
 from novelsum_dagster.embedding.vector_files import VectorFile, read_vectors
-from novelsum_dagster.errors import InputError
 from novelsum_dagster.pool.fields import COLUMNS, field_of
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.settings import Embedding

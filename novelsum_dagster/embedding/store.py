@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import KEY_LENGTH, read_json, write_json, write_table
+from novelsum_dagster.common.memory import require_memory
+from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.embedding.encoder import EncoderOf, Model, identify, load_encoder
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import KEY_LENGTH, read_json, write_json, write_table
-from novelsum_dagster.memory import require_memory
 from novelsum_dagster.pool.snapshot import Handle, Key, PoolSnapshot
-from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.settings import Embedding
 
 _BYTES_PER_ID = 400

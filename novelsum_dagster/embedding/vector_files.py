@@ -30,9 +30,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import known_hash, replacing, write_table
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import known_hash, replacing, write_table
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 
 _FORMATS = (

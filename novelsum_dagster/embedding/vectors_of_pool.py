@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.embedding.cut import Cut, cut_of
 from novelsum_dagster.embedding.encoder import Model, identify, load_encoder, special_tokens
 from novelsum_dagster.embedding.own_vectors import OwnVectors, PoolAt, own_vectors
 from novelsum_dagster.embedding.store import VectorSet, VectorStore, embed, load_vectors, vectors_key
 from novelsum_dagster.embedding.whitening import NoDirection, Whitening
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.settings import Embedding
 
 if TYPE_CHECKING:

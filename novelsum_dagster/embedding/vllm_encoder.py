@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.embedding.encoder import model_location
 from novelsum_dagster.embedding.windows import mean_of_windows, normalises
-from novelsum_dagster.errors import InputError
 from novelsum_dagster.settings import Embedding
 
 _AT_ONCE = 1024

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import replacing
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import replacing
 
 _TILE = 4096
 _ROUNDING = float(np.finfo(np.float32).eps)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from novelsum_dagster.errors import InputError
+from novelsum_dagster.common.errors import InputError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

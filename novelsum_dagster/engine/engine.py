@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from novelsum_dagster.devices import accelerator_or_cpu
+from novelsum_dagster.common.devices import accelerator_or_cpu
+from novelsum_dagster.common.spread import in_turn
 from novelsum_dagster.embedding.encoder import Encoder, load_encoder
 from novelsum_dagster.selection.novelselect import local_search
-from novelsum_dagster.selection.search import Candidates, Search
+from novelsum_dagster.selection.search.base import Candidates, Search
 from novelsum_dagster.settings import Embedding, Settings
-from novelsum_dagster.spread import in_turn
 
 
 class Engine(Protocol):

@@ -18,8 +18,8 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.processors import usable_processors
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.processors import usable_processors
 from novelsum_dagster.settings import Ray
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.embedding.encoder import Encoder, load_encoder
 from novelsum_dagster.engine.ray_cluster import Cluster
 from novelsum_dagster.engine.ray_spread import TRIES, lost_again, spread
-from novelsum_dagster.errors import InputError
 from novelsum_dagster.settings import Embedding
 
 _BLOCK_BATCHES = 16

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.extras import require_extra
 from novelsum_dagster.embedding.encoder import Encoder
 from novelsum_dagster.engine.ray_cluster import Cluster
 from novelsum_dagster.engine.ray_embedding import RayEncoder
 from novelsum_dagster.engine.ray_selection import RaySearch
 from novelsum_dagster.engine.ray_spread import spread
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.extras import require_extra
-from novelsum_dagster.selection.search import Candidates, Search
+from novelsum_dagster.selection.search.base import Candidates, Search
 from novelsum_dagster.settings import Embedding, Ray
 
 

@@ -1,7 +1,7 @@
 """Exact NovelSelect over shards: every worker searches a part of the candidates.
 
 Belongs here: one broadcast of the last picks and one gather of the best two for each pick, lost workers. Does not: the
-search within a part (`search_cpu`, `search_torch`), which is the same as without Ray.
+search within a part (`search.cpu`, `search.torch_device`), which is the same as without Ray.
 
 A part's best two are the exact best two of its rows, whatever the other parts are, for a score depends on the row and
 the picks alone. So the best two of all parts are those of the pool, score for score.
@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.engine.ray_cluster import Cluster, WorkerLost
-from novelsum_dagster.errors import InputError
 from novelsum_dagster.selection.novelselect import local_search
 from novelsum_dagster.selection.picks import Remaining
-from novelsum_dagster.selection.search import Candidates, Found, Round, Search
+from novelsum_dagster.selection.search.base import Candidates, Found, Round, Search
 
 _LOSSES = 5
 """Workers that one part may lose one after the other without an answer."""

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.engine.ray_cluster import Cluster, WorkerLost
-from novelsum_dagster.errors import InputError
 
 _AHEAD = 2
 """Parts that a worker has at a time: the next one is there when it is done with one."""

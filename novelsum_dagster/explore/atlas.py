@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from novelsum_dagster.common.files import write_table
 from novelsum_dagster.diversity.density import ExactSearch, Found
 from novelsum_dagster.diversity.vectors import searchable_rows, unit_rows
 from novelsum_dagster.embedding.store import load_vectors
 from novelsum_dagster.explore.pool_map import load_map
-from novelsum_dagster.files import write_table
 from novelsum_dagster.lineage.query import Connection
 from novelsum_dagster.lineage.runs import Run
 

@@ -19,12 +19,12 @@ import duckdb  # noqa: TID253 - This module is only loaded by streamlit.
 import pyarrow as pa
 import streamlit as st  # noqa: TID253 - As above.
 
+from novelsum_dagster.audit.difference import Difference, difference
+from novelsum_dagster.audit.explain import Explanation, explain
 from novelsum_dagster.explore import RUN_VARIABLE
 from novelsum_dagster.explore.audit_tables import TABLES, as_csv, finished_runs, read_table
 from novelsum_dagster.explore.map_figure import Colour, drift_figure, map_figure, shares_figure
 from novelsum_dagster.explore.pool_map import DRAWN, HITS, PoolMap, fitting, load_map, search, thinned
-from novelsum_dagster.lineage.difference import Difference, difference
-from novelsum_dagster.lineage.explain import Explanation, explain
 from novelsum_dagster.lineage.runs import Run, find_run
 from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.settings import load_settings, settings_path

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from novelsum_dagster.errors import InputError
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.lineage.query import Connection, all_rows
 from novelsum_dagster.lineage.runs import Run
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-from novelsum_dagster.errors import InputError
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.lineage.query import Connection
 from novelsum_dagster.lineage.store import LineageStore
 

@@ -19,9 +19,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import read_json, replacing, write_json, write_table
-from novelsum_dagster.lineage.provenance import git_revision
+from novelsum_dagster.artifacts.provenance import git_revision
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import read_json, replacing, write_json, write_table
 from novelsum_dagster.lineage.query import all_rows
 from novelsum_dagster.lineage.runs import REMOVED
 

@@ -1,6 +1,6 @@
 """Sources in S3 buckets: which objects a pattern names, and a local copy of each to read.
 
-Belongs here: patterns over objects, the copies. Does not: transfers (`storage.s3`), local files (`readers`).
+Belongs here: patterns over objects, the copies. Does not: transfers (`remote.s3`), local files (`readers`).
 
 Keys and server are those of `storage` on S3: the settings' section `s3` and the environment.
 """
@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import content_key
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import content_key
 from novelsum_dagster.pool.readers import SUCCESS_MARKER, file_format
+from novelsum_dagster.remote.s3 import Remote, RemoteFile
 from novelsum_dagster.settings import S3, S3Place
-from novelsum_dagster.storage.s3 import Remote, RemoteFile
 
 SCHEME = "s3://"
 _PARTS = re.compile(r"\*\*/|\*|\?|\[[^\]]+\]")

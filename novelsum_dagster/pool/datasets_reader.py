@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from novelsum_dagster.errors import InputError
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.pool.table_reader import ROWS_PER_BATCH
 
 _NO_CONFIG = "Config name is missing"

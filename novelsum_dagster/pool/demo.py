@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from novelsum_dagster.files import write_bytes, write_table
+from novelsum_dagster.common.files import write_bytes, write_table
 
 SAMPLES_PER_SOURCE = 400
 _LEAST_CHARACTERS = 120

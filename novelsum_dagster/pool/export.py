@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import write_bytes, write_table
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import write_bytes, write_table
 from novelsum_dagster.pool.readers import arrow_row, arrow_table, json_record
 from novelsum_dagster.pool.snapshot import PoolSnapshot, SourceFile
 

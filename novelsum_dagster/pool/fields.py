@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from novelsum_dagster.errors import InputError
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.pool.readers import json_record
 from novelsum_dagster.pool.records import parsed
 from novelsum_dagster.pool.snapshot import SAMPLES, PoolSnapshot

@@ -16,8 +16,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import KEY_LENGTH, file_hash, place_folder, temporary_folder
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import KEY_LENGTH, file_hash, place_folder, temporary_folder
+from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.pool import snapshot as tables
 from novelsum_dagster.pool.buckets import BucketFile, bucket_files, fetched, forget_other_copies, is_in_bucket
 from novelsum_dagster.pool.duplicates import near_duplicates
@@ -48,7 +49,6 @@ from novelsum_dagster.pool.rejects import write_rejects
 from novelsum_dagster.pool.samples import Reject
 from novelsum_dagster.pool.snapshot import FoldedColumn, PoolSnapshot, SourceFile
 from novelsum_dagster.pool.texts import WHOLE, TextRule
-from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.settings import S3, NearDuplicates, Pool, Source
 
 _AWS = S3()

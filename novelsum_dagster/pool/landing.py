@@ -15,12 +15,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import content_key, file_hash, read_json, write_json
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import content_key, file_hash, read_json, write_json
+from novelsum_dagster.common.progress import counted
 from novelsum_dagster.pool.buckets import BucketFile, bucket_files, is_in_bucket
 from novelsum_dagster.pool.datasets_reader import is_saved_dataset
 from novelsum_dagster.pool.readers import find_files, shown_name, unfinished_folders
-from novelsum_dagster.progress import counted
 from novelsum_dagster.settings import S3, Source
 
 GONE = ""

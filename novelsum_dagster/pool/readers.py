@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from novelsum_dagster.errors import InputError
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.pool.datasets_reader import dataset_batches, first_outside, is_saved_dataset
 from novelsum_dagster.pool.json_reader import read_json
 from novelsum_dagster.pool.records import MAX_RECORD_BYTES, Record, end_record

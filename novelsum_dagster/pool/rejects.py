@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import write_bytes, write_table
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import write_bytes, write_table
 from novelsum_dagster.pool.readers import json_record
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
-from novelsum_dagster.files import is_name
+from novelsum_dagster.common.files import is_name
 
 _PLACE = [("source", pa.string()), ("file", pa.string()), ("position", pa.int64()), ("line", pa.int64())]
 SAMPLES = pa.schema(

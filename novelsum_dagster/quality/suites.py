@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike
 
+from novelsum_dagster.audit.comparison import Changes, Comparison
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.diversity.vectors import distinct_rows
 from novelsum_dagster.embedding.store import VectorSet
-from novelsum_dagster.lineage.comparison import Changes, Comparison
 from novelsum_dagster.pool.snapshot import BY_VECTORS, SAMPLES, PoolSnapshot
 from novelsum_dagster.report.novelsum_report import SELECTED, NovelSumReport
 from novelsum_dagster.selection.subset import Subset

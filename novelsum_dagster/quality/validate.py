@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import write_bytes
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import write_bytes
 from novelsum_dagster.quality.suites import Subject, Suite, suites_of
 
 if TYPE_CHECKING:

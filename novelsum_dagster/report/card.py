@@ -21,11 +21,18 @@ from typing import Any
 import numpy as np
 import yaml
 
+from novelsum_dagster.artifacts.provenance import Provenance
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import (
+    content_key,
+    file_hash,
+    place_folder,
+    temporary_folder,
+    write_bytes,
+    write_json,
+)
 from novelsum_dagster.diversity.measures import MEASURES
 from novelsum_dagster.embedding.store import VectorSet
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import content_key, file_hash, place_folder, temporary_folder, write_bytes, write_json
-from novelsum_dagster.lineage.provenance import Provenance
 from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
 from novelsum_dagster.quality.validate import Verdict, describe
 from novelsum_dagster.report.novelsum_report import RANDOM, SELECTED, NovelSumReport, SetMeasure

@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from novelsum_dagster.common.files import write_csv_and_table, write_json
 from novelsum_dagster.diversity.measures import Comparison, SetMeasures
-from novelsum_dagster.files import write_csv_and_table, write_json
 
 
 def comparison_json(comparison: Comparison, settings: dict[str, Any], content: Mapping[str, str]) -> dict[str, Any]:

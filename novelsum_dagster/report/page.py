@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from novelsum_dagster.files import write_bytes, write_csv_and_table
+from novelsum_dagster.common.files import write_bytes, write_csv_and_table
 from novelsum_dagster.report import charts, tables
 from novelsum_dagster.report.explanation import RANDOM, SELECTED, Explanation
 

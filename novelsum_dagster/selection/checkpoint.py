@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from novelsum_dagster.files import content_key, write_table
+from novelsum_dagster.common.files import content_key, write_table
 
 _KEY = b"selection"
 

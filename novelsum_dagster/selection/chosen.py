@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import ValidationError
 
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import content_key
+from novelsum_dagster.common.progress import Progress, no_progress
+from novelsum_dagster.common.spread import Spread, in_turn
 from novelsum_dagster.diversity.tables import DensityTable
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import content_key
 from novelsum_dagster.pool.fields import field_values, positive_numbers
 from novelsum_dagster.pool.snapshot import PoolSnapshot
-from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.selection.extension import EXTENDS, Earlier
 from novelsum_dagster.selection.inputs import check_k
 from novelsum_dagster.selection.limits import Quota, limits_of
@@ -28,7 +29,6 @@ from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.strategies import select
 from novelsum_dagster.selection.subset import Subset, describe, write_subset
 from novelsum_dagster.settings import Selection, problems
-from novelsum_dagster.spread import Spread, in_turn
 
 
 def choose_from_pool(

@@ -6,7 +6,7 @@ Belongs here: which subset that is, and which of its samples are still in the po
 from dataclasses import dataclass
 from pathlib import Path
 
-from novelsum_dagster.errors import InputError
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.selection.subset import Subset, read_picks, selection_folder
 

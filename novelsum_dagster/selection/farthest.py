@@ -6,7 +6,7 @@ Belongs here: that strategy. Does not: K-Center-Greedy, which looks at the picks
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from novelsum_dagster.progress import Progress, no_progress
+from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.selection.inputs import check_inputs
 from novelsum_dagster.selection.picks import Picks, recorded
 

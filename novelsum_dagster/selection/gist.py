@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from novelsum_dagster.processors import usable_processors
-from novelsum_dagster.progress import Progress, no_progress
+from novelsum_dagster.common.processors import usable_processors
+from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.selection.inputs import check_inputs
 from novelsum_dagster.selection.kcenter import kcenter
 from novelsum_dagster.selection.picks import Picks, nearest_earlier, recorded
 from novelsum_dagster.selection.qdit import DenseCoverage
-from novelsum_dagster.selection.search import cosine_slack
+from novelsum_dagster.selection.search.base import cosine_slack
 
 STEP = 0.1
 """epsilon: each threshold is larger by this part than the one before."""

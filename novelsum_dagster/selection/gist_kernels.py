@@ -9,7 +9,7 @@ from typing import Any
 from numba import njit
 
 from novelsum_dagster.selection.kcenter_kernels import dot
-from novelsum_dagster.selection.search_kernels import cosine_distance
+from novelsum_dagster.selection.search.cpu_kernels import cosine_distance
 
 
 @njit(cache=True, nogil=True)

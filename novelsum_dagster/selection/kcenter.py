@@ -9,11 +9,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from novelsum_dagster.processors import usable_processors
-from novelsum_dagster.progress import Progress, no_progress
+from novelsum_dagster.common.processors import usable_processors
+from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.selection.inputs import check_inputs
 from novelsum_dagster.selection.picks import Picks, recorded
-from novelsum_dagster.selection.search import cosine_slack
+from novelsum_dagster.selection.search.base import cosine_slack
 
 _REPORT_EVERY = 10
 _LEADERS = 16

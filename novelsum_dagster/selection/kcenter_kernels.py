@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from novelsum_dagster.selection.search_kernels import cosine_distance
+from novelsum_dagster.selection.search.cpu_kernels import cosine_distance
 
 _ORDER = {"reassoc", "contract", "nsz"}
 """Lets the compiler reorder sums that are only bounds; NaN and infinity keep their meaning."""

@@ -8,8 +8,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.diversity.clusters import centres_of, nearest_centre
-from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.selection.inputs import check_inputs
 from novelsum_dagster.selection.picks import Picks, recorded
 

@@ -1,7 +1,7 @@
 """NovelSelect: the greedy choice of the sample that is most novel to what has been picked, exactly as published.
 
 Belongs here: the public function, its checks, the loop over picks. Does not: the search for a pick (`search`,
-`search_torch`), what may be picked (`limits`).
+`search.torch_device`), what may be picked (`limits`).
 """
 
 import time
@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
-from novelsum_dagster.devices import cuda_or_cpu
+from novelsum_dagster.common.devices import cuda_or_cpu
+from novelsum_dagster.common.memory import available_memory, require_memory
+from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.diversity.novelsum import DensitySide, SelfDistance, rank_weights
 from novelsum_dagster.diversity.vectors import as_rows, unit_rows
-from novelsum_dagster.memory import available_memory, require_memory
-from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.selection.checkpoint import Checkpoint, Trace, selection_key
 from novelsum_dagster.selection.inputs import check_indices, check_quality, factor_or_density
 from novelsum_dagster.selection.limits import Limits, Quota, limits_of
 from novelsum_dagster.selection.picks import Picks, Remaining, recorded
 from novelsum_dagster.selection.scoring import Scoring, Side
-from novelsum_dagster.selection.search import Candidates, Found, Search
+from novelsum_dagster.selection.search.base import Candidates, Found, Search
 
 SearchOn = Callable[[Candidates, NDArray[np.float64], str, int | None], Search]
 """Makes the search of candidates, as `local_search` does."""
@@ -50,22 +50,22 @@ def local_search(
     device = cuda_or_cpu(device)
     side = candidates.scoring.density_side
     if side == "objective":
-        from novelsum_dagster.selection.search_objective import ObjectiveSearch
+        from novelsum_dagster.selection.search.objective import ObjectiveSearch
 
         return ObjectiveSearch(candidates, weights, device, threads)
     if side == "column":
-        from novelsum_dagster.selection.search_column import ColumnSearch
+        from novelsum_dagster.selection.search.column import ColumnSearch
 
         return ColumnSearch(candidates, weights, threads)
     if device == "cpu":
-        from novelsum_dagster.selection.search_cpu import CpuSearch, memory_needed
+        from novelsum_dagster.selection.search.cpu import CpuSearch, memory_needed
 
         n, d = candidates.rows.shape
         needed = memory_needed(n, d, len(weights))
         fits = int(n * available_memory() / needed)
         require_memory(needed, f"NovelSelect of {len(weights):,} out of {n:,}", f"about {fits:,} samples would fit")
         return CpuSearch(candidates, weights, threads)
-    from novelsum_dagster.selection.search_torch import TorchSearch
+    from novelsum_dagster.selection.search.torch_device import TorchSearch
 
     return TorchSearch(candidates, weights, device)
 

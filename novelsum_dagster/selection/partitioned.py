@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from novelsum_dagster.common.progress import Progress, no_progress
+from novelsum_dagster.common.spread import Spread, in_turn
 from novelsum_dagster.diversity.vectors import as_rows, require_directions
-from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.selection.checkpoint import Checkpoint, Trace, selection_key
 from novelsum_dagster.selection.inputs import check_density_factor, check_k, check_quality
 from novelsum_dagster.selection.novelselect import SearchOn, local_search, novelselect
 from novelsum_dagster.selection.picks import Picks, Remaining
 from novelsum_dagster.selection.scoring import PUBLISHED, Scoring
-from novelsum_dagster.spread import Spread, in_turn
 
 
 def partitioned(

@@ -12,11 +12,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from novelsum_dagster.common.memory import require_memory
+from novelsum_dagster.common.processors import usable_processors
+from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.diversity.density import ExactSearch
 from novelsum_dagster.diversity.vectors import cosine_distances
-from novelsum_dagster.memory import require_memory
-from novelsum_dagster.processors import usable_processors
-from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.selection.inputs import check_inputs
 from novelsum_dagster.selection.picks import Picks, recorded
 

@@ -6,8 +6,8 @@ Belongs here: that strategy. Does not: the removal of near-duplicates from the p
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.diversity.vectors import cosine_distances
-from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.selection.inputs import check_inputs
 from novelsum_dagster.selection.picks import Picks, recorded
 

@@ -1,7 +1,7 @@
 """Which score NovelSelect maximises: whose density counts in it, and how fast weights fall with rank.
 
 Belongs here: the settings of a score, as one value that goes with candidates wherever they are searched. Does not: the
-scores themselves (`exact`, `search_objective`).
+scores themselves (`exact`, `search.objective`).
 """
 
 from collections.abc import Mapping

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from novelsum_dagster.progress import Progress, no_progress
+from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.selection.farthest import farthest
 from novelsum_dagster.selection.gist import gist
 from novelsum_dagster.selection.kcenter import kcenter

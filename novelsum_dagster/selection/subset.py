@@ -23,8 +23,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import content_key, file_hash, place_folder, temporary_folder, write_json, write_table
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import (
+    content_key,
+    file_hash,
+    place_folder,
+    temporary_folder,
+    write_json,
+    write_table,
+)
 from novelsum_dagster.pool.export import chosen_records, write_by_source, write_records
 from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
 from novelsum_dagster.selection.covering import NEAREST, Covering, covering

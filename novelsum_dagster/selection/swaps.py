@@ -1,7 +1,7 @@
 """Exchanges of picks that increase NovelSum, and how much more there could be: an upper bound for any subset.
 
 Belongs here: rounds of exchanges after a greedy selection by `objective`, the bound. Does not: how increases are
-computed (`search_objective`), what may be picked (`limits`).
+computed (`search.objective`), what may be picked (`limits`).
 
 Every exchange is the best one for its pick: the sample that increases NovelSum of the others most. No exchange lowers
 NovelSum. Rounds that end because none increases it leave a local optimum: no single exchange of a pick would. It is no
@@ -18,16 +18,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
+from novelsum_dagster.common.memory import require_memory
+from novelsum_dagster.common.processors import usable_processors
+from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.diversity.novelsum import rank_weights
 from novelsum_dagster.diversity.vectors import as_rows, half_squares, unit_rows
-from novelsum_dagster.memory import require_memory
-from novelsum_dagster.processors import usable_processors
-from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.selection.checkpoint import Trace
 from novelsum_dagster.selection.limits import Limits
 from novelsum_dagster.selection.picks import Exchanges, Picks, Remaining
 from novelsum_dagster.selection.scoring import Scoring
-from novelsum_dagster.selection.search_objective import Chosen, OnCpu, sides
+from novelsum_dagster.selection.search.objective import Chosen, OnCpu, sides
 
 _ROUNDING = 1e-12
 """An exchange must increase NovelSum by more than this part of it."""
@@ -134,7 +134,7 @@ class _Rounds:
             return False
         former = self.chosen.distances(place)
         distances = self.chosen.exchange(place, self._units[best], self._factor[best])
-        # Also where equal distances rank otherwise at this place than behind all (`search_objective`).
+        # Also where equal distances rank otherwise at this place than behind all (`search.objective`).
         if not self.chosen.total > before * (1 + _ROUNDING):
             self.chosen.exchange(place, self._units[pick], self._factor[pick])
             return False

@@ -66,7 +66,7 @@ def trajectory(
         ValueError: for a vector of zeros.
     """
     if scoring.density_side == "objective":
-        from novelsum_dagster.selection.search_objective import objective_trajectory
+        from novelsum_dagster.selection.search.objective import objective_trajectory
 
         return objective_trajectory(vector, factor, picks, pick_factors, scoring)
     own = unit_rows(np.ascontiguousarray(vector[None, :], dtype=np.float32), "sample")
@@ -142,7 +142,7 @@ def scores_at_end(
     units = unit_rows(np.ascontiguousarray(vectors, dtype=np.float32), "samples")
     chosen = unit_rows(np.ascontiguousarray(picks, dtype=np.float32), "picks")
     if scoring.density_side == "objective":
-        from novelsum_dagster.selection.search_objective import objective_scores
+        from novelsum_dagster.selection.search.objective import objective_scores
 
         here, made = np.arange(len(units)), np.arange(len(units), len(units) + len(chosen))
         return objective_scores(

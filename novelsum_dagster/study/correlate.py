@@ -16,9 +16,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from novelsum_dagster.diversity.measures import MEASURES
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import (
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import (
     content_key,
     place_folder,
     temporary_folder,
@@ -26,6 +25,7 @@ from novelsum_dagster.files import (
     write_csv_and_table,
     write_json,
 )
+from novelsum_dagster.diversity.measures import MEASURES
 from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.study.correlation import Correlation, coefficient, correlations, records
 from novelsum_dagster.study.scatter import correlations_png, scatter_png, scatters_png

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from novelsum_dagster.common.files import content_key
 from novelsum_dagster.diversity.vectors import cosine_distances, unit_rows
-from novelsum_dagster.files import content_key
 from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.settings import Training
 from novelsum_dagster.study.pool import StudyData, once

@@ -13,9 +13,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.diversity.measures import MEASURES
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.settings import OWN_REPRESENTATION
 from novelsum_dagster.study.correlation import ALL_SETS, NOT_SELECTING, SELECTING
 from novelsum_dagster.study.statistics import (

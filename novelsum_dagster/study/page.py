@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from novelsum_dagster.files import write_bytes, write_json
-from novelsum_dagster.progress import counted
+from novelsum_dagster.common.files import write_bytes, write_json
+from novelsum_dagster.common.progress import counted
 from novelsum_dagster.settings import OWN_REPRESENTATION
 from novelsum_dagster.study.correlation import ALL_SETS, SELECTING
 from novelsum_dagster.study.figures import against_random, coefficients_chart, gains_chart

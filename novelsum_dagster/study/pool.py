@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import content_key, write_bytes, write_table
+from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.diversity.density import densities, density_factor
 from novelsum_dagster.diversity.measures import Factors
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import content_key, write_bytes, write_table
 from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
-from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.settings import NovelSum, Study
 from novelsum_dagster.study.training import held_out_rows, train_tokenizer
 

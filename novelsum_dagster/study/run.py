@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.progress import Reporter, counted
 from novelsum_dagster.embedding.store import VectorSet
-from novelsum_dagster.errors import InputError
 from novelsum_dagster.pool.export import chosen_records, write_records
 from novelsum_dagster.pool.snapshot import PoolSnapshot
-from novelsum_dagster.progress import Reporter, counted
 from novelsum_dagster.settings import OWN_REPRESENTATION, Settings
 from novelsum_dagster.study.correlate import (
     Outcome,

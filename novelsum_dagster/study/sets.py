@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from novelsum_dagster.common.files import content_key, write_table
+from novelsum_dagster.common.progress import Progress, Reporter, no_progress
 from novelsum_dagster.diversity.lexical import Occurrences
 from novelsum_dagster.diversity.measures import Grid, Samples, Yardstick
-from novelsum_dagster.files import content_key, write_table
 from novelsum_dagster.pool.snapshot import Handle
-from novelsum_dagster.progress import Progress, Reporter, no_progress
 from novelsum_dagster.selection.scoring import Scoring, Side
 from novelsum_dagster.selection.strategies import select
 from novelsum_dagster.settings import (

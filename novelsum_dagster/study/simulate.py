@@ -18,14 +18,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from novelsum_dagster.common.files import write_bytes, write_csv_and_table, write_table
+from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.diversity.clusters import Partition, cluster_inertia, partition_entropy
 from novelsum_dagster.diversity.dcscore import dcscore
 from novelsum_dagster.diversity.density import density
 from novelsum_dagster.diversity.distances import distsum_l2, facility_location, knn_distance
 from novelsum_dagster.diversity.moments import distsum_cosine, log_determinant, radius, vendi_score
 from novelsum_dagster.diversity.novelsum import novelsum
-from novelsum_dagster.files import write_bytes, write_csv_and_table, write_table
-from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.study.pictures import ranking_png, selections_png
 
 POOL_SIZE = 3000

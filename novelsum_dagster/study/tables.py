@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import write_bytes
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import write_bytes
 from novelsum_dagster.settings import OWN_REPRESENTATION, Settings
 from novelsum_dagster.study.correlate import csv_number, csv_rows
 from novelsum_dagster.study.run import Studied

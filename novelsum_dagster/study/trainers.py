@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 
-from novelsum_dagster.progress import Progress
+from novelsum_dagster.common.progress import Progress
 from novelsum_dagster.settings import Training
 from novelsum_dagster.study.pool import StudyData
 from novelsum_dagster.study.sets import StudySet, train_on_set

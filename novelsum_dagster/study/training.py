@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from novelsum_dagster.devices import accelerator_or_cpu
+from novelsum_dagster.common.devices import accelerator_or_cpu
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.embedding.model_files import files_hash, model_folder
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.progress import Progress, no_progress
 from novelsum_dagster.settings import Training
 
 if TYPE_CHECKING:

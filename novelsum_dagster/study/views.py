@@ -11,16 +11,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ValidationError
 
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import content_key, write_table
+from novelsum_dagster.common.progress import Reporter
 from novelsum_dagster.embedding.encoder import token_counter
 from novelsum_dagster.embedding.own_vectors import PoolAt
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
 from novelsum_dagster.embedding.vectors_of_pool import Work, vectors_of_pool
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import content_key, write_table
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
 from novelsum_dagster.pool.texts import TextRule
-from novelsum_dagster.progress import Reporter
 from novelsum_dagster.settings import Embedding, NearDuplicates, Representation, Settings, problems
 from novelsum_dagster.study.pool import Represented, StudyData, mean_squared_distances, neighbors_wanted, once
 

@@ -15,10 +15,10 @@ import dagster as dg
 import numpy as np
 import pytest
 
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.definitions import CURATE_JOB, build_defs
 from novelsum_dagster.defs.automation import BATCH_TAG, FILES_TAG, REASON_TAG
 from novelsum_dagster.defs.handles import read_handle
-from novelsum_dagster.errors import InputError
 from novelsum_dagster.pool.landing import read_cursor
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.settings import Settings, load_settings

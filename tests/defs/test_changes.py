@@ -11,9 +11,9 @@ import dagster as dg
 import pytest
 import yaml
 
+from novelsum_dagster.audit.changes_words import summary
+from novelsum_dagster.audit.comparison import Changes, Comparison
 from novelsum_dagster.defs.handles import read_handle
-from novelsum_dagster.lineage.changes_words import summary
-from novelsum_dagster.lineage.comparison import Changes, Comparison
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.report.novelsum_report import NovelSumReport
 from novelsum_dagster.selection.subset import Subset

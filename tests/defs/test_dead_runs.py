@@ -11,8 +11,8 @@ import dagster as dg
 import duckdb
 import pytest
 
+from novelsum_dagster.common.liveness import ended_runs, hold
 from novelsum_dagster.defs.dead_runs import close_dead_runs
-from novelsum_dagster.liveness import ended_runs, hold
 from novelsum_dagster.settings import load_settings
 from novelsum_dagster.workspace import Workspace
 from tests.instances import in_memory
@@ -21,7 +21,7 @@ from tests.pools import REAL_MODEL, alpaca, write_jsonl, write_settings
 
 def test_a_run_lives_as_long_as_its_process(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from novelsum_dagster.liveness import hold\n"
+        "import sys; from pathlib import Path; from novelsum_dagster.common.liveness import hold\n"
         "hold(Path(sys.argv[1]), 'run-1'); print('held', flush=True); sys.stdin.readline()"
     )
     process = subprocess.Popen(

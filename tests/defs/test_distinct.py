@@ -11,18 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from novelsum_dagster.audit.explain import explain
+from novelsum_dagster.audit.gc import collect
+from novelsum_dagster.audit.reproduce import records_of, reproduce
+from novelsum_dagster.common.progress import LogReporter
 from novelsum_dagster.defs.handles import read_handle
 from novelsum_dagster.diversity.tables import DensityTable
 from novelsum_dagster.diversity.vectors import cosine_distances, unit_rows
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
-from novelsum_dagster.lineage.explain import explain
-from novelsum_dagster.lineage.housekeeping import collect
 from novelsum_dagster.lineage.models import build
-from novelsum_dagster.lineage.reproduce import records_of, reproduce
 from novelsum_dagster.lineage.runs import find_run
 from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.pool.snapshot import PoolSnapshot
-from novelsum_dagster.progress import LogReporter
 from novelsum_dagster.report.novelsum_report import NovelSumReport
 from novelsum_dagster.settings import Retention
 from tests.defs.conftest import Curation

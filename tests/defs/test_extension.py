@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from novelsum_dagster.audit.difference import difference
+from novelsum_dagster.audit.explain import explain
+from novelsum_dagster.audit.reproduce import records_of, reproduce
+from novelsum_dagster.common.progress import LogReporter
 from novelsum_dagster.defs.handles import read_handle
-from novelsum_dagster.lineage.difference import difference
-from novelsum_dagster.lineage.explain import explain
-from novelsum_dagster.lineage.reproduce import records_of, reproduce
 from novelsum_dagster.lineage.runs import find_run
 from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.pool.snapshot import PoolSnapshot
-from novelsum_dagster.progress import LogReporter
 from novelsum_dagster.report.novelsum_report import FRESH, SELECTED, NovelSumReport
 from novelsum_dagster.selection.subset import Subset
 from tests.defs.conftest import Curation

@@ -7,11 +7,11 @@ import dagster as dg
 import numpy as np
 import pytest
 
+from novelsum_dagster.common.files import file_hash
 from novelsum_dagster.defs.handles import read_handle
 from novelsum_dagster.diversity import novelsum, vendi_score
 from novelsum_dagster.diversity.measures import MEASURES
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
-from novelsum_dagster.files import file_hash
 from novelsum_dagster.lineage.models import models
 from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.pool.snapshot import PoolSnapshot

@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from novelsum_dagster.lineage.provenance import Provenance, record_path
+from novelsum_dagster.artifacts.provenance import Provenance, record_path
 from novelsum_dagster.lineage.store import LineageStore
 from tests.curated import hashes, short, write_wrong
 from tests.defs.conftest import Curation

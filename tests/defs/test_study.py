@@ -10,11 +10,11 @@ import pytest
 import torch
 from threadpoolctl import threadpool_limits
 
+from novelsum_dagster.common.progress import LogReporter
 from novelsum_dagster.definitions import CURATE_JOB, build_defs
 from novelsum_dagster.defs.handles import read_handle
 from novelsum_dagster.embedding.store import VectorSet
 from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
-from novelsum_dagster.progress import LogReporter
 from novelsum_dagster.settings import Settings, Study
 from novelsum_dagster.study.correlate import StudyCorrelation, outcome_json
 from novelsum_dagster.study.pool import StudyPool

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from novelsum_dagster.embedding.store import load_vectors
 from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.pool.forms import Reading, parse
-from novelsum_dagster.selection.exact import standing
 from novelsum_dagster.selection.novelselect import novelselect
+from novelsum_dagster.selection.search.exact import standing
 from tests.defs.conftest import Curation
 from tests.instances import in_memory
 from tests.machines import Done, called
@@ -272,7 +272,7 @@ def test_it_is_a_bound_also_where_it_is_not_computed(
     audited: Audited, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exact = {row: audited.why(pool.ids[row])["at_most_before_it"] for row in _left_out(pool)[::4]}
-    monkeypatch.setattr("novelsum_dagster.lineage.explain._MOST_PAIRS", 0)
+    monkeypatch.setattr("novelsum_dagster.audit.explain._MOST_PAIRS", 0)
     for row, rank in exact.items():
         assert rank <= audited.why(pool.ids[row])["at_most_before_it"] <= len(pool.ids) - 12 - 1
 

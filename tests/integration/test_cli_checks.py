@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.memory import NotEnoughMemory
 from novelsum_dagster.defs import checks
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.memory import NotEnoughMemory
 from tests.machines import called
 from tests.pools import alpaca, write_jsonl, write_settings
 

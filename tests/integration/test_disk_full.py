@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from novelsum_dagster.lineage.provenance import damaged_files, read_record
+from novelsum_dagster.artifacts.provenance import damaged_files, read_record
 from tests.machines import Machine
 from tests.pools import REAL_MODEL, alpaca, write_jsonl, write_settings
 

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from novelsum_dagster.errors import InputError
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.selection.chosen import require_possible
 from novelsum_dagster.selection.extension import earlier_subset

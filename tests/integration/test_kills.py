@@ -19,8 +19,8 @@ import pytest
 
 from novelsum_dagster.lineage.models import failures, models
 from novelsum_dagster.lineage.store import LineageStore
+from novelsum_dagster.remote.lock import StorageLock
 from novelsum_dagster.settings import load_settings
-from novelsum_dagster.storage.lock import StorageLock
 from tests.machines import Machine, kill
 from tests.pools import REAL_MODEL, alpaca, write_jsonl, write_settings
 from tests.s3 import BUCKET, Server

@@ -18,10 +18,10 @@ import pytest
 import yaml
 from dagster import DagsterInstance, DagsterRun
 
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.defs.dead_runs import close_dead_runs
 from novelsum_dagster.embedding.store import embed
 from novelsum_dagster.engine.ray_engine import RayEngine
-from novelsum_dagster.errors import InputError
 from novelsum_dagster.settings import Embedding, Ray, load_settings
 from novelsum_dagster.workspace import Workspace
 from tests.machines import Machine, kill_ray_head, wait_for

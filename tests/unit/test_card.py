@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import file_hash
 from novelsum_dagster.embedding.store import pool_vectors
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import file_hash
 from novelsum_dagster.quality.suites import Subject
 from novelsum_dagster.quality.validate import Failure, Verdict, verdicts_of
 from novelsum_dagster.report.card import DataCard, build_card
@@ -226,7 +226,7 @@ def test_files_of_one_source_may_have_several_licences(curated: Curated) -> None
     # The samples' own column of sources is changed alike, in a copy of the snapshot.
     import pyarrow as pa
 
-    from novelsum_dagster.files import write_table
+    from novelsum_dagster.common.files import write_table
 
     folder = curated.root / "pool" / "snapshot=one-name"
     names = pa.array([files[0].source] * len(table))

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import write_table
-from novelsum_dagster.lineage.changes import build_changes
-from novelsum_dagster.lineage.changes_words import page, summary
-from novelsum_dagster.lineage.comparison import EXAMPLES, Changes, Comparison
-from novelsum_dagster.lineage.notify import message, notify
+from novelsum_dagster.audit.changes import build_changes
+from novelsum_dagster.audit.changes_words import page, summary
+from novelsum_dagster.audit.comparison import EXAMPLES, Changes, Comparison
+from novelsum_dagster.audit.notify import message, notify
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import write_table
 from novelsum_dagster.lineage.store import LineageStore, insert
 from novelsum_dagster.pool.snapshot import NEAR_DUPLICATES, REJECTS, SAMPLES
 from novelsum_dagster.quality.suites import Subject, suites_of

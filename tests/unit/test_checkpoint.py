@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from novelsum_dagster.selection import Picks, Quota, novelselect, search_cpu
+from novelsum_dagster.selection import Picks, Quota, novelselect
+from novelsum_dagster.selection.search import cpu as search_cpu
 
 N, K = 400, 60
 ROWS = np.random.default_rng(0).normal(size=(N, 8)).astype(np.float32)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.embedding.encoder import token_counter
-from novelsum_dagster.errors import InputError
 from novelsum_dagster.pool.fields import field_values, positive_numbers
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import PoolSnapshot

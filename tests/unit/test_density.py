@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from novelsum_dagster import memory
+from novelsum_dagster.common import memory
+from novelsum_dagster.common.memory import NotEnoughMemory
 from novelsum_dagster.diversity import vectors
 from novelsum_dagster.diversity.tables import build_density
 from novelsum_dagster.diversity.vectors import distinct_rows, find_rows
-from novelsum_dagster.memory import NotEnoughMemory
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.quality.suites import Subject, suites_of
 from novelsum_dagster.quality.validate import validate

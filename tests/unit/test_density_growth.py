@@ -15,14 +15,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from novelsum_dagster import devices
+from novelsum_dagster.artifacts.provenance import stored_files
+from novelsum_dagster.common import devices
+from novelsum_dagster.common.files import write_table
+from novelsum_dagster.common.memory import NotEnoughMemory
 from novelsum_dagster.definitions import build_defs
 from novelsum_dagster.diversity import density_torch, growth
 from novelsum_dagster.diversity.growth import Nearest, nearest_in_pool
 from novelsum_dagster.diversity.tables import DensityTable, build_density
-from novelsum_dagster.files import write_table
-from novelsum_dagster.lineage.provenance import stored_files
-from novelsum_dagster.memory import NotEnoughMemory
 from novelsum_dagster.settings import NovelSum, load_settings
 from tests.defs.conftest import write_pool
 from tests.pools import write_jsonl, write_settings

@@ -10,16 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from novelsum_dagster.common.memory import NotEnoughMemory
 from novelsum_dagster.diversity.novelsum import novelsum, rank_weights
 from novelsum_dagster.diversity.vectors import unit_rows
-from novelsum_dagster.memory import NotEnoughMemory
-from novelsum_dagster.selection import Picks, ladder, novelselect, search_column, standing
+from novelsum_dagster.selection import Picks, novelselect, standing
 from novelsum_dagster.selection.checkpoint import selection_key
 from novelsum_dagster.selection.limits import Quota
 from novelsum_dagster.selection.partitioned import partitioned
 from novelsum_dagster.selection.scoring import PUBLISHED, Scoring, Side
-from novelsum_dagster.selection.search import Candidates, VerificationError
-from novelsum_dagster.selection.search_column import ColumnSearch, memory_needed
+from novelsum_dagster.selection.search import column as search_column
+from novelsum_dagster.selection.search import ladder
+from novelsum_dagster.selection.search.base import Candidates, VerificationError
+from novelsum_dagster.selection.search.column import ColumnSearch, memory_needed
 from novelsum_dagster.selection.trajectory import bounds_at_end, scores_at_end, trajectory
 from novelsum_dagster.settings import NovelSum, Selection
 
@@ -403,7 +405,7 @@ def test_bad_input_is_named(options: dict[str, Any], message: str) -> None:
 
 def test_more_than_the_memory_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_column, "available_memory", lambda: 10_000)
-    monkeypatch.setattr("novelsum_dagster.memory.available_memory", lambda: 10_000)
+    monkeypatch.setattr("novelsum_dagster.common.memory.available_memory", lambda: 10_000)
     with pytest.raises(NotEnoughMemory, match="NovelSelect of 3 out of 9"):
         novelselect(np.eye(9), 3, density_side="column", density_factor=np.ones(9))
     assert memory_needed(2000, 384, 100) > memory_needed(1000, 384, 100) > 1000 * 384

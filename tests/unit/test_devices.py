@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from novelsum_dagster import devices
-from novelsum_dagster.devices import DeviceMemory, free_device_memory, is_out_of_memory
+from novelsum_dagster.common import devices
+from novelsum_dagster.common.devices import DeviceMemory, free_device_memory, is_out_of_memory
+from novelsum_dagster.common.memory import NotEnoughMemory
 from novelsum_dagster.diversity import density, density_torch, distances, distsum_l2, novelsum
 from novelsum_dagster.diversity.growth import nearest_in_pool
-from novelsum_dagster.memory import NotEnoughMemory
 from novelsum_dagster.selection import novelselect
 
 ROWS = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)

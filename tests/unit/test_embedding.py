@@ -30,6 +30,7 @@ from transformers import (
     RobertaModel,
 )
 
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.embedding import encoder as encoder_module
 from novelsum_dagster.embedding import store
 from novelsum_dagster.embedding.encoder import (
@@ -41,7 +42,6 @@ from novelsum_dagster.embedding.encoder import (
     token_counter,
 )
 from novelsum_dagster.embedding.store import StoredVectors, VectorStore, load_vectors
-from novelsum_dagster.errors import InputError
 from novelsum_dagster.selection import novelselect
 from novelsum_dagster.settings import Embedding
 from novelsum_dagster.study.training import END, train_tokenizer

@@ -19,6 +19,8 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.spread import in_turn
 from novelsum_dagster.diversity.density import density
 from novelsum_dagster.diversity.growth import nearest_in_pool
 from novelsum_dagster.diversity.novelsum import rank_weights
@@ -26,14 +28,12 @@ from novelsum_dagster.diversity.vectors import unit_rows
 from novelsum_dagster.embedding.store import embed, load_vectors
 from novelsum_dagster.engine.engine import LocalEngine, engine_of
 from novelsum_dagster.engine.ray_engine import RayEngine
-from novelsum_dagster.errors import InputError
 from novelsum_dagster.selection import Picks, novelselect
 from novelsum_dagster.selection.novelselect import local_search
 from novelsum_dagster.selection.partitioned import partitioned
 from novelsum_dagster.selection.scoring import Side
-from novelsum_dagster.selection.search import Candidates, Found, Round
+from novelsum_dagster.selection.search.base import Candidates, Found, Round
 from novelsum_dagster.settings import Embedding, Ray, Settings
-from novelsum_dagster.spread import in_turn
 from tests.machines import kill_ray_head
 from tests.unit.test_checkpoint import COST, KINDS, QUALITY, ROWS, K, N
 

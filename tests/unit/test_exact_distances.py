@@ -16,7 +16,7 @@ from novelsum_dagster.diversity.clusters import centres_of, nearest_centre
 from novelsum_dagster.diversity.density import ExactSearch
 from novelsum_dagster.diversity.distance_kernels import squared_distances
 from novelsum_dagster.diversity.vectors import cosine_distances, half_squares, unit_rows
-from novelsum_dagster.selection.search_kernels import cosine_distance, weighted_sum
+from novelsum_dagster.selection.search.cpu_kernels import cosine_distance, weighted_sum
 
 GRID = 2**25
 

@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from novelsum_dagster.cli import app
+from novelsum_dagster.cli.main import app
+from novelsum_dagster.cli.oneshot import EmbeddedFiles, beside_random, choose
+from novelsum_dagster.common.progress import LogReporter
 from novelsum_dagster.diversity.measures import MEASURES, Value
 from novelsum_dagster.embedding.cut import Cut
 from novelsum_dagster.embedding.store import pool_vectors
-from novelsum_dagster.oneshot import EmbeddedFiles, beside_random, choose
-from novelsum_dagster.progress import LogReporter
 from novelsum_dagster.report.explanation import (
     CROWDED,
     RANDOM,

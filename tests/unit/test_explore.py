@@ -13,15 +13,15 @@ import pytest
 from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
-from novelsum_dagster.cli import app as app_of_cli
-from novelsum_dagster.cli_explore import streamlit_command
-from novelsum_dagster.errors import InputError
+from novelsum_dagster.cli.explore import streamlit_command
+from novelsum_dagster.cli.main import app as app_of_cli
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import write_table
 from novelsum_dagster.explore import page
 from novelsum_dagster.explore.atlas import export, neighbors
 from novelsum_dagster.explore.audit_tables import TABLES, as_csv, finished_runs, read_table
 from novelsum_dagster.explore.map_figure import NAMED, TIPS, map_figure
 from novelsum_dagster.explore.pool_map import fitting, load_map, search, thinned
-from novelsum_dagster.files import write_table
 from novelsum_dagster.lineage.models import build
 from novelsum_dagster.lineage.runs import find_run
 from novelsum_dagster.lineage.store import LineageStore, insert

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from novelsum_dagster.cli import main
-from novelsum_dagster.cli_explore import page_beside
+from novelsum_dagster.cli.explore import page_beside
+from novelsum_dagster.cli.main import main
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.extras import require_extra
 from novelsum_dagster.engine.engine import engine_of
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.extras import require_extra
 from novelsum_dagster.settings import Settings
 from tests.pools import write_settings
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from novelsum_dagster.files import (
+from novelsum_dagster.common.files import (
     content_key,
     file_hash,
     place_folder,

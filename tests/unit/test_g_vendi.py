@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.progress import LogReporter
 from novelsum_dagster.diversity import g_vendi, gradient_features, measures, vendi_score
 from novelsum_dagster.diversity.g_vendi import Projection
 from novelsum_dagster.diversity.measures import Samples, Yardstick, measure_sets
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.progress import LogReporter
 from novelsum_dagster.settings import GVendi, Measures, NovelSum, Training
 from novelsum_dagster.study.training import END, LanguageModel, build_model, train_tokenizer
 from tests.pools import pairs

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from novelsum_dagster import memory
+from novelsum_dagster.common import memory
+from novelsum_dagster.common.memory import NotEnoughMemory
 from novelsum_dagster.diversity.vectors import cosine_distances, unit_rows
-from novelsum_dagster.memory import NotEnoughMemory
 from novelsum_dagster.selection import Picks, select
 from novelsum_dagster.selection.gist import STEP, gist, thresholds
 from novelsum_dagster.selection.kcenter import kcenter

@@ -18,19 +18,19 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from novelsum_dagster.cli import app
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import file_hash
-from novelsum_dagster.lineage.explain import explain
-from novelsum_dagster.lineage.housekeeping import OUTPUTS, Plan, collect, plan
+from novelsum_dagster.artifacts.provenance import Provenance, damaged_files
+from novelsum_dagster.audit.explain import explain
+from novelsum_dagster.audit.gc import OUTPUTS, Plan, collect, plan
+from novelsum_dagster.audit.reproduce import records_of, reproduce
+from novelsum_dagster.cli.main import app
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import file_hash
+from novelsum_dagster.common.liveness import hold
+from novelsum_dagster.common.progress import LogReporter
 from novelsum_dagster.lineage.models import build, models
-from novelsum_dagster.lineage.provenance import Provenance, damaged_files
 from novelsum_dagster.lineage.query import all_rows
-from novelsum_dagster.lineage.reproduce import records_of, reproduce
 from novelsum_dagster.lineage.runs import find_run
 from novelsum_dagster.lineage.store import _VIEWS, LineageStore
-from novelsum_dagster.liveness import hold
-from novelsum_dagster.progress import LogReporter
 from novelsum_dagster.settings import Retention, load_settings
 from tests.defs.conftest import Curation
 from tests.instances import in_memory
@@ -42,7 +42,7 @@ KEY = "0123456789abcdef" * 2
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from novelsum_dagster.lineage.housekeeping import collect
+from novelsum_dagster.audit.gc import collect
 from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.settings import Retention
 left = int(sys.argv[2])
@@ -355,7 +355,7 @@ def test_leftovers_go_when_they_are_old(storage: Storage) -> None:
 
 def test_nothing_is_removed_while_a_run_is_live(storage: Storage) -> None:
     program = (
-        "import sys; from pathlib import Path; from novelsum_dagster.liveness import hold\n"
+        "import sys; from pathlib import Path; from novelsum_dagster.common.liveness import hold\n"
         "hold(Path(sys.argv[1]), 'run-1'); print('held', flush=True); sys.stdin.readline()"
     )
     process = subprocess.Popen(
@@ -409,7 +409,7 @@ def test_no_link_leads_out_of_the_storage(storage: Storage, tmp_path: Path) -> N
 def test_a_folder_that_becomes_a_link_meanwhile_is_not_followed(
     storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from novelsum_dagster.lineage import housekeeping
+    from novelsum_dagster.audit import gc as housekeeping
 
     outside, hide = tmp_path / "outside", housekeeping._hide
     shutil.copytree(storage.root / "selections", outside)

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from novelsum_dagster.cli_files import embedding_of, pool_of
-from novelsum_dagster.errors import InputError
+from novelsum_dagster.cli.files import embedding_of, pool_of
+from novelsum_dagster.common.errors import InputError
 from tests.machines import called
 from tests.pools import alpaca, pairs, write_jsonl
 from tests.tiny import tiny_model

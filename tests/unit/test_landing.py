@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import file_hash
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import file_hash
 from novelsum_dagster.pool import ingest
 from novelsum_dagster.pool.buckets import bucket_files, fetched
 from novelsum_dagster.pool.ingest import build_snapshot
@@ -29,8 +29,8 @@ from novelsum_dagster.pool.landing import (
 )
 from novelsum_dagster.pool.readers import SUCCESS_MARKER, Record, read_file
 from novelsum_dagster.pool.snapshot import PoolSnapshot
+from novelsum_dagster.remote.s3 import Remote
 from novelsum_dagster.settings import S3, Pool, Source
-from novelsum_dagster.storage.s3 import Remote
 from tests.pools import alpaca, write_jsonl
 from tests.s3 import BUCKET, Server
 

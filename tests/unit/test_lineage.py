@@ -7,7 +7,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from novelsum_dagster.errors import InputError
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.lineage.store import LineageStore, insert
 
 ROOT = Path(__file__).resolve().parents[2]

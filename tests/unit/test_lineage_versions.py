@@ -14,8 +14,8 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import file_hash, write_json, write_table
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import file_hash, write_json, write_table
 from novelsum_dagster.lineage.runs import find_run
 from novelsum_dagster.lineage.store import LineageStore
 

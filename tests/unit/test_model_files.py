@@ -17,9 +17,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.embedding.encoder import SentenceTransformerEncoder, identify
 from novelsum_dagster.embedding.model_files import files_hash, model_folder
-from novelsum_dagster.errors import InputError
 from novelsum_dagster.settings import Embedding, Training
 from novelsum_dagster.study.training import END, named_model_hash, train_tokenizer
 from tests.pools import pairs
@@ -305,7 +305,7 @@ def test_a_hub_model_is_fetched_at_its_commit_without_pickles_and_its_files_are_
 def test_a_commit_that_the_hub_does_not_have_is_named(hub: Hub, tmp_path: Path) -> None:
     program = (
         "import sys; from novelsum_dagster.embedding.model_files import model_folder\n"
-        "from novelsum_dagster.errors import InputError\n"
+        "from novelsum_dagster.common.errors import InputError\n"
         "try: model_folder('some/model', sys.argv[1], 'embedding')\n"
         "except InputError as error: print(error)"
     )

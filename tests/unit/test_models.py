@@ -11,8 +11,8 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import write_table
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import write_table
 from novelsum_dagster.lineage.models import (
     Test,
     build,

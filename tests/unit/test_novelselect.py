@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from novelsum_dagster.diversity import density
 from novelsum_dagster.diversity.novelsum import rank_weights
 from novelsum_dagster.diversity.vectors import unit_rows
-from novelsum_dagster.selection import Picks, ladder, novelselect, search_cpu, standing
-from novelsum_dagster.selection.search import Candidates, Found, Search, VerificationError
-from novelsum_dagster.selection.search_cpu import CpuSearch
+from novelsum_dagster.selection import Picks, novelselect, standing
+from novelsum_dagster.selection.search import cpu as search_cpu
+from novelsum_dagster.selection.search import ladder
+from novelsum_dagster.selection.search.base import Candidates, Found, Search, VerificationError
+from novelsum_dagster.selection.search.cpu import CpuSearch
 from tests.plain import PlainPicks, PlainScores, plain_novelselect, plain_scores
 
 FEW = settings(max_examples=60, deadline=None)
@@ -502,7 +504,7 @@ def _driven(search: Search, first: int, k: int, allowed: NDArray[np.bool_] | Non
 
 def _both(case: Case, allowed: NDArray[np.bool_] | None = None) -> tuple[CpuSearch, Search]:
     """Drive both searches over the same case and compare; return them."""
-    from novelsum_dagster.selection.search_torch import TorchSearch
+    from novelsum_dagster.selection.search.torch_device import TorchSearch
 
     units, weights = unit_rows(case.rows), rank_weights(case.k, case.alpha)
     candidates = Candidates.of(units, case.factor, case.quality)
@@ -559,7 +561,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 @pytest.fixture
 def near(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small numbers, so that small pools need all that large ones do."""
-    from novelsum_dagster.selection import search_torch
+    from novelsum_dagster.selection.search import torch_device as search_torch
 
     for name, value in {"_FIRST_LOOK": 16, "_NEAR": 1 / 20, "_PENDING": 24, "_TILE": 500}.items():
         monkeypatch.setattr(search_torch, name, value)
@@ -594,7 +596,7 @@ def test_torch_reads_all_rows_for_few_picks_and_seldom_waits(
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from novelsum_dagster.selection.search_torch import TorchSearch
+    from novelsum_dagster.selection.search.torch_device import TorchSearch
 
     waits = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal")
     seen: list[str] = []
@@ -630,9 +632,9 @@ def test_torch_reads_all_rows_for_few_picks_and_seldom_waits(
 
 
 def test_more_than_a_device_has_is_refused_before_work(large: Large, monkeypatch: pytest.MonkeyPatch) -> None:
-    from novelsum_dagster import devices
-    from novelsum_dagster.memory import NotEnoughMemory
-    from novelsum_dagster.selection.search_torch import device_memory_needed
+    from novelsum_dagster.common import devices
+    from novelsum_dagster.common.memory import NotEnoughMemory
+    from novelsum_dagster.selection.search.torch_device import device_memory_needed
 
     needed = device_memory_needed(3000, 16, 10)
     monkeypatch.setattr(devices, "free_device_memory", lambda device: needed)

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from novelsum_dagster import memory
+from novelsum_dagster.common import memory
+from novelsum_dagster.common.memory import NotEnoughMemory
 from novelsum_dagster.diversity.novelsum import DensitySide, SelfDistance, novelsum_with_densities
 from novelsum_dagster.diversity.vectors import unit_rows
 from novelsum_dagster.embedding.encoder import token_counter
-from novelsum_dagster.memory import NotEnoughMemory
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.selection import Quota, novelselect
 from novelsum_dagster.selection.novelselect import local_search
 from novelsum_dagster.selection.picks import Picks
 from novelsum_dagster.selection.scoring import Scoring
-from novelsum_dagster.selection.search import Candidates, Found, Search, VerificationError
-from novelsum_dagster.selection.search_objective import (
+from novelsum_dagster.selection.search.base import Candidates, Found, Search, VerificationError
+from novelsum_dagster.selection.search.objective import (
     Chosen,
     ObjectiveSearch,
     objective_scores,
@@ -206,8 +206,8 @@ def test_threads_torch_and_an_interruption_change_no_pick(scoring: Scoring, tmp_
 
 
 def test_more_candidates_than_a_block_and_shared_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("novelsum_dagster.selection.search_objective._ALONE", 0)
-    monkeypatch.setattr("novelsum_dagster.selection.search_objective._PICKS_AT_ONCE", 20_000)
+    monkeypatch.setattr("novelsum_dagster.selection.search.objective._ALONE", 0)
+    monkeypatch.setattr("novelsum_dagster.selection.search.objective._PICKS_AT_ONCE", 20_000)
     rows, factor = _pool(9000, 8)
     one, three = (_select(rows, factor, 25, ROW, threads=threads, verify=4) for threads in (1, 3))
     _same(one, three)
@@ -256,7 +256,7 @@ def test_limits_hold(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_too_little_memory_is_refused_with_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 100_000)
-    monkeypatch.setattr("novelsum_dagster.selection.search_objective.available_memory", lambda: 100_000)
+    monkeypatch.setattr("novelsum_dagster.selection.search.objective.available_memory", lambda: 100_000)
     with pytest.raises(NotEnoughMemory, match=r"samples would fit; set selection\.partitions"):
         _select(*_pool(600), 60, ROW)
 
@@ -323,7 +323,7 @@ def test_an_exchange_is_recorded_at_the_place_that_it_took() -> None:
 def test_exchanges_are_the_same_with_other_threads_and_after_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("novelsum_dagster.selection.search_objective._ALONE", 0)
+    monkeypatch.setattr("novelsum_dagster.selection.search.objective._ALONE", 0)
     rows, factor = _pool(90)
     scoring = Scoring("objective", swap_rounds=5)
     whole = _select(rows, factor, 20, scoring, threads=1)
@@ -343,7 +343,7 @@ def test_exchanges_are_the_same_with_other_threads_and_after_an_interruption(
 
 
 def test_what_is_kept_of_picks_and_candidates_after_exchanges_is_as_if_made_outright() -> None:
-    from novelsum_dagster.selection.search_objective import OnCpu
+    from novelsum_dagster.selection.search.objective import OnCpu
 
     generator = np.random.default_rng(0)
     rows = np.array(list(itertools.product((-1, 1), repeat=5)), np.float32)  # Many equal distances.

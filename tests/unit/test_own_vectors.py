@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.embedding.encoder import identify, special_tokens, token_counter
 from novelsum_dagster.embedding.own_vectors import PoolAt, own_vectors
 from novelsum_dagster.embedding.store import VectorSet, load_vectors, pool_vectors
 from novelsum_dagster.embedding.vector_files import export_vectors, read_vectors
 from novelsum_dagster.embedding.vectors_of_pool import Work, cut_of_pool, vectors_of_pool
-from novelsum_dagster.errors import InputError
 from novelsum_dagster.pool.snapshot import SAMPLES, PoolSnapshot, SourceFile
 from novelsum_dagster.settings import Embedding
 from tests.tiny import tiny_model

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from novelsum_dagster.common.spread import in_turn
 from novelsum_dagster.selection import Picks, novelselect
 from novelsum_dagster.selection.partitioned import partitioned
 from novelsum_dagster.selection.subset import describe
 from novelsum_dagster.settings import Selection
-from novelsum_dagster.spread import in_turn
 from tests.unit.test_checkpoint import QUALITY, ROWS, N
 
 FACTOR = np.random.default_rng(9).uniform(0.5, 3, N)

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from novelsum_dagster import cli_plan, memory
-from novelsum_dagster import plan as module
-from novelsum_dagster.cli import app
+from novelsum_dagster.cli import needs as module
+from novelsum_dagster.cli import plan as cli_plan
+from novelsum_dagster.cli.main import app
+from novelsum_dagster.cli.needs import LIBRARIES, Need, Room, Size, plan, room
+from novelsum_dagster.common import memory
+from novelsum_dagster.common.memory import NotEnoughMemory
 from novelsum_dagster.embedding import store
 from novelsum_dagster.embedding.store import load_vectors
-from novelsum_dagster.memory import NotEnoughMemory
-from novelsum_dagster.plan import LIBRARIES, Need, Room, Size, plan, room
 from novelsum_dagster.settings import Embedding, NearDuplicates, NovelSum, Pool, Ray, Selection, Settings
 from tests.pools import REAL_MODEL, alpaca, write_jsonl, write_settings
 
@@ -349,8 +350,8 @@ def test_a_models_dimension_is_read_from_its_configuration(tmp_path: Path) -> No
 
 def test_the_plan_is_the_formulas_of_the_refusals() -> None:
     from novelsum_dagster.diversity.density import search_memory_needed
-    from novelsum_dagster.selection.search_cpu import memory_needed
-    from novelsum_dagster.selection.search_torch import device_memory_needed
+    from novelsum_dagster.selection.search.cpu import memory_needed
+    from novelsum_dagster.selection.search.torch_device import device_memory_needed
 
     held = LIBRARIES + module._BUFFERS + store.memory_needed(SAMPLES, DIMENSION)
     assert _need("density").memory == held + search_memory_needed(SAMPLES, DIMENSION, 10, False, keeps=True)

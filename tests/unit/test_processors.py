@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from novelsum_dagster.processors import usable_processors
+from novelsum_dagster.common.processors import usable_processors
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")

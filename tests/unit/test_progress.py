@@ -2,7 +2,7 @@
 
 import io
 
-from novelsum_dagster.progress import LogReporter, TerminalReporter, describe
+from novelsum_dagster.common.progress import LogReporter, TerminalReporter, describe
 
 
 def test_a_line_has_done_total_rate_and_time_left() -> None:

@@ -13,11 +13,8 @@ from typing import Any
 
 import pytest
 
-from novelsum_dagster import files
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.files import file_hash
-from novelsum_dagster.lineage import provenance
-from novelsum_dagster.lineage.provenance import (
+from novelsum_dagster.artifacts import provenance
+from novelsum_dagster.artifacts.provenance import (
     STEPS,
     StepFacts,
     damaged_files,
@@ -29,6 +26,9 @@ from novelsum_dagster.lineage.provenance import (
     settings_of,
     stored_files,
 )
+from novelsum_dagster.common import files
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import file_hash
 from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.settings import Settings
 from tests.curated import RUN, Curated, curate, short, write_wrong
@@ -410,7 +410,7 @@ def test_records_hold_in_another_process_and_at_another_place(curated: Curated) 
     """Nothing in a record names the folder, and nothing that was remembered is needed."""
     assert not any(str(curated.settings.base) in path.read_text() for path in curated.root.glob("provenance/*/*.json"))
     program = (
-        "import sys; from pathlib import Path; from novelsum_dagster.lineage.provenance import *\n"
+        "import sys; from pathlib import Path; from novelsum_dagster.artifacts.provenance import *\n"
         "root = Path(sys.argv[1])\n"
         "found = [read_record(root, path.parent.name, path.stem) for path in root.glob('provenance/*/*.json')]\n"
         "print(len(found), [line for made in found for line in damaged_files(root, made)])"

@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.progress import LogReporter
 from novelsum_dagster.diversity.distinct import distinct_pool
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable, build_density, build_novelty
 from novelsum_dagster.embedding.encoder import token_counter
 from novelsum_dagster.embedding.store import VectorSet, embed, pool_vectors
-from novelsum_dagster.errors import InputError
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
-from novelsum_dagster.progress import LogReporter
 from novelsum_dagster.quality.suites import SUITES, Subject, suites_of
 from novelsum_dagster.quality.validate import check, require_passed, validate
 from novelsum_dagster.report.novelsum_report import REPORT_COLUMNS, NovelSumReport, build_report

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from novelsum_dagster.cli_explore import page_beside
+from novelsum_dagster.cli.explore import page_beside
 
 ROOT = Path(__file__).resolve().parents[2]
 # Says that it runs, with a child of its own that does, too; asked to end, it says so.
@@ -32,7 +32,7 @@ sys.exit(code)
 """
 PARENT = f"""
 import sys
-from novelsum_dagster.terminal import run_group
+from novelsum_dagster.cli.terminal import run_group
 first, second, seconds, code = sys.argv[1:]
 command = [sys.executable, "-c", {PROGRAM!r}]
 sys.exit(run_group([*command, first, seconds, code], [*command, second, "120", "0"]))
@@ -142,7 +142,7 @@ def test_when_the_first_ends_the_second_does_and_its_code_is_kept(
 def test_when_the_second_ends_the_first_goes_on(tmp_path: Path) -> None:
     """The page may be closed without ending the UI."""
     program = (
-        "import sys; from novelsum_dagster.terminal import run_group\n"
+        "import sys; from novelsum_dagster.cli.terminal import run_group\n"
         "slow = [sys.executable, '-c', 'import time; time.sleep(1); print(1, flush=True)']\n"
         "sys.exit(run_group(slow, [sys.executable, '-c', 'raise SystemExit(9)']))"
     )
@@ -155,7 +155,7 @@ def test_when_the_second_ends_the_first_goes_on(tmp_path: Path) -> None:
 
 def test_a_program_that_cannot_start_leaves_the_other_not_running(tmp_path: Path) -> None:
     program = (
-        "import sys; from novelsum_dagster.terminal import run_group\n"
+        "import sys; from novelsum_dagster.cli.terminal import run_group\n"
         "slow = ['sh', '-c', f'echo $$ > {sys.argv[1]}; exec sleep 120']\n"
         "run_group(slow, ['/no/such/program'])"
     )

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from novelsum_dagster.errors import InputError
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.settings import SETTINGS_VARIABLE, Settings, load_settings, settings_path
 
 PROJECT = Path(__file__).resolve().parents[2]

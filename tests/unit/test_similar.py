@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from novelsum_dagster.common.memory import NotEnoughMemory
 from novelsum_dagster.diversity import similar, similar_torch
 from novelsum_dagster.diversity.similar import Neighbours, Similar, similar_samples
 from novelsum_dagster.diversity.vectors import cosine_distances, unit_rows
-from novelsum_dagster.memory import NotEnoughMemory
 
 
 @pytest.fixture(autouse=True)
@@ -228,7 +228,7 @@ def test_bad_input_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         similar_samples(np.array([[1, 2], [np.nan, 1]]), np.arange(2), 0.9)
     with pytest.raises(ValueError, match="row 1 is all zeros"):
         similar_samples(np.array([[1, 2], [0, 0]]), np.arange(2)[::-1].copy(), 0.9)
-    monkeypatch.setattr("novelsum_dagster.memory.available_memory", lambda: 10)
+    monkeypatch.setattr("novelsum_dagster.common.memory.available_memory", lambda: 10)
     with pytest.raises(NotEnoughMemory, match="near-duplicates among 3 vectors"):
         similar_samples(rows, order, 0.9)
 

@@ -14,20 +14,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from novelsum_dagster.audit.explain import explain
+from novelsum_dagster.audit.smallest_k import SmallestK, smallest_k
+from novelsum_dagster.common.files import write_table
 from novelsum_dagster.diversity.density import density_factor
 from novelsum_dagster.embedding.encoder import token_counter
-from novelsum_dagster.files import write_table
-from novelsum_dagster.lineage.explain import explain
 from novelsum_dagster.lineage.runs import Run, find_run
-from novelsum_dagster.lineage.smallest_k import SmallestK, smallest_k
 from novelsum_dagster.lineage.store import LineageStore, insert
 from novelsum_dagster.pool.fields import field_values
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.selection.chosen import choose_from_pool
-from novelsum_dagster.selection.exact import standing
 from novelsum_dagster.selection.picks import Picks
 from novelsum_dagster.selection.scoring import Scoring
+from novelsum_dagster.selection.search.exact import standing
 from novelsum_dagster.selection.subset import describe, write_subset
 from novelsum_dagster.settings import Embedding, NovelSum, Pool, Selection, Source
 from tests.pools import alpaca, write_jsonl

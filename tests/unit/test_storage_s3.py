@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.lineage.provenance import StoredFile
+from novelsum_dagster.artifacts.provenance import StoredFile
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.remote.faults import Patience
+from novelsum_dagster.remote.lock import StorageLock
+from novelsum_dagster.remote.mirror import Mirror, mirror_of
+from novelsum_dagster.remote.s3 import Remote
 from novelsum_dagster.settings import S3, S3Place, Settings, load_settings
-from novelsum_dagster.storage.faults import Patience
-from novelsum_dagster.storage.lock import StorageLock
-from novelsum_dagster.storage.mirror import Mirror, mirror_of
-from novelsum_dagster.storage.s3 import Remote
 from tests.s3 import BUCKET, FAULTS, HASTY, PASSWORD, QUICK, USER, FaultProxy, Server, free_port
 
 ODD_NAMES = [
@@ -231,7 +231,7 @@ UPLOAD = """
 import sys
 from pathlib import Path
 from novelsum_dagster.settings import S3, S3Place
-from novelsum_dagster.storage.s3 import Remote
+from novelsum_dagster.remote.s3 import Remote
 path, bucket, prefix, endpoint = sys.argv[1:]
 Remote(S3Place(bucket, prefix), S3(endpoint_url=endpoint)).upload(Path(path), "pool/x")
 """
@@ -489,7 +489,7 @@ def test_mistakes_in_storage_are_named(tmp_path: Path, text: str, says: str) -> 
 
 def test_the_definitions_do_without_the_libraries_for_s3() -> None:
     program = (
-        "import sys, novelsum_dagster.storage.mirror, novelsum_dagster.storage.lock\n"
+        "import sys, novelsum_dagster.remote.mirror, novelsum_dagster.remote.lock\n"
         "sys.exit(bool({'boto3', 'botocore', 'dagster', 'dagster_aws', 'filelock'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -501,8 +501,8 @@ HOLD = """
 import sys
 from pathlib import Path
 from novelsum_dagster.settings import S3, S3Place
-from novelsum_dagster.storage.lock import StorageLock
-from novelsum_dagster.storage.s3 import Remote
+from novelsum_dagster.remote.lock import StorageLock
+from novelsum_dagster.remote.s3 import Remote
 root, run, endpoint, bucket, prefix = sys.argv[1:]
 remote = Remote(S3Place(bucket, prefix), S3(endpoint_url=endpoint)) if endpoint else None
 lock = StorageLock(Path(root), remote, seconds=3)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from novelsum_dagster import memory
+from novelsum_dagster.common import memory
+from novelsum_dagster.common.memory import NotEnoughMemory
 from novelsum_dagster.diversity import density, novelsum
-from novelsum_dagster.memory import NotEnoughMemory
 from novelsum_dagster.selection import STRATEGIES, Picks, select
 from novelsum_dagster.selection.kmeans import _drawn_in_turn
 

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "novelsum_dagster"
-PURE = ["pool", "embedding", "diversity", "selection", "lineage", "quality", "report", "study", "engine"]
+PURE = [
+    "common", "artifacts", "pool", "embedding", "diversity", "selection", "engine", "lineage", "quality", "report", "audit",
+    "study",
+]  # fmt: skip
 
 
 def _imports(path: Path) -> set[str]:

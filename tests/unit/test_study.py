@@ -18,6 +18,8 @@ import torch
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.progress import LogReporter
 from novelsum_dagster.diversity import novelsum_grid
 from novelsum_dagster.diversity.clusters import Partition, cluster_inertia, partition_entropy
 from novelsum_dagster.diversity.dcscore import dcscore
@@ -28,10 +30,8 @@ from novelsum_dagster.diversity.measures import MEASURES, Samples, measure_sets
 from novelsum_dagster.diversity.moments import distsum_cosine, log_determinant, radius, vendi_score
 from novelsum_dagster.embedding.encoder import token_counter
 from novelsum_dagster.embedding.store import VectorSet, embed, pool_vectors
-from novelsum_dagster.errors import InputError
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import PoolSnapshot
-from novelsum_dagster.progress import LogReporter
 from novelsum_dagster.selection.strategies import STRATEGIES, select
 from novelsum_dagster.settings import Embedding, Measures, NovelSum, Pool, Settings, Source, Strategy, Study, Training
 from novelsum_dagster.study.correlate import (

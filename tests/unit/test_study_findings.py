@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from novelsum_dagster.errors import InputError
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.study.correlation import ALL_SETS, SELECTING
 from novelsum_dagster.study.findings import EVERY_CELL, WITHIN, Findings, Found, findings, main_findings
 from novelsum_dagster.study.page import summary, write_study_page

@@ -13,13 +13,13 @@ import torch
 from pydantic import ValidationError
 from threadpoolctl import threadpool_limits
 
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.progress import LogReporter
 from novelsum_dagster.diversity.measures import Samples
 from novelsum_dagster.embedding.encoder import load_encoder, token_counter
 from novelsum_dagster.embedding.store import VectorSet, embed
-from novelsum_dagster.errors import InputError
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import PoolSnapshot
-from novelsum_dagster.progress import LogReporter
 from novelsum_dagster.selection.strategies import select
 from novelsum_dagster.settings import (
     Embedding,

@@ -18,7 +18,7 @@ from scipy.stats import zscore
 from tokenizers import Tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from novelsum_dagster.errors import InputError
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.settings import Training
 from novelsum_dagster.study import training
 from novelsum_dagster.study.training import (

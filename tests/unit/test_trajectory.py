@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from novelsum_dagster.selection import novelselect
 from novelsum_dagster.selection.covering import covering
-from novelsum_dagster.selection.exact import standing
 from novelsum_dagster.selection.random_draw import duplicate
 from novelsum_dagster.selection.scoring import Scoring
+from novelsum_dagster.selection.search.exact import standing
 from novelsum_dagster.selection.trajectory import Trajectory, bounds_at_end, scores_at_end, trajectory
 
 N, D, K = 60, 12, 25

@@ -9,6 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
+from novelsum_dagster.cli.oneshot import transformed, untransformed
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.diversity import novelsum
 from novelsum_dagster.diversity.measures import Samples
 from novelsum_dagster.embedding.encoder import Model
@@ -16,8 +18,6 @@ from novelsum_dagster.embedding.own_vectors import PoolAt
 from novelsum_dagster.embedding.store import VectorSet, load_vectors, pool_vectors
 from novelsum_dagster.embedding.vectors_of_pool import Work, vectors_of_pool
 from novelsum_dagster.embedding.whitening import NoDirection, Whitening
-from novelsum_dagster.errors import InputError
-from novelsum_dagster.oneshot import transformed, untransformed
 from novelsum_dagster.settings import Embedding
 from tests.tiny import tiny_model
 from tests.unit.test_own_vectors import IDS, ROWS, VECTORS, given, made_pool, stored

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.embedding import vllm_encoder
 from novelsum_dagster.embedding.cut import Cut, cut_of
 from novelsum_dagster.embedding.encoder import (
@@ -26,7 +27,6 @@ from novelsum_dagster.embedding.encoder import (
 from novelsum_dagster.embedding.vllm_encoder import VllmEncoder
 from novelsum_dagster.embedding.windows import mean_of_windows, normalises, windows_of
 from novelsum_dagster.engine.ray_embedding import _Embedder
-from novelsum_dagster.errors import InputError
 from novelsum_dagster.settings import Embedding
 from tests.pools import pairs
 from tests.tiny import tiny_model

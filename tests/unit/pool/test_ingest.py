@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from novelsum_dagster.errors import InputError
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.pool.forms import Reading, parse
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import NEAR_DUPLICATES, ORIGINS, REJECTS, SAMPLES

@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import pytest
 
-from novelsum_dagster.errors import InputError
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.pool.readers import dataset_batches, json_record, read_file, read_rows
 
 ROWS = [{"instruction": f"q{number}", "output": "a"} for number in range(40)]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from novelsum_dagster.errors import InputError
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.pool.readers import find_files, is_saved_dataset, read_file, require_readable
 
 GOOD = b'{"instruction": "q", "output": "a"}\n'

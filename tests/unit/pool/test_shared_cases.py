@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from novelsum_dagster.errors import InputError
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.settings import NearDuplicates, Pool, Source

@@ -1,0 +1,431 @@
+"""What every output was made from and with: a record beside it, checked before the output is used.
+
+Belongs here: the records, what each step depends on, finding every mismatch. Does not: the steps, making an output
+again (`reproduce`).
+
+The record of an output is `provenance/<asset>/<key>.json` in the storage folder.
+"""
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import known_hash, write_bytes
+from novelsum_dagster.embedding.store import VectorSet, shards_with
+from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
+from novelsum_dagster.selection.subset import MACHINE_DEPENDENT, Subset
+from novelsum_dagster.settings import Settings
+
+FOLDER = "provenance"
+PACKAGES = (
+    "novelsum-dagster",
+    "dagster",
+    "numpy",
+    "torch",
+    "sentence-transformers",
+    "transformers",
+    "faiss-cpu",
+    "numba",
+    "pyarrow",
+    "duckdb",
+)
+"""Whose versions are recorded: those that compute or write an output."""
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """What a step's output depends on, beside its inputs.
+
+    Attributes:
+        code_version: raised by hand when the step would make another output of the same input.
+        settings: sections and keys of the settings.
+    """
+
+    code_version: str
+    settings: tuple[str, ...] = ()
+
+
+_TEXT = ("embedding.text", "embedding.include")
+_QUALITY = "selection.quality"
+"""Of the pool's steps only where near-duplicates are kept by it."""
+_MEASURED = ("novelsum.density_side", "novelsum.self_distance")
+"""Of the selection only where it increases NovelSum."""
+_VECTORS = (
+    *(f"embedding.{name}" for name in ("model", "revision", "max_tokens", "dtype", "pooling", "backend", "long")),
+    *("embedding.whiten", "embedding.reduce"),
+    *_TEXT,
+    *("embedding.vectors", "embedding.vectors_column", "embedding.vectors_id"),
+)
+STEPS = {
+    "raw_pool": StepFacts("2", ("pool", _QUALITY, "embedding.model", "embedding.revision", *_TEXT)),
+    "embeddings": StepFacts("3", _VECTORS),
+    "distinct_pool": StepFacts("1", ("pool.near_duplicates", _QUALITY)),
+    "density": StepFacts(
+        "4",
+        tuple(
+            f"novelsum.{name}"
+            for name in ("neighbors", "neighbor_policy", "density_index", "min_recall", "density_power")
+        ),
+    ),
+    "sample_novelty": StepFacts("3", ("novelsum",)),
+    "selected_subset": StepFacts("4", ("selection", "novelsum.density_power", "novelsum.proximity_power", *_MEASURED)),
+    "novelsum_report": StepFacts("4", ("novelsum", "measures")),
+    "lineage": StepFacts("1"),
+    "changes": StepFacts("1"),
+    "data_card": StepFacts("2", ("card",)),
+    "study_pool": StepFacts("3", ("novelsum", "study.held_out", "study.neighbors", "study.unseen")),
+    "study_set": StepFacts("3", ("novelsum", "study.variants", "study.representations")),
+    "study_measures": StepFacts(
+        "3",
+        (
+            "novelsum",
+            "measures",
+            "study.neighbors",
+            "study.density_powers",
+            "study.proximity_powers",
+            "study.representations",
+        ),
+    ),
+    "study_performance": StepFacts("2", ("study.training", "study.training_seeds")),
+    "study_correlation": StepFacts("2", ("study",)),
+}
+"""By asset."""
+_NOT_CONTENT = {"pool.max_reject_fraction", "selection.verify"}
+"""Settings of these sections that change nothing in an output."""
+_OF_VECTORS = "pool.near_duplicates.similarity"
+"""Changes nothing in the pool as it is read."""
+
+
+class StoredFile(BaseModel):
+    """A file of an output."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str
+    bytes: int
+
+
+class Provenance(BaseModel):
+    """The record of one output.
+
+    Attributes:
+        asset: its name.
+        output: key of the output.
+        run_id: of the run that made it.
+        made_at: when.
+        code_version: of the step.
+        inputs: keys by asset; of the raw pool SHA-256 by source file (empty for a hub dataset's).
+        settings: in force for the step, by key as in `novelsum.neighbors`.
+        config: what the launchpad said instead or as well.
+        seed: of everything that was drawn.
+        files: of the output, by path in the storage folder.
+        versions: of packages and of Python.
+        git_revision: of the code, where it is a checkout; `git_is_clean` says whether the code differs from it.
+        machine: platform, processor, cores, memory in bytes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    asset: str
+    output: str
+    run_id: str
+    made_at: datetime
+    code_version: str
+    inputs: dict[str, str]
+    settings: dict[str, Any]
+    config: dict[str, Any]
+    seed: int
+    files: dict[str, StoredFile]
+    versions: dict[str, str]
+    git_revision: str | None
+    git_is_clean: bool | None
+    machine: dict[str, str | int]
+
+
+def code_version(asset: str) -> str:
+    """Return the code version of an asset's step."""
+    return STEPS[asset].code_version
+
+
+def record(
+    root: Path,
+    settings: Settings,
+    asset: str,
+    output: Handle,
+    inputs: Mapping[str, Handle],
+    run_id: str,
+    config: Mapping[str, Any],
+) -> Provenance:
+    """Write the record of an output that was just made, and return it.
+
+    Args:
+        root: the storage folder.
+        settings: in force.
+        asset: the output's name.
+        output: its handle.
+        inputs: handles of what it was made from, by asset.
+        run_id: of the run.
+        config: what the launchpad said.
+
+    Raises:
+        InputError: naming every file that was there already and is not what an earlier run wrote: what is made again is
+            not written over it, and its damage must not become the record.
+    """
+    revision, is_clean = _git()
+    made = Provenance(
+        asset=asset,
+        output=output.key,
+        run_id=run_id,
+        made_at=datetime.now(UTC),
+        code_version=code_version(asset),
+        inputs={name: handle.key for name, handle in inputs.items()} or _sources(output),
+        settings=settings_of(asset, settings),
+        config=dict(config),
+        seed=_seed(settings, output, inputs, config),
+        files={name: _stored(root / name) for name in stored_files(root, output)},
+        versions=package_versions(),
+        git_revision=revision,
+        git_is_clean=is_clean,
+        machine=_machine(),
+    )
+    damaged = _changed_since(root, made)
+    if damaged:
+        raise InputError("what is kept of this output is not what was made:\n" + _lines(damaged))
+    write_bytes((made.model_dump_json(indent=2) + "\n").encode(), record_path(root, asset, output.key))
+    return made
+
+
+def _seed(settings: Settings, output: Handle, inputs: Mapping[str, Handle], config: Mapping[str, Any]) -> int:
+    """Return the seed that was drawn with: the launchpad's, that of the subset which is measured, or the settings'."""
+    if "seed" in config:
+        return int(config["seed"])
+    subsets = [one.settings.seed for one in (output, *inputs.values()) if isinstance(one, Subset)]
+    return subsets[0] if subsets else settings.selection.seed
+
+
+def _changed_since(root: Path, made: Provenance) -> list[str]:
+    """Return in words the files that the same step wrote otherwise before, on this machine with these libraries."""
+    try:
+        before = read_record(root, made.asset, made.output)
+    except InputError:
+        return []
+    if (before.code_version, before.versions, before.machine) != (made.code_version, made.versions, made.machine):
+        return []
+    return [
+        _damaged(made.asset, root / name)
+        for name, file in made.files.items()
+        if before.files.get(name, file) != file and Path(name).name not in MACHINE_DEPENDENT
+    ]
+
+
+def record_path(root: Path, asset: str, key: str) -> Path:
+    """Return where the record of an output is."""
+    return root / FOLDER / asset / f"{key}.json"
+
+
+def read_record(root: Path, asset: str, key: str) -> Provenance:
+    """Return the record of an output.
+
+    Raises:
+        InputError: where there is none, or it is damaged.
+    """
+    path = record_path(root, asset, key)
+    again = f"materialise {asset} again"
+    try:
+        found = Provenance.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{asset} {key}: has no record of where it came from ({path.name}); {again}") from None
+    except (OSError, ValidationError) as error:
+        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); {again}") from None
+    if (found.asset, found.output) != (asset, key):
+        raise InputError(f"{path}: damaged (it is the record of {found.asset} {found.output}); {again}")
+    return found
+
+
+def require_matching(root: Path, settings: Settings, inputs: Mapping[str, Handle]) -> None:
+    """Refuse inputs that were not made from each other, under other settings or other code, or that are damaged.
+
+    Args:
+        root: the storage folder.
+        settings: in force.
+        inputs: handles that a step is about to use, by asset; of a partition as `asset[partition]`.
+
+    Raises:
+        InputError: with every mismatch.
+    """
+    found = [line for name, handle in inputs.items() for line in mismatches(root, settings, name, handle, inputs)]
+    if found:
+        raise InputError("what this step would use does not match:\n" + _lines(found))
+
+
+def _lines(found: Sequence[str]) -> str:
+    return "\n".join(f"  {line}" for line in found)
+
+
+def mismatches(
+    root: Path, settings: Settings, name: str, handle: Handle, others: Mapping[str, Handle]
+) -> Sequence[str]:
+    """Return in words all in which an output differs from its record, its inputs or the settings in force."""
+    asset = name.partition("[")[0]
+    try:
+        made = read_record(root, asset, handle.key)
+    except InputError as error:
+        return [str(error)]
+    again = f"; materialise {asset} again"
+    now = settings_of(asset, settings)
+    changed = [
+        f"{name}: {key} was {made.settings.get(key)!r}, the settings say {now.get(key)!r}{again}"
+        for key in dict.fromkeys([*made.settings, *now])
+        if made.settings.get(key) != now.get(key)
+    ]
+    other_inputs = [
+        f"{name}: was made from {used} {key[:8]}, which is {others[used].key[:8]} now{again}"
+        for used, key in made.inputs.items()
+        if used in others and others[used].key != key
+    ]
+    other_code = (
+        [f"{name}: was made by version {made.code_version} of its code, which is {code_version(asset)} now{again}"]
+        if made.code_version != code_version(asset)
+        else []
+    )
+    return [*changed, *other_inputs, *other_code, *damaged_files(root, made)]
+
+
+def damaged_files(root: Path, made: Provenance) -> list[str]:
+    """Return in words the files of an output that are gone or differ from what was written."""
+    found = []
+    for name, file in made.files.items():
+        path = root / name
+        if not path.is_file():
+            found.append(f"{made.asset}: {path} is gone; materialise {made.asset} again")
+        elif _stored(path) != file:
+            found.append(_damaged(made.asset, path))
+    return found
+
+
+def _damaged(asset: str, path: Path) -> str:
+    return (
+        f"{asset}: {path} is damaged (its SHA-256 is another than recorded); delete it, and materialise {asset} again"
+    )
+
+
+def stored_files(root: Path, output: Handle) -> list[str]:
+    """Return the files of an output, as paths in the storage folder; of vectors those that have any of its pool."""
+    if output.place is None:
+        return []
+    place = root / output.place
+    if place.is_file():
+        return [output.place]
+    there = [path for path in place.rglob("*") if path.is_file()]
+    if isinstance(output, VectorSet):
+        there = _of_pool(root, output.ids_from, there)
+    found = (path.relative_to(root) for path in there)
+    return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+
+
+def _of_pool(root: Path, snapshot: str, files: list[Path]) -> list[Path]:
+    """Leave out shards that have vectors of other pools only: such a shard may go when its pool does."""
+    samples = root / "pool" / f"snapshot={snapshot}" / "samples.parquet"
+    if not samples.exists():
+        return files
+    shards = [path for path in files if path.suffix == ".parquet"]
+    ids = set(pq.read_table(samples, columns=["id"], partitioning=None)["id"].to_pylist())
+    others = set(shards) - set(shards_with(shards, ids))
+    return [path for path in files if path not in others]
+
+
+def settings_of(asset: str, settings: Settings) -> dict[str, Any]:
+    """Return the settings that an asset depends on, by key."""
+    values = flat(settings.model_dump(mode="json"))
+    by_quality = settings.pool.near_duplicates.keep == "quality"
+    measured = settings.selection.density_side == "objective"
+    unused = (*(() if by_quality else (_QUALITY,)), *(() if measured else _MEASURED))
+    wanted = [name for name in STEPS[asset].settings if name not in unused]
+    ignored = _NOT_CONTENT | ({_OF_VECTORS} if asset == "raw_pool" else set())
+    return {
+        key: value
+        for key, value in values.items()
+        if key not in ignored and any(key == name or key.startswith(f"{name}.") for name in wanted)
+    }
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one mapping with keys as in `pool.near_duplicates.drop`; lists stay whole."""
+    if not isinstance(values, dict) or not values:
+        return {prefix: values}
+    dotted = f"{prefix}." if prefix else ""
+    return {key: value for name, inner in values.items() for key, value in flat(inner, f"{dotted}{name}").items()}
+
+
+def _sources(output: Handle) -> dict[str, str]:
+    """Return the files that an output was read from, which was made from no other."""
+    return {file.file: file.sha256 or "" for file in output.files} if isinstance(output, PoolSnapshot) else {}
+
+
+def _stored(path: Path) -> StoredFile:
+    return StoredFile(sha256=known_hash(path), bytes=path.stat().st_size)
+
+
+@cache
+def package_versions() -> dict[str, str]:
+    """Return the installed versions of `PACKAGES` and of Python."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def _git() -> tuple[str | None, bool | None]:
+    """Return the commit of a source checkout, and whether the code is as committed; None in an installed package."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return None, None
+    revision = _of_git(folder, "rev-parse", "HEAD")
+    changes = _of_git(folder, "status", "--porcelain", "--", "novelsum_dagster", "dbt_like_sql")
+    return revision or None, None if changes is None else not changes
+
+
+def git_revision() -> str | None:
+    """Return the commit of a source checkout; None in an installed package."""
+    return _git()[0]
+
+
+def _of_git(folder: Path, *command: str) -> str | None:
+    found = subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, check=False)
+    return found.stdout.strip() if found.returncode == 0 else None
+
+
+@cache
+def _machine() -> dict[str, str | int]:
+    import psutil
+
+    return {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count() or 0,
+        "memory": psutil.virtual_memory().total,
+    }
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,96 @@
+"""The pool of an earlier run, and the fields of its records: qualities, and the labels that quotas count.
+
+Belongs here: the pool as the lineage knows it, a field of one sample and of all picks. Does not: how a field is found
+in a record (`pool.fields`).
+"""
+
+from pathlib import Path
+from typing import Any
+
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.lineage.query import Connection, all_rows, one_row
+from novelsum_dagster.lineage.runs import Run
+from novelsum_dagster.pool.fields import COLUMNS, field_of
+from novelsum_dagster.pool.snapshot import PoolSnapshot, SourceFile
+
+_NEWEST_POOLS = ("assets/distinct_pool.json", "assets/raw_pool.json")
+"""Handles of the newest pools, which have what the database has not: the schemas of records that are Arrow rows."""
+_JSON_FORMATS = ("json", "jsonl", "csv")
+
+
+def pool_of(connection: Connection, root: Path, run: Run) -> PoolSnapshot:
+    """Return the pool of a run; where it is not the newest, without the schemas of records that are Arrow rows."""
+    for path in (root / name for name in _NEWEST_POOLS):
+        if path.exists():
+            newest = PoolSnapshot.model_validate_json(path.read_bytes())
+            if newest.key == run.snapshot:
+                return newest
+    pool = one_row(
+        connection, "SELECT folder, near_duplicates, near_duplicates_dropped FROM snapshots WHERE snapshot = ?",
+        [run.snapshot],
+    )  # fmt: skip
+    rows = all_rows(connection, "SELECT * EXCLUDE (snapshot) FROM source_files WHERE snapshot = ?", [run.snapshot])
+    # What a database of an earlier version has not is left to its default.
+    files = [{name: value for name, value in row.items() if value is not None} for row in rows]
+    optional = {"form": None, "sha256": None, "arrow_schema": None}
+    return PoolSnapshot(
+        key=run.snapshot, files=tuple(SourceFile.model_validate({**optional, **file}) for file in files), **(pool or {})
+    )
+
+
+def can_read(pool: PoolSnapshot, name: str) -> bool:
+    """Return whether a field's values can be read of all samples of a pool that `pool_of` returned."""
+    return name in COLUMNS or all(file.format in _JSON_FORMATS or file.arrow_schema for file in pool.files)
+
+
+def quality_of_sample(connection: Connection, root: Path, run: Run, id_: str) -> float | None:
+    """Return a sample's quality; 1 where the run has none, None where it cannot be read."""
+    name = run.options.get("quality")
+    if name is None:
+        return 1.0
+    value = _of_sample(connection, root, run, id_, name)
+    return float(value) if isinstance(value, int | float) and value > 0 else None
+
+
+def label_of_sample(connection: Connection, root: Path, run: Run, id_: str, column: str) -> str | None:
+    """Return a sample's label as quotas see it; None where it cannot be read."""
+    if column not in COLUMNS and not can_read(pool_of(connection, root, run), column):
+        return None
+    return str(_of_sample(connection, root, run, id_, column))
+
+
+def labels_of_picks(connection: Connection, root: Path, run: Run, column: str) -> list[str]:
+    """Return the label of every pick as quotas see it, in pick order.
+
+    Raises:
+        InputError: where the subset's records are missing or damaged.
+    """
+    if column in COLUMNS:
+        rows = connection.execute(
+            f"SELECT samples.{column} FROM picks"
+            " INNER JOIN samples ON samples.id = picks.id AND samples.snapshot = ?"
+            " WHERE picks.selection = ? ORDER BY picks.rank",
+            [run.snapshot, run.selection],
+        ).fetchall()
+        return [str(row[0]) for row in rows]
+    # The picks' original records, in pick order: a small part of the pool's.
+    path = root / run.folder / "subset.jsonl"
+    try:
+        with path.open("rb") as file:
+            return [str(field_of(line, None, column)) for line in file]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({error}); delete {path.parent}, and run again") from error
+
+
+def _of_sample(connection: Connection, root: Path, run: Run, id_: str, name: str) -> Any:
+    column = name if name in COLUMNS else "original"
+    row = one_row(
+        connection, f"SELECT file, {column} AS value FROM samples WHERE snapshot = ? AND id = ?", [run.snapshot, id_]
+    )
+    if row is None or name in COLUMNS:
+        return row and row["value"]
+    pool = pool_of(connection, root, run)
+    if not can_read(pool, name):
+        return None
+    [schema] = [file.schema_of_rows for file in pool.files if file.file == row["file"]]
+    return field_of(bytes(row["value"]), schema, name)

@@ -1,0 +1,254 @@
+"""The commands that ask the lineage: `novelsum why`, `diff`, `reproduce` and `rebuild-lineage`.
+
+Belongs here: their arguments, words and JSON. Does not: the answers (`novelsum_dagster.audit`).
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from novelsum_dagster.cli.terminal import AsJson, SettingsFile, new_reporter, say, settings_in
+
+if TYPE_CHECKING:
+    from novelsum_dagster.audit.explain import Explanation
+    from novelsum_dagster.lineage.query import Connection
+
+_Run = Annotated[str | None, typer.Option("--run", "-r", help="Run, or the beginning of its id. Default: the newest.")]
+_SHOWN = 10
+
+
+def why(
+    sample: Annotated[str, typer.Argument(help="Id or its beginning, FILE:LINE, or a piece of the text.")],
+    run: _Run = None,
+    smallest_k: Annotated[
+        bool, typer.Option("--smallest-k", help="Go on with the selection until it picks the sample; 4 k at most.")
+    ] = False,
+    settings: SettingsFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say why a sample was chosen, or was not.
+
+    For a chosen one: rank, score, what came second and by how much, the nearest samples chosen before, what it stands
+    for, where it is from. For one left out: where it came closest, what stands for it, what ruled it out, and what
+    would let it in.
+
+    Example: [bold]novelsum why 4f0c91[/], [bold]novelsum why pool.jsonl:17[/], [bold]novelsum why "binary search"[/]
+    """
+    from novelsum_dagster.audit.explain import explain
+    from novelsum_dagster.lineage.runs import find_run
+    from novelsum_dagster.workspace import Workspace
+
+    workspace = Workspace(settings_in(settings))
+    with workspace.lineage.reading() as connection:
+        found = explain(connection, workspace.root, find_run(connection, run), sample)
+        if smallest_k:
+            found = _with_smallest_k(connection, workspace.root, found)
+    if as_json:
+        answer = {
+            "run": found.run.run_id,
+            "outcome": found.outcome,
+            "sample": found.sample,
+            **found.facts,
+            "words": list(found.words),
+        }
+        print(json.dumps(answer, indent=2, default=str))
+        return
+    if "id" in found.sample:
+        print(f"{found.sample['id']}\n{_shortened(found.sample['text'], 300)}\n")
+    for sentence in found.words:
+        print(sentence)
+
+
+def _with_smallest_k(connection: "Connection", root: Path, found: "Explanation") -> "Explanation":
+    """Return an explanation with the smallest k that lets the sample in."""
+    from novelsum_dagster.audit.smallest_k import smallest_k
+
+    if found.outcome == "chosen":
+        rank = found.facts["rank"]
+        return replace(found, words=(*found.words, f"The smallest k that lets it in is its rank, {rank:,}."))
+    if found.outcome != "left out":
+        return replace(found, words=(*found.words, "No k lets it in: it is not in the pool."))
+    with new_reporter().step("going on") as progress:
+        answer = smallest_k(connection, root, found.run, found.sample["id"], progress)
+    first, *others = found.words
+    facts = {**found.facts, "smallest_k": answer.k, "smallest_k_is_more_than": answer.more_than}
+    return replace(found, facts=facts, words=(first, answer.words, *others))
+
+
+def diff(
+    run_a: Annotated[str, typer.Argument(help="Run, or the beginning of its id.")],
+    run_b: Annotated[str, typer.Argument(help="Run that is compared with it.")],
+    settings: SettingsFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what changed between the subsets of two runs: what entered, left and stayed, and why.
+
+    Example: [bold]novelsum diff 614f8acc 2dd77a51[/]
+    """
+    from novelsum_dagster.audit.difference import difference
+    from novelsum_dagster.lineage.runs import find_run
+    from novelsum_dagster.workspace import Workspace
+
+    with Workspace(settings_in(settings)).lineage.reading() as connection:
+        found = difference(connection, find_run(connection, run_a), find_run(connection, run_b))
+    if as_json:
+        answer = {
+            "run_a": found.a.run_id,
+            "run_b": found.b.run_id,
+            "entered": [asdict(change) for change in found.entered],
+            "left": [asdict(change) for change in found.left],
+            "stayed": found.stayed,
+            "settings": {key: {"a": a, "b": b} for key, (a, b) in found.settings.items()},
+            "same_code": found.same_code,
+            "same_model": found.same_model,
+            "measures": found.measures,
+        }
+        print(json.dumps(answer, indent=2, default=str))
+        return
+    _print_difference(found)
+
+
+def reproduce(
+    run: Annotated[str | None, typer.Argument(help="Run, or the beginning of its id. Default: the newest.")] = None,
+    embed_again: Annotated[
+        bool, typer.Option("--embed-again", help="Make the vectors again, too, in place of using those that are kept.")
+    ] = False,
+    settings: SettingsFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a run's subset again from its record, and compare it byte for byte with the one that is kept.
+
+    The settings, sources and seed are those of the run; sources that changed since are named, and nothing is made.
+    Exit code 1 says that the subset came out otherwise.
+
+    Example: [bold]novelsum reproduce 614f8acc[/]
+    """
+    from novelsum_dagster.artifacts.outputs import fetch_output
+    from novelsum_dagster.audit.reproduce import records_of
+    from novelsum_dagster.audit.reproduce import reproduce as make_again
+    from novelsum_dagster.lineage.runs import find_run
+    from novelsum_dagster.selection.extension import EXTENDS
+    from novelsum_dagster.workspace import Workspace
+
+    chosen = settings_in(settings)
+    workspace = Workspace(chosen)
+    with workspace.lineage.reading() as connection:
+        found = find_run(connection, run)
+        records = records_of(connection, found)
+    for name, record in records.items():
+        fetch_output(workspace.mirror, name, record.output)
+    if EXTENDS in found.options:
+        fetch_output(workspace.mirror, "selected_subset", found.options[EXTENDS])
+    made = make_again(records, found, workspace.root, chosen.base, new_reporter(), embed_again)
+    if as_json:
+        answer = {
+            "run": found.run_id,
+            "equal": made.is_equal,
+            "outputs": {name: {"recorded": then, "made": now} for name, (then, now) in made.outputs.items()},
+            "files": made.files,
+            "embedded_again": made.embedded_again,
+            "differences": list(made.differences),
+        }
+        print(json.dumps(answer, indent=2))
+    else:
+        _print_reproduction(made)
+    if not made.is_equal:
+        raise typer.Exit(1)
+
+
+def rebuild_lineage(settings: SettingsFile = None) -> None:
+    """Make the lineage database anew from what every run wrote beside it; a damaged one is kept aside."""
+    from novelsum_dagster.artifacts.outputs import exchange_runs
+    from novelsum_dagster.lineage.models import build
+    from novelsum_dagster.workspace import Workspace
+
+    workspace = Workspace(settings_in(settings))
+    store = workspace.lineage
+    exchange_runs(workspace.mirror)
+    runs = store.rebuild()
+    build(store)
+    say(f"{runs:,} runs are in {store.path} again")
+
+
+def _print_difference(found: Any) -> None:
+    moved = f"{len(found.entered):,} samples entered, {len(found.left):,} left, {found.stayed:,} stayed"
+    print(f"{found.b.short} against {found.a.short}: {moved}.\n")
+    for key, (a, b) in found.settings.items():
+        print(f"  {key}: {a} -> {b}")
+    if not found.same_model:
+        print(
+            f"  model: {found.a.model} {found.a.model_revision[:12]} -> {found.b.model} {found.b.model_revision[:12]}"
+        )
+    if not found.same_code:
+        print(f"  code: {_code(found.a)} -> {_code(found.b)}")
+    _print_changes("entered", found.entered)
+    _print_changes("left", found.left)
+    if found.measures:
+        _print_measures(found)
+
+
+def _print_reproduction(made: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Run {made.run.short}, made again", title_justify="left")
+    for column in ("output", "recorded", "made now", ""):
+        table.add_column(column, overflow="fold")
+    for name, (then, now) in made.outputs.items():
+        table.add_row(name, then[:16], now[:16], "equal" if then == now else "differs")
+    for name, equal in made.files.items():
+        table.add_row(name, "", "", {True: "equal, byte for byte", False: "differs", None: "missing"}[equal])
+    Console().print(table)
+    kept = "The kept vectors were used; --embed-again makes them again, too."
+    print("The vectors were made again." if made.embedded_again else kept)
+    for line in made.differences:
+        print(f"Since then: {line}.")
+    print("The subset is the same, byte for byte." if made.is_equal else "The subset came out otherwise.")
+
+
+def _print_changes(name: str, changes: Sequence[Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    if not changes:
+        return
+    print(f"\n{name}:")
+    for cause, count in Counter(change.cause for change in changes).most_common():
+        print(f"  {count:,}: {cause}")
+    table = Table()
+    for column in ("rank", "id", "source"):
+        table.add_column(column)
+    for change in changes[:_SHOWN]:
+        table.add_row(f"{change.rank:,}", change.id, escape(change.source))
+    Console().print(table)
+    if len(changes) > _SHOWN:
+        print(f"and {len(changes) - _SHOWN:,} more (--json has all)")
+
+
+def _print_measures(found: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Measures", title_justify="left")
+    for column in ("set", "measure", found.a.short, found.b.short):
+        table.add_column(column, justify="left" if column in ("set", "measure") else "right")
+    for row in found.measures:
+        table.add_row(row["set_name"], row["measure"], f"{row['a']:,.4f}", f"{row['b']:,.4f}")
+    Console().print(table)
+    if any(row["size_a"] != row["size_b"] for row in found.measures):
+        print("The sets have other sizes: the measures depend on it, and do not compare.")
+
+
+def _code(run: Any) -> str:
+    return run.git_revision[:12] if run.git_revision else str(run.package_version)
+
+
+def _shortened(text: str, length: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 1] + "…"

@@ -1,0 +1,385 @@
+"""Options of the commands that read files at once (`measure`, `select`, `inspect`), and the command `inspect`."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from novelsum_dagster.cli.terminal import AsJson, SettingsFile, new_reporter, say, settings_in, validated
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.pool.forms import PARTS
+from novelsum_dagster.pool.samples import ROLES
+from novelsum_dagster.settings import PACKAGED_MODEL, Embedding, NearDuplicates, Pool, Source
+
+_SHOWN = 300
+"""Characters of a turn that `inspect` shows."""
+_OFF = NearDuplicates(by="off")
+
+Form = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="auto or any (recognised for each record), alpaca, sharegpt, messages, prompt_completion, preference or"
+        " text; for one file as FILE=FORM. Repeat for several files. [default: auto]"
+    ),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Which column holds which part, as prompt=q,response=meta.answer; for one file as FILE:prompt=q. Parts:"
+        " messages, prompt, response, input, history, system, tools, reasoning, chosen, rejected, text."
+    ),
+]
+Role = Annotated[
+    list[str] | None, typer.Option("--role", help="What another role means, as narrator=user. Repeat for several.")
+]
+MaxRejects = Annotated[float, typer.Option(min=0, max=1, help="Fail when more than this part of the records is bad.")]
+MaxCharacters = Annotated[int, typer.Option(min=1, help="Longer samples are rejected.")]
+Rejects = Annotated[
+    Path | None, typer.Option(help="Write rejected records with file, line and reason to this .jsonl or .parquet file.")
+]
+Text = Annotated[
+    str, typer.Option(help="Text that is embedded: turns, prompt, response, or all (with system, tools, reasoning).")
+]
+Long = Annotated[
+    str, typer.Option(help="Texts over the model's length: truncate, or windows (all is read, at a cost by length).")
+]
+Vectors = Annotated[
+    Path | None,
+    typer.Option(help="File of your own vectors (.npy, .npz, .parquet, .safetensors), a row a record read."),
+]
+VectorsId = Annotated[str | None, typer.Option(help="Column by which --vectors and records are matched; else by row.")]
+Whiten = Annotated[
+    bool, typer.Option("--whiten", help="Whiten vectors by PCA: all directions in which they vary count alike.")
+]
+Reduce = Annotated[int | None, typer.Option(min=1, help="Reduce vectors by PCA to this number of dimensions.")]
+Model = Annotated[str, typer.Option(help="Embedding model: the packaged one, a folder, or NAME@COMMIT on the hub.")]
+
+NearDuplicatesBy = Annotated[
+    str | None,
+    typer.Option(
+        "--near-duplicates",
+        metavar="BY",
+        help="How near-duplicates are found: minhash (texts), embedding, both or off.",
+    ),
+]
+Similarity = Annotated[float | None, typer.Option(help="Least cosine of near-duplicates by embedding. [default: 0.9]")]
+DropNearDuplicates = Annotated[
+    bool,
+    typer.Option(
+        "--drop-near-duplicates", help="First leave out samples that resemble an earlier one; by minhash unless named."
+    ),
+]
+
+
+def near_duplicates_of(by: str | None, similarity: float | None, drop: bool) -> NearDuplicates:
+    """Return how near-duplicates are found and whether they are dropped, as the options say.
+
+    Raises:
+        InputError: for an unknown way, or a similarity that nothing is compared by.
+    """
+    given: dict[str, Any] = {"drop": drop}
+    if by is not None or not drop:
+        given["by"] = by or "off"
+    if similarity is not None:
+        given["similarity"] = similarity
+    rule: NearDuplicates = validated(NearDuplicates, **given)
+    if similarity is not None and not rule.by_vectors:
+        raise InputError("--similarity is of vectors; give --near-duplicates embedding or both")
+    return rule
+
+
+def pool_of(
+    paths: list[Path],
+    forms: list[str] | None,
+    columns: list[str] | None,
+    roles: list[str] | None = None,
+    max_reject_fraction: float = 1.0,
+    max_characters: int = 200_000,
+    near_duplicates: NearDuplicates = _OFF,
+) -> Pool:
+    """Return the settings of a pool of files, as the options say.
+
+    Raises:
+        InputError: for an unknown form or part, or an option for a file that is not among them.
+    """
+    form_of, columns_of = _by_file(forms or [], paths, "--form", "="), _by_file(columns or [], paths, "--columns", ":")
+    sources = tuple(
+        validated(
+            Source,
+            path=str(path),
+            form=form_of.get(path, "auto"),
+            columns=_mapping(columns_of[path]) if path in columns_of else {},
+        )
+        for path in paths
+    )
+    pool: Pool = validated(
+        Pool,
+        sources=sources,
+        roles=_roles(roles or []),
+        max_reject_fraction=max_reject_fraction,
+        max_characters=max_characters,
+        near_duplicates=near_duplicates,
+    )
+    return pool
+
+
+def embedding_of(
+    model: str = PACKAGED_MODEL,
+    text: str = "turns",
+    long: str = "truncate",
+    vectors: Path | None = None,
+    vectors_id: str | None = None,
+    whiten: bool = False,
+    reduce: int | None = None,
+) -> Embedding:
+    """Return the settings of the embedding, as the options say."""
+    if vectors_id is not None and vectors is None:
+        raise InputError("--vectors-id is for --vectors; name their file")
+    name, _, revision = (model, "", "") if vectors is not None else model.partition("@")
+    embedding: Embedding = validated(
+        Embedding,
+        model=name,
+        revision=revision or None,
+        text=text,
+        long=long,
+        vectors=str(vectors) if vectors is not None else None,
+        vectors_id=vectors_id,
+        whiten=whiten,
+        reduce=reduce,
+    )
+    return embedding
+
+
+def inspect(
+    files: Annotated[list[Path] | None, typer.Argument(help="Files to look at; default: those of --settings.")] = None,
+    settings: Annotated[
+        Path | None, typer.Option("--settings", "-s", help="Look at the sources of this settings file.")
+    ] = None,
+    form: Form = None,
+    columns: Columns = None,
+    role: Role = None,
+    model: Model = PACKAGED_MODEL,
+    text: Text = "turns",
+    max_characters: MaxCharacters = 200_000,
+    rejects: Rejects = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what files hold before anything is embedded: forms, columns, rejects, lengths, one sample of each form.
+
+    Example: [bold]novelsum inspect data/*.jsonl[/]
+    """
+    from novelsum_dagster.embedding.cut import cut_of
+    from novelsum_dagster.embedding.encoder import special_tokens, token_counter
+    from novelsum_dagster.pool.ingest import build_snapshot
+    from novelsum_dagster.pool.inspection import inspected
+    from novelsum_dagster.pool.rejects import RejectsFile
+
+    if bool(files) == (settings is not None):
+        raise InputError("name files, or a settings file with --settings")
+    left_out = RejectsFile(rejects)
+    if settings is not None:
+        chosen = settings_in(settings)
+        pool, embedding, base = chosen.pool, chosen.embedding, chosen.base
+    else:
+        pool, base = pool_of(files or [], form, columns, role, max_characters=max_characters), Path.cwd()
+        embedding = embedding_of(model, text)
+    without = pool.model_copy(update={"near_duplicates": _OFF})
+    with tempfile.TemporaryDirectory(prefix="novelsum-") as folder, new_reporter().step("reading") as progress:
+        root = Path(folder)
+        snapshot = build_snapshot(
+            without, base, root, token_counter(embedding), progress, text=embedding.text_rule, refuse_bad=False
+        )
+        found = inspected(snapshot, root, pool)
+        left_out.take(snapshot, root)
+    special = special_tokens(embedding)
+    cuts = [cut_of(one.tokens, embedding, special) for one in found]
+    if as_json:
+        shown = [_as_json(one, cut) for one, cut in zip(found, cuts, strict=True)]
+        print(json.dumps({"files": shown, "max_tokens": embedding.max_tokens}, indent=2))
+        return
+    for one, cut in zip(found, cuts, strict=True):
+        _print_file(one, cut.words(embedding))
+
+
+def say_read(snapshot: Any, root: Path, rejects: Path | None, duplicates: bool = True) -> None:
+    """Say what was left out of the files, and what no text model sees.
+
+    Args:
+        snapshot: the pool.
+        root: the storage folder.
+        rejects: the file that they are written to, if any.
+        duplicates: whether records that repeat a sample are left out, too.
+    """
+    for file in snapshot.files:
+        left_out = [_count(file.rejects, "bad record")] if file.rejects or (duplicates and file.duplicates) else []
+        if left_out and duplicates:
+            left_out.append(_count(file.duplicates, "duplicate"))
+        if left_out:
+            say(f"{file.file}: {' and '.join(left_out)} left out")
+        for folded in file.folded if duplicates else ():
+            differ = f"{_count(folded.records, 'duplicate')} {'differs' if folded.records == 1 else 'differ'}"
+            say(
+                f"{file.file}: in {folded.column}, which is not read as training content, {differ} from the first"
+                f" (record {folded.position} repeats {folded.id}); --columns maps columns"
+            )
+        if file.with_media:
+            media = _count(file.with_media, "sample")
+            say(f"{file.file}: {media} with images, audio or video: only the text is embedded")
+        if file.unread:
+            say(f"{file.file}: warning: {_count(file.unread, 'record')} could not be read")
+        if not file.complete:
+            say(f"{file.file}: warning: damaged; its end was not read")
+    rows = snapshot.table(root, "rejects", ["file", "position", "line", "reason", "detail"])
+    for row in rows.slice(0, 10).to_pylist():
+        place = f"record {row['position']}" + (f", line {row['line']}" if row["line"] else "")
+        say(f"  {row['file']}, {place}: {row['reason']}: {row['detail']}")
+    if len(rows) > 10:
+        say(f"  and {len(rows) - 10:,} more; " + (f"all are in {rejects}" if rejects else "--rejects FILE writes all"))
+
+
+def say_near(snapshot: Any) -> None:
+    """Say how many samples are near-duplicates, where they were looked for."""
+    if snapshot.near_duplicates:
+        what = "left out" if snapshot.near_duplicates_dropped else "left in; --drop-near-duplicates leaves them out"
+        say(f"{_count(snapshot.near_duplicates, 'near-duplicate')} {what}")
+
+
+def say_cut(cut: Any, embedding: Embedding) -> None:
+    """Say how many samples are longer than what the model reads; as a warning where much is not read."""
+    words = cut.words(embedding)
+    if words is not None:
+        say(("warning: " if cut.fraction > embedding.max_cut_fraction else "") + words)
+
+
+def export(
+    output: Annotated[
+        Path, typer.Argument(help="File to write: .npy, .npz or .safetensors (with ids), or .parquet (id, vector).")
+    ],
+    settings: SettingsFile = None,
+) -> None:
+    """Write the newest vectors of a curated pool to a file, in pool order.
+
+    Example: [bold]novelsum vectors vectors.parquet[/]
+    """
+    from novelsum_dagster.artifacts.outputs import handle_name
+    from novelsum_dagster.embedding.store import VectorSet
+    from novelsum_dagster.embedding.vector_files import export_vectors
+    from novelsum_dagster.pool.snapshot import PoolSnapshot
+
+    root = settings_in(settings).storage_path
+    handles = [root / handle_name(asset) for asset in ("raw_pool", "embeddings")]
+    if not all(path.exists() for path in handles):
+        raise InputError(f"{root}: no vectors yet; run the pipeline first (novelsum run)")
+    snapshot = PoolSnapshot.model_validate_json(handles[0].read_bytes())
+    vectors = VectorSet.model_validate_json(handles[1].read_bytes())
+    if vectors.ids_from != snapshot.key:
+        raise InputError(f"{root}: the vectors belong to an earlier pool; run the pipeline again (novelsum run)")
+    export_vectors(root, snapshot, vectors, output)
+    say(f"{vectors.samples:,} vectors of {vectors.dimension} dimensions by {vectors.model} written to {output}")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _by_file(values: list[str], paths: list[Path], option: str, mark: str) -> dict[Path, str]:
+    """Return an option's value for each file: what has no file's name before the mark is for all."""
+    found: dict[Path, str] = {}
+    longest_first = sorted(paths, key=lambda path: -len(str(path)))
+    for value in values:
+        named = next((path for path in longest_first if value.startswith(f"{path}{mark}")), None)
+        if named is not None:
+            found[named] = value.removeprefix(f"{named}{mark}")
+        elif mark in (value if mark == "=" else value.partition("=")[0]):
+            raise InputError(f"{option}: {value.rpartition(mark)[0]} is none of the files")
+        else:
+            found = {**dict.fromkeys(paths, value), **found}
+    return found
+
+
+def _roles(values: list[str]) -> dict[str, str]:
+    pairs = [value.rpartition("=")[::2] for value in values]
+    for value, (name, role) in zip(values, pairs, strict=True):
+        if not name or role not in ROLES:
+            raise InputError(f"--role: {value!r} is not of the form narrator=user; the roles are {', '.join(ROLES)}")
+    return dict(pairs)
+
+
+def _mapping(text: str) -> dict[str, str]:
+    parts = [part.partition("=") for part in text.split(",")]
+    pairs = [(name.strip(), column.strip()) for name, _, column in parts]
+    if not all(name and column for name, column in pairs):
+        raise InputError(f"--columns: {text!r} is not of the form prompt=q,response=a")
+    names = [name for name, _ in pairs]
+    wrong = next((name for name in names if name not in PARTS or names.count(name) > 1), None)
+    if wrong is not None:
+        what = "is there twice" if wrong in PARTS else f"is none of the parts {', '.join(PARTS)}"
+        raise InputError(f"--columns: {wrong} {what}")
+    return dict(pairs)
+
+
+def _as_json(one: Any, cut: Any) -> dict[str, Any]:
+    facts = {**asdict(one), "file": one.file.model_dump(exclude={"arrow_schema"})}
+    tokens = dict(zip(("least", "median", "p95", "most"), _quantiles(one.tokens), strict=False))
+    return {**facts, "tokens": tokens, "cut": asdict(cut)}
+
+
+def _quantiles(tokens: Any) -> list[int]:
+    import numpy as np
+
+    return [int(value) for value in np.quantile(tokens, [0, 0.5, 0.95, 1], method="lower")] if len(tokens) else []
+
+
+def _print_file(one: Any, cut: str | None) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=escape(one.file.file), title_justify="left", show_header=False)
+    for name, value in _facts(one, cut):
+        table.add_row(name, escape(value))
+    console.print(table)
+    for example in one.examples:
+        console.print(f"  [bold]{example.form}[/], {_place(example)}:")
+        for turn in example.turns:
+            reasoning = f"(reasoning) {turn.reasoning}" if turn.reasoning else ""
+            said = " ".join(part for part in (reasoning, turn.text, *turn.calls) if part)
+            shown = said if len(said) <= _SHOWN else f"{said[:_SHOWN]} ... ({len(said):,} characters)"
+            console.print(f"    [bold]{turn.role}[/]: {escape(shown)}")
+
+
+def _facts(one: Any, cut: str | None) -> Iterator[tuple[str, str]]:
+    """Yield what is known of a file, as rows of a table."""
+    file = one.file
+    unread = f", {file.unread:,} unread" if file.unread else ""
+    yield "format", file.format
+    yield (
+        "records",
+        f"{file.read:,} read: {file.kept:,} samples, {_count(file.duplicates, 'duplicate')},"
+        f" {_count(file.rejects, 'reject')}{unread}",
+    )
+    yield "forms", ", ".join(f"{form} {count:,}" for form, count in one.forms.items()) or "none"
+    yield "read as content", ", ".join(file.content_columns) or "none"
+    yield "not read", ", ".join(file.other_columns) or "none"
+    if len(one.tokens):
+        least, median, p95, most = _quantiles(one.tokens)
+        yield "tokens", f"{least:,} to {most:,}, median {median:,}, 95 % up to {p95:,}"
+        yield "beyond the model", cut or "nothing: every text fits"
+    if file.with_media:
+        yield "media", f"{_count(file.with_media, 'sample')}; only the text is embedded"
+    if file.open_ended:
+        yield "no answer at the end", f"{_count(file.open_ended, 'sample')}: the last turn is not the assistant's"
+    for folded in file.folded:
+        said = f"{_count(folded.records, 'duplicate')}, as record {folded.position}, which repeats {folded.id[:8]}"
+        yield f"differ in {folded.column}", said
+    for kind in one.rejects:
+        yield f"{kind.reason} {kind.records:,}", f"first: {_place(kind)}: {kind.detail}"
+
+
+def _place(one: Any) -> str:
+    return f"record {one.position}" + (f", line {one.line}" if one.line else "")

@@ -1,0 +1,101 @@
+"""The command that makes room: `novelsum gc`.
+
+Belongs here: its arguments, table and JSON. Does not: what is removed (`audit.gc`).
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from novelsum_dagster.cli.terminal import AsJson, SettingsFile, new_reporter, say, settings_in
+
+if TYPE_CHECKING:
+    from novelsum_dagster.audit.gc import Plan
+    from novelsum_dagster.lineage.store import LineageStore
+    from novelsum_dagster.remote.mirror import Mirror
+
+
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    settings: SettingsFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove data of old runs, as the section retention of the settings says, and what killed processes left.
+
+    Without that section every finished run keeps its data. Nothing is removed while a run is live.
+
+    Example: [bold]novelsum gc --dry-run[/]
+    """
+    from novelsum_dagster.audit.gc import collect, plan
+    from novelsum_dagster.workspace import Workspace
+
+    chosen = settings_in(settings)
+    workspace = Workspace(chosen)
+    made = plan if dry_run else collect
+    if workspace.mirror is None:
+        found = made(workspace.lineage, chosen.retention)
+    else:
+        with _of_s3(workspace.lineage, workspace.mirror) as removed:
+            found = made(workspace.lineage, chosen.retention)
+            removed += [] if dry_run else [item.path for item in found.items]
+    if as_json:
+        print(json.dumps(_as_json(found, dry_run), indent=2))
+    else:
+        _print(found, dry_run)
+
+
+@contextmanager
+def _of_s3(store: "LineageStore", mirror: "Mirror") -> Iterator[list[str]]:
+    """Make the local folder as S3 is, so that all is seen; then remove there the paths that the block names."""
+    from novelsum_dagster.artifacts.outputs import fetch_everything, remove
+    from novelsum_dagster.lineage.store import RUN_FILES
+    from novelsum_dagster.remote.lock import StorageLock
+
+    removed: list[str] = []
+    with StorageLock(mirror.root, mirror.remote).held("gc"):
+        with new_reporter().step("fetching folders") as progress:
+            fetch_everything(mirror, progress)
+        store.take_in()
+        yield removed
+        # They say whose data is gone, before it is.
+        mirror.put(*(path.relative_to(mirror.root).as_posix() for path in sorted(mirror.root.glob(RUN_FILES))))
+        remove(mirror, removed)
+
+
+def _as_json(found: "Plan", dry_run: bool) -> dict[str, object]:
+    totals = found.totals()
+    return {
+        "dry_run": dry_run,
+        "kinds": [{"kind": kind, "count": count, "bytes": size} for kind, (count, size) in totals.items()],
+        "count": len(found.items),
+        "bytes": sum(item.bytes for item in found.items),
+        "runs_that_lose_data": list(found.runs),
+        "runs_kept": list(found.kept),
+        "runs_live": list(found.live),
+        "paths": [item.path for item in found.items],
+    }
+
+
+def _print(found: "Plan", dry_run: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not found.items:
+        print("Nothing to remove. What killed processes left behind is removed once it is an hour old.")
+        return
+    title = "Would be removed" if dry_run else "Removed"
+    table = Table(title=title, title_justify="left", show_footer=True)
+    size = sum(item.bytes for item in found.items)
+    table.add_column("kind", "total")
+    table.add_column("how many", f"{len(found.items):,}", justify="right")
+    table.add_column("bytes", f"{size:,}", justify="right")
+    for kind, (count, of_kind) in found.totals().items():
+        table.add_row(kind, f"{count:,}", f"{of_kind:,}")
+    Console().print(table)
+    if found.runs:
+        print(f"{'Runs that lose' if dry_run else 'Runs that lost'} data: {', '.join(found.runs)}")
+    if found.live:
+        say(f"run {', '.join(found.live)} is live: until it has ended, nothing is removed")

@@ -1,0 +1,744 @@
+"""The command `novelsum`: everything that a terminal needs.
+
+Belongs here: arguments, tables, JSON, exit codes. Does not: the work (`oneshot`, `definitions`), the audit's and
+the studies' commands (`audit`, `study`).
+
+Results go to standard output, everything else to standard error. Exit codes: 0 done; 1 the pipeline failed; 2 bad
+input, settings or arguments; 130 interrupted.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import uuid4
+
+import typer
+
+from novelsum_dagster.cli.audit import diff, rebuild_lineage, reproduce, why
+from novelsum_dagster.cli.explore import explore, page_beside
+from novelsum_dagster.cli.files import (
+    Columns,
+    DropNearDuplicates,
+    Form,
+    Long,
+    MaxCharacters,
+    MaxRejects,
+    Model,
+    NearDuplicatesBy,
+    Reduce,
+    Rejects,
+    Role,
+    Similarity,
+    Text,
+    Vectors,
+    VectorsId,
+    Whiten,
+    embedding_of,
+    export,
+    inspect,
+    near_duplicates_of,
+    pool_of,
+    say_cut,
+    say_near,
+    say_read,
+)
+from novelsum_dagster.cli.gc import gc
+from novelsum_dagster.cli.plan import plan
+from novelsum_dagster.cli.restore import restore
+from novelsum_dagster.cli.study import study
+from novelsum_dagster.cli.terminal import (
+    AsJson,
+    Seed,
+    SettingsFile,
+    folder_to_write,
+    new_app,
+    new_reporter,
+    require_free_port,
+    run_group,
+    say,
+    settings_in,
+    validated,
+)
+from novelsum_dagster.common.errors import InputError, disk_full, is_disk_full
+from novelsum_dagster.settings import PACKAGED_MODEL, Embedding, NovelSum, Selection, Settings
+
+if TYPE_CHECKING:
+    from novelsum_dagster.pool.export import ChosenRecord, Nested
+
+app = new_app(
+    "How diverse is an instruction-tuning dataset, and which subset is most diverse?\n\n"
+    "[bold]measure[/] and [bold]select[/] work on files at once. [bold]run[/] curates a pool by a settings file, with"
+    " checks, lineage and reports; [bold]ui[/] shows it in the Dagster UI; [bold]study[/] tries the measures."
+)
+app.add_typer(study, name="study")
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(version("novelsum-dagster"))
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
+_NEIGHBORS = "K: neighbours in the density factor."
+_DENSITY_POWER = "beta: weight of the density factor; 0 leaves it out."
+_PROXIMITY_POWER = "alpha: weight of near samples."
+_REPEAT = " Repeat for several."
+_Neighbors = Annotated[int, typer.Option(min=1, help=_NEIGHBORS)]
+_DensityPower = Annotated[float, typer.Option(min=0, help=_DENSITY_POWER)]
+_ProximityPower = Annotated[float, typer.Option(min=0, help=_PROXIMITY_POWER)]
+
+
+def _known_device(name: str) -> str:
+    device: str = validated(Settings, device=name).device
+    return device
+
+
+_Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", callback=_known_device)]
+
+
+@app.command()
+def run(settings: SettingsFile = None, as_json: AsJson = False) -> None:
+    """Curate a pool: read, embed, measure, select, check and record it, as the settings file says.
+
+    A run that was interrupted goes on at the last shard of vectors; a second run embeds only new samples.
+
+    Example: [bold]novelsum run --settings curation.yaml[/]
+    """
+    chosen = settings_in(settings)
+    home, run_id = _prepare_home(chosen), str(uuid4())
+    from novelsum_dagster.definitions import CURATE_JOB, build_defs
+    from novelsum_dagster.engine.engine import engine_of
+    from novelsum_dagster.workspace import Workspace
+
+    # What a step would refuse, storage that is in use or out of reach, or a missing device, is refused before all else.
+    Workspace(chosen).hold(run_id)
+    engine_of(chosen).device(chosen.device)
+
+    job = build_defs(chosen, new_reporter()).resolve_job_def(CURATE_JOB)
+    with _instance(chosen) as instance:
+        result = job.execute_in_process(
+            instance=instance,
+            run_id=run_id,
+            raise_on_error=False,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
+    _say_checks(result)
+    if _was_interrupted(result):
+        say("novelsum: interrupted; what was embedded is kept")
+        raise typer.Exit(130)
+    if not result.success:
+        _say_failures(result)
+        raise typer.Exit(1)
+    summary = _summary(chosen)
+    if as_json:
+        print(json.dumps(summary, indent=2))
+        return
+    _print_counts(summary)
+    _print_sets("NovelSum at equal size", summary["novelsum"])
+    if worse := summary["less_diverse"]:
+        print(f"{worse}: see the report")
+    _print_pairs(
+        [
+            ("subset", summary["subset"]),
+            ("report", summary["report"]),
+            ("lineage", summary["lineage"]),
+            ("Dagster", home),
+        ]
+    )
+    if changed := _what_changed(chosen, result.run_id):
+        print(f"\n{changed}")
+    if cut := _what_was_cut(chosen):
+        say(cut)
+    print("\nOpen the Dagster UI: novelsum ui" + (f" --settings {settings}" if settings else ""))
+
+
+@app.command()
+def measure(
+    sets: Annotated[list[Path], typer.Argument(help="Files (.json, .jsonl, .parquet; .gz, .zst), one set each.")],
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option("--reference", "-r", help="The pool that defines density; repeat for several files."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Also write tables to this folder: measures, each sample's novelty."),
+    ] = None,
+    neighbors: Annotated[list[int] | None, typer.Option(min=1, help=_NEIGHBORS + _REPEAT + " [default: 10]")] = None,
+    density_power: Annotated[
+        list[float] | None, typer.Option(min=0, help=_DENSITY_POWER + _REPEAT + " [default: 0.5]")
+    ] = None,
+    proximity_power: Annotated[
+        list[float] | None, typer.Option(min=0, help=_PROXIMITY_POWER + _REPEAT + " [default: 1.0]")
+    ] = None,
+    neighbor_policy: Annotated[str, typer.Option(help="published, or self: drop only an equal point.")] = "published",
+    self_distance: Annotated[str, typer.Option(help="included (published), or excluded from a row.")] = "included",
+    density_side: Annotated[str, typer.Option(help="row (published), or column: the other sample's density.")] = "row",
+    aggregate: Annotated[str, typer.Option(help="mean (published), or sum.")] = "mean",
+    near_duplicates: NearDuplicatesBy = None,
+    similarity: Similarity = None,
+    drop_near_duplicates: DropNearDuplicates = False,
+    seed: Seed = 42,
+    form: Form = None,
+    columns: Columns = None,
+    role: Role = None,
+    model: Model = PACKAGED_MODEL,
+    text: Text = "turns",
+    long: Long = "truncate",
+    vectors: Vectors = None,
+    vectors_id: VectorsId = None,
+    whiten: Whiten = False,
+    reduce: Reduce = None,
+    device: _Device = "auto",
+    max_reject_fraction: MaxRejects = 0.01,
+    max_characters: MaxCharacters = 200_000,
+    rejects: Rejects = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the diversity of one or more sets, at equal size: NovelSum and the other measures.
+
+    Values depend on the number of samples, so larger sets are sampled down to the smallest. Samples that repeat count
+    as often as they are there. Without --reference, density comes from all sets together.
+
+    Give several values of K, beta or alpha to have NovelSum at every combination, for hardly more time than one.
+
+    Example: [bold]novelsum measure subset.jsonl random.jsonl --reference pool.parquet[/]
+    """
+    from novelsum_dagster.cli.oneshot import compare, embedded_files, transformed, untransformed
+    from novelsum_dagster.diversity.measures import Grid
+    from novelsum_dagster.pool.rejects import RejectsFile
+    from novelsum_dagster.report.comparison import comparison_json, write_comparison
+
+    grid = Grid(tuple(neighbors or [10]), tuple(density_power or [0.5]), tuple(proximity_power or [1.0]))
+    powers = validated(
+        NovelSum,
+        neighbors=grid.neighbors[0],
+        density_power=grid.density_powers[0],
+        proximity_power=grid.proximity_powers[0],
+        neighbor_policy=neighbor_policy,
+        self_distance=self_distance,
+        density_side=density_side,
+        aggregate=aggregate,
+    )
+    if output is not None:
+        folder_to_write("--output", output)
+    embedding, reporter = embedding_of(model, text, long, vectors, vectors_id, whiten, reduce), new_reporter()
+    if vectors is not None and (len(sets) > 1 or reference):
+        raise InputError("--vectors is for one set of files; select, or measure one set, without --reference")
+    near = near_duplicates_of(near_duplicates, similarity, drop_near_duplicates)
+    paths = [*sets, *sorted(reference or [])]
+    everything = pool_of(paths, form, columns, role, max_reject_fraction, max_characters, near)
+    left_out = RejectsFile(rejects)
+    samples, ids, content = {}, {}, {}
+    for at, path in enumerate(sets):
+        name = str(path)
+        if name in samples:
+            raise InputError(f"{path}: given twice; name each set once")
+        own = everything.model_copy(update={"sources": everything.sources[at : at + 1]})
+        with embedded_files(own, untransformed(embedding), reporter, device, rejects) as files:
+            say_read(files.snapshot, files.root, rejects, duplicates=False)
+            say_near(files.snapshot)
+            say_cut(files.cut, embedding)
+            left_out.take(files.snapshot, files.root)
+            content[name] = files.snapshot.key
+            samples[name], ids[name] = files.records()
+    pool = None
+    if reference:
+        own = everything.model_copy(update={"sources": everything.sources[len(sets) :]})
+        with embedded_files(own, untransformed(embedding), reporter, device, rejects) as files:
+            say_read(files.snapshot, files.root, rejects)
+            say_near(files.snapshot)
+            left_out.take(files.snapshot, files.root)
+            pool, content["reference"] = files.vectors, files.snapshot.key
+    samples, pool = transformed(samples, pool, embedding)
+    _say_transformed(next(iter(samples.values())).vectors.shape[1], embedding)
+    comparison = compare(samples, pool, powers, grid, seed, device, reporter)
+    where = [str(path) for path in reference] if reference else "all sets together"
+    settings = {**powers.model_dump(), **asdict(grid), "seed": seed, "reference": where, "model": model}
+    if whiten or reduce is not None:
+        settings |= {"whiten": whiten, "reduce": reduce}
+    if output is not None:
+        write_comparison(comparison, ids, settings, content, output)
+        say(f"Tables: {output}")
+    if as_json:
+        print(json.dumps(comparison_json(comparison, settings, content), indent=2))
+        return
+    _print_measures(comparison)
+    for note in comparison.notes:
+        say(note)
+
+
+@app.command()
+def select(
+    pool: Annotated[list[Path], typer.Argument(help="Files (.json, .jsonl, .parquet; .gz, .zst) to choose from.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where to write them: .jsonl, .json or .parquet; - for stdout.")
+    ],
+    k: Annotated[int | None, typer.Option("-k", min=1, help="How many samples to choose.")] = None,
+    token_budget: Annotated[
+        int | None, typer.Option(min=1, help="In place of -k: the most tokens that they may have together.")
+    ] = None,
+    strategy: Annotated[
+        str,
+        typer.Option(help="novelselect, random, farthest, kmeans, kcenter, qdit, repr_filter, gist or duplicate."),
+    ] = "novelselect",
+    quality: Annotated[
+        str | None, typer.Option(help="Field of the records with a quality over 0, as meta.score.")
+    ] = None,
+    density_side: Annotated[
+        str,
+        typer.Option(
+            help="Whose density counts in novelselect: both (published code); column: the picks' (the paper's"
+            " equation); row: the candidate's; or objective: the increase of NovelSum."
+        ),
+    ] = "both",
+    picks: Annotated[
+        Path | None, typer.Option(help="Also write why each was picked, in pick order, to this .parquet file.")
+    ] = None,
+    near_duplicates: NearDuplicatesBy = None,
+    similarity: Similarity = None,
+    drop_near_duplicates: DropNearDuplicates = False,
+    nested: Annotated[
+        str, typer.Option(help="Columns that Parquet cannot hold unchanged: refuse, or json (their JSON text).")
+    ] = "refuse",
+    neighbors: _Neighbors = 10,
+    density_power: _DensityPower = 0.5,
+    proximity_power: _ProximityPower = 1.0,
+    seed: Seed = 42,
+    form: Form = None,
+    columns: Columns = None,
+    role: Role = None,
+    model: Model = PACKAGED_MODEL,
+    text: Text = "turns",
+    long: Long = "truncate",
+    vectors: Vectors = None,
+    vectors_id: VectorsId = None,
+    whiten: Whiten = False,
+    reduce: Reduce = None,
+    device: _Device = "auto",
+    max_reject_fraction: MaxRejects = 0.01,
+    max_characters: MaxCharacters = 200_000,
+    rejects: Rejects = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose the k samples that make a subset most diverse, and write them as they were, in pick order.
+
+    NovelSelect favours dense regions, so near-duplicates crowd the subset: leave them out where the pool has many.
+
+    Example: [bold]novelsum select pool.jsonl more.parquet -k 1000 -o subset.jsonl[/]
+    """
+    from novelsum_dagster.cli.oneshot import beside_random, choose, embedded_files
+    from novelsum_dagster.common.files import write_table
+    from novelsum_dagster.pool.export import output_writer, require_writable
+    from novelsum_dagster.pool.rejects import RejectsFile
+    from novelsum_dagster.pool.snapshot import PoolSnapshot
+    from novelsum_dagster.report.explanation import less_diverse, names_of
+    from novelsum_dagster.selection.chosen import require_possible
+    from novelsum_dagster.selection.subset import describe
+
+    chosen = validated(
+        Selection,
+        strategy=strategy,
+        k=k,
+        token_budget=token_budget,
+        seed=seed,
+        quality=quality,
+        density_side=density_side,
+    )
+    powers = validated(NovelSum, neighbors=neighbors, density_power=density_power, proximity_power=proximity_power)
+    to_stdout = str(output) == "-"
+    if to_stdout and as_json:
+        raise InputError("--json prints to standard output; give --output a file")
+    if not to_stdout:
+        output_writer(output)
+        _refuse_input_as_output(output, pool)
+    left_out = RejectsFile(rejects)
+    if picks is not None and (picks.suffix != ".parquet" or picks.absolute() == output.absolute()):
+        raise InputError(f"--picks: {picks} must end in .parquet and be another file than --output")
+    reporter = new_reporter()
+    near = near_duplicates_of(near_duplicates, similarity, drop_near_duplicates)
+    read = pool_of(pool, form, columns, role, max_reject_fraction, max_characters, near)
+    embedding = embedding_of(model, text, long, vectors, vectors_id, whiten, reduce)
+    how = _nested(nested)
+
+    def require(snapshot: PoolSnapshot, root: Path) -> None:
+        require_possible(snapshot, root, chosen)
+        if not to_stdout:
+            require_writable(snapshot, root, output, how)
+
+    with embedded_files(read, embedding, reporter, device, rejects, require) as files:
+        say_read(files.snapshot, files.root, rejects)
+        say_near(files.snapshot)
+        say_cut(files.cut, embedding)
+        _say_transformed(files.vectors.shape[1], embedding)
+        left_out.take(files.snapshot, files.root)
+        choice = choose(files, chosen, powers, reporter, device)
+        table = choice.table
+        _write_chosen(choice.records, None if to_stdout else output, how)
+        if picks is not None:
+            write_table(table, picks)
+        compared = beside_random(files, choice, chosen, powers, reporter, device)
+    counts = {
+        "read": files.snapshot.read,
+        "pool": files.snapshot.kept,
+        "selected": len(table),
+        "tokens": sum(table["tokens"].to_pylist()),
+    }
+    if as_json:
+        settings = {**describe(chosen), **powers.model_dump()}
+        beside = {"compared": [one.record() for one in compared], **choice.reached}
+        print(json.dumps({**counts, "output": str(output), **settings, **beside}, indent=2))
+    else:
+        say(f"{len(table):,} of {files.snapshot.kept:,} samples written" + ("" if to_stdout else f" to {output}"))
+        if choice.reached.get("part_of_bound"):
+            reached = choice.reached
+            say(
+                f"NovelSum of the subset: {reached['novelsum']:.4f}, {reached['part_of_bound']:.0%} of"
+                f" {reached['upper_bound']:.4f}, which no subset of this size exceeds."
+            )
+        if worse := less_diverse(compared):
+            say(f"{worse}; compared were {names_of(compared)}.")
+
+
+def _say_transformed(dimension: int, embedding: Embedding) -> None:
+    if embedding.whiten or embedding.reduce is not None:
+        say(f"PCA has {'whitened' if embedding.whiten else 'reduced'} the vectors; {dimension:,} dimensions are kept.")
+
+
+def _nested(value: str) -> "Nested":
+    if value == "json":
+        return "json"
+    if value == "refuse":
+        return "refuse"
+    raise InputError(f"--nested: {value!r} is not refuse or json")
+
+
+def _write_chosen(records: "list[ChosenRecord]", output: Path | None, nested: "Nested") -> None:
+    """Write records to a file, or as JSON Lines to standard output; say what is in another form than it was read in."""
+    from novelsum_dagster.pool.export import json_changes, record_line, write_records
+
+    if output is None:
+        for record in records:
+            print(record_line(record))
+        notes = json_changes(records)
+    else:
+        notes = write_records(records, output, nested)
+    for note in notes:
+        say(note)
+
+
+@app.command()
+def ui(
+    settings: SettingsFile = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 3000,
+) -> None:
+    """Open the Dagster UI over the pool of a settings file, on http://127.0.0.1:3000.
+
+    The page of [bold]novelsum explore[/] runs beside it, at the settings' explore_url: links in the UI lead there.
+    """
+    chosen = settings_in(settings)
+    beside = page_beside(chosen.explore_url, port)
+    require_free_port(port)
+    _prepare_home(chosen)
+    with _instance(chosen):
+        say(f"The Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
+    dev = ["dagster", "dev", "-m", "novelsum_dagster.definitions", "-h", "127.0.0.1", "-p", str(port)]
+    raise typer.Exit(run_group([sys.executable, "-W", "ignore", "-m", *dev], *beside))
+
+
+@app.command("demo-pool")
+def demo_pool(
+    folder: Annotated[Path, typer.Argument(help="Folder to write the files to; it is made where there is none.")],
+) -> None:
+    """Write a pool of real text to try things on: questions about installed packages, answered by their docs."""
+    from novelsum_dagster.pool.demo import write_demo_pool
+
+    counts = write_demo_pool(folder)
+    say(f"{sum(counts.values()):,} samples in {len(counts)} files in {folder}")
+
+
+app.command()(inspect)
+app.command("vectors")(export)
+app.command()(why)
+app.command()(diff)
+app.command()(reproduce)
+app.command()(explore)
+app.command("rebuild-lineage")(rebuild_lineage)
+app.command()(gc)
+app.command()(plan)
+app.command()(restore)
+
+
+def main() -> None:
+    """Run the command line; mistakes of the user end in one line, not a traceback."""
+    warnings.simplefilter("ignore")
+    try:
+        app()
+    except ValueError as error:
+        say(f"novelsum: error: {error}")
+        sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        home = Path(os.environ.get("DAGSTER_HOME", "."))
+        if not is_disk_full(error, home):
+            raise
+        say(f"novelsum: error: {disk_full(home)}")
+        sys.exit(1)
+
+
+def _prepare_home(settings: Settings) -> str:
+    """Make sure that Dagster has a home with our instance settings; return it."""
+    from importlib.resources import files
+
+    from novelsum_dagster.common.files import write_bytes
+
+    storage = settings.storage_path
+    in_the_way = next((path for path in (storage, *storage.parents) if path.is_file()), None)
+    if in_the_way is not None:
+        raise InputError(f"storage: {in_the_way} is a file; name a folder")
+    if not settings.pool.sources:
+        raise InputError("pool.sources is empty; list at least one path or dataset in the settings file")
+    home = Path(os.environ.setdefault("DAGSTER_HOME", str(storage / "dagster")))
+    if not (home / "dagster.yaml").exists():
+        text = files(__package__).joinpath("dagster.yaml").read_text() + _compute_logs(settings)
+        write_bytes(text.encode(), home / "dagster.yaml")
+    return str(home)
+
+
+def _compute_logs(settings: Settings) -> str:
+    """Return the part of dagster.yaml that keeps the steps' output on S3, where storage is there."""
+    import yaml
+
+    if settings.s3_place is None:
+        return ""
+    config = {
+        "bucket": settings.s3_place.bucket,
+        "prefix": f"{settings.s3_place.prefix}/logs".lstrip("/"),
+        **({"endpoint_url": settings.s3.endpoint_url} if settings.s3.endpoint_url else {}),
+        **({"region": settings.s3.region} if settings.s3.region else {}),
+        "skip_empty_files": True,
+    }
+    manager = {"module": "dagster_aws.s3.compute_log_manager", "class": "S3ComputeLogManager", "config": config}
+    return "\n# What steps print is kept beside everything else.\n" + yaml.safe_dump({"compute_logs": manager})
+
+
+@contextlib.contextmanager
+def _instance(settings: Settings) -> Iterator[Any]:
+    """Open the Dagster instance, with runs closed whose process died."""
+    import dagster as dg
+
+    from novelsum_dagster.defs.dead_runs import close_dead_runs
+    from novelsum_dagster.workspace import Workspace
+
+    with dg.DagsterInstance.get() as instance:
+        close_dead_runs(instance, Workspace(settings))
+        yield instance
+
+
+def _refuse_input_as_output(output: Path, pool: list[Path]) -> None:
+    if any(path.exists() and output.exists() and path.samefile(output) for path in pool):
+        raise InputError(f"{output}: is one of the inputs; write to another file")
+
+
+def _say_checks(result: Any) -> None:
+    """Say which checks did not pass, what each expects and what it found; those that stop the run come last."""
+    from novelsum_dagster.quality.suites import SUITES
+
+    expected = {(suite.step, suite.name): f"expected: {suite.description} Found: " for suite in SUITES}
+    for found in sorted(result.get_asset_check_evaluations(), key=lambda found: bool(found.blocking)):
+        if not found.passed:
+            step, name = found.asset_key.to_user_string(), found.check_name
+            words = expected.get((step, name), "") + str(found.description)
+            say(f"check {'failed' if found.blocking else 'warns'}: {step}: {name}: {words}")
+
+
+def _was_interrupted(result: Any) -> bool:
+    from novelsum_dagster.defs.steps import INTERRUPTED
+
+    failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    return any(
+        data.user_failure_data.description == INTERRUPTED
+        if data.user_failure_data
+        else data.error.cls_name == "DagsterExecutionInterruptedError"
+        for data in failures
+    )
+
+
+def _say_failures(result: Any) -> None:
+    """Say why each step failed; a check that failed has been named, so that only its consequence is left to say."""
+    for event in result.all_events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            if data.user_failure_data:
+                text = data.user_failure_data.description
+            elif data.error.cls_name == "DagsterAssetCheckFailedError":
+                say("novelsum: stopped by a check that failed: nothing is built on what does not pass it")
+                continue
+            else:
+                text = _mistake(data.error) or data.error.to_string()
+            say(f"novelsum: {event.step_key} failed: {text}")
+    say("What was done before is kept: the next run goes on from there.")
+
+
+def _mistake(error: Any) -> str | None:
+    """Return the message of the InputError that an error of Dagster is or came of; None if there is none."""
+    names = {InputError.__name__, *(kind.__name__ for kind in InputError.__subclasses__())}
+    while error is not None:
+        if error.cls_name in names:
+            return str(error.message).partition(": ")[2].strip()
+        error = error.cause
+    return None
+
+
+def _summary(settings: Settings) -> dict[str, Any]:
+    from novelsum_dagster.defs.handles import read_handle
+    from novelsum_dagster.pool.snapshot import PoolSnapshot
+    from novelsum_dagster.report.explanation import less_diverse
+    from novelsum_dagster.report.novelsum_report import NovelSumReport
+    from novelsum_dagster.selection.subset import Subset
+    from novelsum_dagster.workspace import Workspace
+
+    root = settings.storage_path
+    snapshot = read_handle(root, "distinct_pool", PoolSnapshot)
+    report = read_handle(root, "novelsum_report", NovelSumReport)
+    subset = read_handle(root, "selected_subset", Subset)
+    return {
+        "pool": {
+            "read": snapshot.read,
+            "samples": snapshot.kept,
+            "duplicates": snapshot.duplicates,
+            "rejects": snapshot.rejects,
+            "near_duplicates": snapshot.near_duplicates,
+            "near_duplicates_dropped": snapshot.near_duplicates_dropped,
+        },
+        "novelsum": [
+            {"set": row.set_name, "samples": row.size, "novelsum": row.value, "low": row.low, "high": row.high}
+            for row in report.sets
+            if row.measure == "novelsum"
+        ],
+        "compared": [one.record() for one in report.compared],
+        "less_diverse": less_diverse(report.compared),
+        "explanation": report.explanation.model_dump(mode="json") if report.explanation else None,
+        "subset": str(root / subset.folder / "subset.jsonl"),
+        "report": str(root / report.folder / "report.html"),
+        "lineage": str(Workspace(settings).lineage.path),
+    }
+
+
+def _what_was_cut(settings: Settings) -> str | None:
+    from novelsum_dagster.defs.handles import read_handle
+    from novelsum_dagster.embedding.cut import cut_words
+    from novelsum_dagster.embedding.store import VectorSet
+
+    made = read_handle(settings.storage_path, "embeddings", VectorSet)
+    return cut_words(made.cut_samples, made.samples, made.unread_fraction, settings.embedding)
+
+
+def _what_changed(settings: Settings, run_id: str) -> str | None:
+    """Return in a sentence what a run changed; None where it changed nothing, or is the first."""
+    from novelsum_dagster.audit.changes_words import summary
+    from novelsum_dagster.audit.comparison import Changes
+    from novelsum_dagster.defs.handles import read_handle
+
+    root = settings.storage_path
+    compared = read_handle(root, "changes", Changes).comparison(root)
+    return summary(compared)[0] if compared.before is not None and compared.runs["after"] == run_id else None
+
+
+def _print_counts(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Pool", title_justify="left")
+    counts = dict(summary["pool"])
+    dropped = counts.pop("near_duplicates_dropped")
+    counts["of them near" if dropped else "near-duplicates kept"] = counts.pop("near_duplicates")
+    names = ["read", "samples", "rejects", "duplicates", *(name for name in counts if "near" in name)]
+    for name in names:
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{counts[name]:,}" for name in names))
+    Console().print(table)
+
+
+def _print_sets(title: str, rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for name in ("set", "samples", "NovelSum", "interval"):
+        table.add_column(name, justify="left" if name == "set" else "right")
+    for row in rows:
+        interval = f"{row['low']:.4f} to {row['high']:.4f}"
+        table.add_row(row["set"], f"{row['samples']:,}", f"{row['novelsum']:.4f}", interval)
+    Console().print(table)
+    print("interval: 95 % bootstrap; of the pool sample the range of ten draws")
+
+
+def _print_measures(comparison: Any) -> None:
+    """Print a row a measure and a column a set, as many sets side by side as the terminal has room for."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from novelsum_dagster.diversity.measures import MEASURES
+
+    console = Console()
+    abreast = max(1, (console.width - 30) // 22)
+    for start in range(0, len(comparison.sets), abreast):
+        shown = comparison.sets[start : start + abreast]
+        table = Table(
+            title=f"Diversity of {len(shown[0].rows):,} samples each, with half a 95 % interval",
+            caption="↓ lower is more diverse",
+            title_justify="left",
+            caption_justify="left",
+        )
+        table.add_column("measure", no_wrap=True)
+        for one in shown:
+            table.add_column(one.name, justify="right", overflow="fold", min_width=17)
+        for key, known in MEASURES.items():
+            if key in shown[0].values:
+                label = known.label + ("" if known.higher_is_diverse else " ↓")
+                if key == "novelsum" and len(shown[0].grid) > 1:
+                    label += " (first setting)"
+                table.add_row(label, *(_with_interval(one.values[key]) for one in shown))
+        console.print(table)
+        _print_grid(shown, console)
+
+
+def _print_grid(shown: list[Any], console: Any) -> None:
+    from rich.table import Table
+
+    if len(shown[0].grid) == 1:
+        return
+    table = Table(title="NovelSum at every setting", title_justify="left")
+    for name in ("K", "beta", "alpha", *(one.name for one in shown)):
+        table.add_column(name, justify="right", overflow="fold")
+    for powers in shown[0].grid:
+        settings = (str(powers.neighbors), f"{powers.density_power:g}", f"{powers.proximity_power:g}")
+        table.add_row(*settings, *(f"{one.grid[powers].value:.4f}" for one in shown))
+    console.print(table)
+
+
+def _with_interval(found: Any) -> str:
+    return f"{found.value:,.4f} ± {max(found.high - found.value, found.value - found.low):.2g}"
+
+
+def _print_pairs(pairs: list[tuple[str, str]]) -> None:
+    for name, value in pairs:
+        print(f"{name + ':':<9} {value}")

@@ -1,0 +1,184 @@
+"""The command that tells what a curation needs before it starts: `novelsum plan`.
+
+Belongs here: its arguments, how large the pool and the vectors are, table and JSON. Does not: what steps need (`plan`).
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from novelsum_dagster.cli.terminal import AsJson, SettingsFile, say, settings_in
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.memory import readable_bytes
+from novelsum_dagster.common.progress import counted
+from novelsum_dagster.settings import PACKAGED_MODEL, Embedding, Settings
+
+if TYPE_CHECKING:
+    from novelsum_dagster.cli.needs import Need, Room, Size
+
+_UNKNOWN = "unknown until downloaded"
+"""What a step needs for a model that is not here yet."""
+
+
+def plan(
+    samples: Annotated[int | None, typer.Option(min=1, help="Samples in the pool. Default: counted.")] = None,
+    dimension: Annotated[int | None, typer.Option(min=1, help="Of a vector. Default: the model's.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Plan for the engine ray with so many. Default: the settings'.")
+    ] = None,
+    settings: SettingsFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what each step needs, in memory, on the GPU and on disk, and whether it fits here.
+
+    Steps refuse work that would not fit; this tells it before the first one starts.
+
+    Example: [bold]novelsum plan --samples 396000 --dimension 4096[/]
+    """
+    from novelsum_dagster.cli.needs import Size, room
+    from novelsum_dagster.cli.needs import plan as planned
+
+    chosen = settings_in(settings)
+    number, text = (samples, None) if samples is not None else _pool_size(chosen)
+    by_model = chosen.embedding.vectors is None
+    folder = _model_folder(chosen.embedding) if by_model else None
+    size = Size(number, dimension or _dimension(chosen, folder), text, _weights(folder) if by_model else 0)
+    if workers is not None:
+        chosen = chosen.model_copy(update={"engine": "ray"})
+    asked = workers or (chosen.ray.workers if chosen.engine == "ray" else 1)
+    needs, there = planned(size, chosen, asked), room(chosen, asked)
+    if as_json:
+        print(json.dumps(_as_json(size, asked, needs, there), indent=2))
+    else:
+        _print(size, asked if chosen.engine == "ray" else None, needs, there)
+
+
+def _pool_size(settings: Settings) -> tuple[int, int | None]:
+    """Return the samples of the pool as it was read last, else the records of its sources; bytes of their texts."""
+    from novelsum_dagster.artifacts.outputs import handle_name
+    from novelsum_dagster.pool.ingest import count_records
+    from novelsum_dagster.pool.snapshot import PoolSnapshot
+
+    root = settings.storage_path
+    newest = root / handle_name("raw_pool")
+    if newest.exists():
+        snapshot = PoolSnapshot.model_validate_json(newest.read_bytes())
+        if (root / snapshot.folder).is_dir():
+            characters = snapshot.samples(root, ["characters"])["characters"]
+            return snapshot.kept, sum(characters.to_pylist())
+    say("counting the records of the sources")
+    count = count_records(settings.pool.sources, settings.base)
+    if not count:
+        raise InputError("pool.sources: no records to plan for; list sources, or give --samples")
+    return count, None
+
+
+def _model_folder(embedding: Embedding) -> Path | None:
+    """Return the folder of the model; None for one on the hub that is not here yet, or not whole.
+
+    Raises:
+        InputError: for a hub model without a revision, or a folder that is no model's.
+    """
+    from novelsum_dagster.common.files import read_json
+    from novelsum_dagster.embedding.encoder import model_location
+
+    is_here = embedding.model == PACKAGED_MODEL or Path(embedding.model).expanduser().is_dir()
+    if is_here or embedding.revision is None:
+        return model_location(embedding)
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(embedding.model, revision=embedding.revision, local_files_only=True))
+    except (OSError, ValueError):  # As the hub's client says that there is none.
+        return None
+    index = folder / "model.safetensors.index.json"
+    weights = set(read_json(index)["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    return folder if all((folder / name).exists() for name in weights) else None
+
+
+def _dimension(settings: Settings, folder: Path | None) -> int:
+    """Return the length of the model's vectors, as its last vectors or its configuration have it.
+
+    Args:
+        settings: that name the model.
+        folder: of the model; None asks the hub for its configuration.
+
+    Raises:
+        InputError: where the configuration cannot be read, or does not say.
+    """
+    from novelsum_dagster.common.files import read_json
+    from novelsum_dagster.embedding.encoder import identify
+    from novelsum_dagster.embedding.vector_files import read_vectors
+
+    own = settings.embedding
+    if own.vectors is not None:
+        path = settings.base / Path(own.vectors).expanduser()
+        return int(read_vectors(path, own.vectors_column, own.vectors_id).vectors.shape[1])
+    if folder is not None:
+        made = settings.storage_path / "vectors" / identify(settings.embedding).key / "model.json"
+        if made.exists():
+            return int(read_json(made)["dimension"])
+        dense = sorted(folder.glob("*_Dense/config.json"))
+        if dense:
+            return int(read_json(dense[-1])["out_features"])
+    from transformers import AutoConfig
+
+    model = settings.embedding.model
+    try:
+        config = AutoConfig.from_pretrained(
+            str(folder or model),
+            revision=settings.embedding.revision,
+            local_files_only=folder is not None,
+            trust_remote_code=False,
+        )
+        return int(config.get_text_config().hidden_size)
+    except Exception as error:  # A damaged configuration raises many kinds.
+        raise InputError(f"the dimension of {model} is not known ({error}); give --dimension") from None
+
+
+def _weights(folder: Path | None) -> int | None:
+    """Return the bytes of a model's files of weights; None for one that is not here."""
+    return None if folder is None else sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _as_json(size: "Size", workers: int, needs: "list[Need]", there: "Room") -> dict[str, Any]:
+    return {
+        "samples": size.samples,
+        "dimension": size.dimension,
+        "workers": workers,
+        "available": asdict(there),
+        "steps": [{**asdict(need), "fits": there.fits(need)} for need in needs],
+    }
+
+
+def _print(size: "Size", workers: int | None, needs: "list[Need]", there: "Room") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{size.samples:,} samples, vectors of {size.dimension:,} dimensions"
+    table = Table(title=title, title_justify="left")
+    own = () if workers is None else (f"each of {counted(workers, 'worker')}",)
+    for name in ("step", "memory", *own, "GPU", "disk", "fits here"):
+        is_text = name in ("step", "fits here")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=name == "step")
+    uses_gpu = any(need.device is not None for need in needs)
+    for need in needs:
+        over = "" if need.is_known else "over "
+        memory, worker = over + _shown(need.memory), over * (need.worker is not None) + _shown(need.worker)
+        gpu = _UNKNOWN if uses_gpu and not need.is_known else _shown(need.device)
+        fits = "no" if not there.fits(need) else "yes" if need.is_known else _UNKNOWN
+        table.add_row(need.step, memory, *([worker] * len(own)), gpu, _shown(need.disk), fits)
+    table.add_section()
+    blank = [""] * len(own)
+    table.add_row("all", "", *blank, "", _shown(sum(need.disk for need in needs)), "")
+    table.add_row("there is", _shown(there.memory), *blank, _shown(there.device), _shown(there.disk), "")
+    Console().print(table)
+    if any(not there.fits(need) for need in needs):
+        say("A step that does not fit refuses before it works; docs/gpu.md says what makes it smaller.")
+
+
+def _shown(size: int | None) -> str:
+    return "-" if size is None else readable_bytes(size)

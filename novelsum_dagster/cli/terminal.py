@@ -1,0 +1,149 @@
+"""What every command of the terminal shares: words on stderr, progress, the settings file, options, child processes.
+
+Belongs here: that. Does not: any command.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.progress import LogReporter, Reporter, TerminalReporter
+from novelsum_dagster.settings import SETTINGS_VARIABLE, Settings, load_settings, settings_path
+
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option("--settings", "-s", help=f"Settings file. Default: ${SETTINGS_VARIABLE}, else ./curation.yaml."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything that is drawn.")]
+
+
+def new_app(explained: str) -> typer.Typer:
+    """Return a group of commands that all look alike."""
+    return typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        help=explained,
+    )
+
+
+def say(text: str) -> None:
+    """Print to standard error, which leaves standard output to results."""
+    print(text, file=sys.stderr)
+
+
+def new_reporter() -> Reporter:
+    """Return a reporter that draws bars in a terminal and writes lines elsewhere."""
+    if not sys.stderr.isatty():
+        return LogReporter(say)
+    return TerminalReporter(os.fdopen(os.dup(sys.stderr.fileno()), "w"))
+
+
+def settings_in(path: Path | None) -> Settings:
+    """Read the settings file in force, and pass its name on to Dagster's processes.
+
+    Raises:
+        InputError: where there is none, or it has mistakes.
+    """
+    chosen = path.expanduser().resolve() if path else settings_path()
+    if not chosen.exists():
+        raise InputError(
+            f"{chosen}: no such settings file. The least one is:\n\n"
+            "pool:\n  sources:\n    - path: my-data/*.jsonl\nselection:\n  k: 1000\n"
+        )
+    settings = load_settings(chosen)
+    os.environ[SETTINGS_VARIABLE] = str(chosen)
+    return settings
+
+
+def validated(section: type[Any], /, **values: Any) -> Any:
+    """Return a section of the settings from a command's options.
+
+    Raises:
+        InputError: naming the option that is wrong.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return section(**values)
+    except ValidationError as error:
+        found = error.errors()[0]
+        option = f"--{str(found['loc'][0]).replace('_', '-')}: " if found["loc"] else ""
+        raise InputError(option + found["msg"].removeprefix("Value error, ")) from None
+
+
+def folder_to_write(option: str, folder: Path) -> Path:
+    """Return a folder that may be written to, there already or not.
+
+    Raises:
+        InputError: where it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{option}: {folder} is a file; name a folder")
+    return folder
+
+
+def require_free_port(port: int) -> None:
+    """Refuse a port of this machine at which a program listens.
+
+    Raises:
+        InputError: naming it.
+    """
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise InputError(f"--port {port}: another program listens there; name another, or end that one")
+
+
+def run_group(command: list[str], *beside: list[str]) -> int:
+    """Run a command until it ends, or Ctrl-C, SIGTERM or a closed terminal ends it; return its exit code.
+
+    Args:
+        command: the program.
+        beside: programs that run as long as it does; all end with all their children.
+    """
+    signal.signal(signal.SIGTERM, _leave)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # As nohup has it: a closed terminal is to end nothing.
+        signal.signal(signal.SIGHUP, _leave)
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for one in (command, *beside):
+            processes.append(subprocess.Popen(one, start_new_session=True, preexec_fn=_heed_interrupts))
+        return processes[0].wait()
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        _end_groups(processes)
+
+
+def _leave(received: int, _: object) -> None:
+    sys.exit(128 + received)
+
+
+def _heed_interrupts() -> None:
+    """Let SIGINT end a child gently, where a shell that started us in the background has it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end_groups(processes: "list[subprocess.Popen[bytes]]") -> None:
+    """Ask process groups to end, and end those that have not within ten seconds."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # A second Ctrl-C would leave programs running.
+    end = time.monotonic() + 10
+    for number in (signal.SIGINT, signal.SIGKILL):
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(1, end - time.monotonic()))

@@ -1,0 +1,360 @@
+"""One prefix of an S3 bucket as a store of files that are whole or not there.
+
+Belongs here: listing, reading, writing and deleting objects, verified and with patience. Does not: which files a
+curation has, a local copy of them (`mirror`).
+
+A request that fails for a passing reason is repeated by botocore; a transfer whose content came short or wrong is
+repeated here. The SHA-256 of what is written is kept with the object, so that nothing is sent twice.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from io import BufferedReader
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.files import file_hash, is_name, replacing
+from novelsum_dagster.remote.faults import HEADERS, Patience, code_of, in_words, status_of
+from novelsum_dagster.settings import S3, S3Place
+
+MULTIPART_BYTES = 8 << 20
+"""Larger files are sent in parts of this size."""
+_CHUNK = 1 << 20
+_SHA256 = "sha256"
+"""Name of the metadata of an object that holds its SHA-256."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """An object.
+
+    Attributes:
+        size: in bytes.
+        etag: of the server, without quotes.
+        modified: when it was written, by the server's clock.
+        sha256: as kept with it; None where it was not asked for, or another program wrote the object.
+    """
+
+    size: int
+    etag: str
+    modified: datetime
+    sha256: str | None = None
+
+
+class _BrokenOffError(Exception):
+    """The connection ended in the middle of an object's content, which botocore does not repeat by itself."""
+
+
+class _WrongContentError(Exception):
+    """What was read is whole by its length, and has another SHA-256 than it should."""
+
+
+class Remote:
+    """A bucket and a prefix. Nothing is asked of the server before the first use. Threads may share it.
+
+    Every method raises `InputError`, with the place, what failed and what to do, once its attempts are used up.
+
+    Args:
+        place: the bucket and the prefix.
+        s3: how it is reached.
+        patience: how long it is waited for.
+    """
+
+    def __init__(self, place: S3Place, s3: S3, patience: Patience | None = None) -> None:
+        self.place = place
+        self.s3 = s3
+        self.patience = patience or Patience()
+        self._lock = Lock()
+        self._made: Any = None
+
+    def connect(self) -> None:
+        """See that the bucket is there and may be used."""
+        with self._explained("", "be reached"):
+            _ = self._client
+
+    def files(self, under: str = "", page: int = 1000) -> dict[str, RemoteFile]:
+        """Return the objects whose names begin with `under`, by name, `page` a request.
+
+        Names that cannot be those of files, as ones with a part `..`, are left out.
+        """
+        found = {}
+        with self._explained(under, "be listed"):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.place.bucket, Prefix=self._key(under), PaginationConfig={"PageSize": page}
+            )
+            for one in pages:
+                for item in one.get("Contents", []):
+                    name = item["Key"].removeprefix(self._key(""))
+                    if is_name(name):
+                        found[name] = RemoteFile(item["Size"], item["ETag"].strip('"'), item["LastModified"])
+        return found
+
+    def stat(self, name: str) -> RemoteFile | None:
+        """Return what is known of an object; None where there is none."""
+        from botocore.exceptions import ClientError
+
+        with self._explained(name, "be read"):
+            client = self._client
+            try:
+                head = client.head_object(**self._object(name))
+            except ClientError as error:
+                if status_of(error) == 404:
+                    return None
+                raise
+            _require_whole("HeadObject", head)
+        return RemoteFile(
+            head["ContentLength"], head["ETag"].strip('"'), head["LastModified"], head["Metadata"].get(_SHA256)
+        )
+
+    def read(self, name: str) -> bytes | None:
+        """Return the content of a small object; None if there is none.
+
+        Its SHA-256 is checked where it is kept with it.
+        """
+        from botocore.exceptions import ClientError
+
+        with self._explained(name, "be read"):
+            client = self._client
+            for number in self.patience.tries():
+                try:
+                    answer = client.get_object(**self._object(name))
+                    _require_whole("GetObject", answer)
+                    data = b"".join(_content(answer))
+                    _require(hashlib.sha256(data).hexdigest(), answer["Metadata"].get(_SHA256))
+                except ClientError as error:
+                    if code_of(error) == "NoSuchKey":
+                        return None
+                    raise
+                except (_BrokenOffError, _WrongContentError):
+                    if number == self.patience.attempts - 1:
+                        raise
+                else:
+                    return data
+        raise AssertionError  # The last attempt has returned or raised.
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small object in one request: a reader sees the old content or the new."""
+        with self._explained(name, "be written"):
+            self._put(name, data, hashlib.sha256(data).hexdigest())
+
+    def delete(self, name: str) -> None:
+        """Delete an object, if it is there."""
+        with self._explained(name, "be deleted"):
+            self._client.delete_object(**self._object(name))
+
+    def download(self, name: str, path: Path, sha256: str | None = None) -> None:
+        """Write an object to `path`, whole and verified, or leave `path` as it was.
+
+        Args:
+            name: of the object.
+            path: of the file.
+            sha256: that it must have; default: the one kept with it, where there is one.
+        """
+        with replacing(path) as temporary, self._explained(name, "be read"):
+            wrong = 0
+            transfer = _Download(self._client, self._object(name), temporary, sha256)
+            for number in self.patience.tries():
+                try:
+                    return transfer.go_on()
+                except (_BrokenOffError, _WrongContentError) as error:
+                    wrong += isinstance(error, _WrongContentError)
+                    if wrong == 2 or number == self.patience.attempts - 1:  # Twice wrong the same way: not by chance.
+                        raise
+
+    def upload(self, path: Path, name: str, sha256: str | None = None) -> bool:
+        """Write a file as an object, in parts if it is large; return False where the object was there already.
+
+        Args:
+            path: of the file.
+            name: of the object.
+            sha256: that the file must have; default: the one that it has.
+        """
+        from botocore.exceptions import ClientError
+
+        with self._explained(name, "be written"):
+            for number in self.patience.tries():
+                # One that is replaced meanwhile is sent as it was: what is open stays.
+                with path.open("rb") as file:
+                    wanted, there = sha256 or _digest(file), self.stat(name)
+                    size = os.fstat(file.fileno()).st_size
+                    if there is not None and (there.sha256, there.size) == (wanted, size):
+                        return number > 0
+                    if _digest(file) != wanted:
+                        raise InputError(
+                            f"{path}: is damaged (its SHA-256 is another than recorded); delete it and make it again"
+                        )
+                    try:
+                        self._send(file, size, name, wanted)
+                        return True
+                    except ClientError as error:
+                        # The answer to a finished upload was lost and the question repeated, or it was removed.
+                        if code_of(error) != "NoSuchUpload" or number == self.patience.attempts - 1:
+                            raise
+        raise AssertionError
+
+    def _send(self, file: BufferedReader, size: int, name: str, sha256: str) -> None:
+        if size <= MULTIPART_BYTES:
+            self._put(name, file.read(), sha256)
+            return
+        from s3transfer.manager import TransferConfig, TransferManager
+
+        self._remove_abandoned(name)
+        config = TransferConfig(
+            multipart_threshold=MULTIPART_BYTES,
+            multipart_chunksize=MULTIPART_BYTES,
+            max_request_concurrency=4,
+            max_in_memory_upload_chunks=4,
+        )
+        with TransferManager(self._client, config) as transfers:
+            extra = {"Metadata": {_SHA256: sha256}}
+            try:
+                transfers.upload(file, self.place.bucket, self._key(name), extra_args=extra).result()
+            except KeyError:  # The answer to a part had no ETag: it was cut off.
+                raise _BrokenOffError from None
+
+    def _put(self, name: str, data: bytes, sha256: str) -> None:
+        answer = self._client.put_object(**self._object(name), Body=data, Metadata={_SHA256: sha256})
+        _require_whole("PutObject", answer)
+
+    def _remove_abandoned(self, name: str) -> None:
+        """Remove the parts that a process which was killed has left of this object: they are stored, and unseen."""
+        from botocore.exceptions import ClientError
+
+        key, before = self._key(name), datetime.now(UTC) - timedelta(seconds=self.patience.abandoned_seconds)
+        try:
+            uploads = self._client.list_multipart_uploads(Bucket=self.place.bucket, Prefix=key).get("Uploads", [])
+            for upload in uploads:
+                if upload["Key"] == key and upload["Initiated"] <= before:
+                    self._client.abort_multipart_upload(**self._object(name), UploadId=upload["UploadId"])
+        except ClientError:  # Tidying up; some servers and policies do not allow it.
+            return
+
+    @property
+    def _client(self) -> Any:
+        with self._lock:
+            if self._made is None:
+                self._made = self._new_client()
+            return self._made
+
+    def _new_client(self) -> Any:
+        """Return a client that has reached the bucket: later answers do not tell a missing bucket or wrong keys."""
+        from novelsum_dagster.remote.resource import StorageS3Resource
+
+        path_style = self.s3.path_style
+        client = StorageS3Resource(
+            endpoint_url=self.s3.endpoint_url,
+            region_name=self.s3.region,
+            path_style=self.s3.endpoint_url is not None if path_style is None else path_style,
+            max_attempts=self.patience.attempts,
+            connect_seconds=self.patience.connect_seconds,
+            read_seconds=self.patience.read_seconds,
+        ).get_client()
+        client.list_objects_v2(Bucket=self.place.bucket, Prefix=self._key(""), MaxKeys=1)
+        return client
+
+    def _key(self, name: str) -> str:
+        return f"{self.place.prefix}/{name}" if self.place.prefix else name
+
+    def _object(self, name: str) -> dict[str, str]:
+        if not is_name(name):
+            raise InputError(f"{name!r}: cannot be the name of a stored file")
+        return {"Bucket": self.place.bucket, "Key": self._key(name)}
+
+    @contextmanager
+    def _explained(self, name: str, what: str) -> Iterator[None]:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except _WrongContentError:
+            problem, advice = "its SHA-256 is another than recorded", "delete it there, and make and publish it again"
+        except _BrokenOffError:
+            problem, advice = "the connection broke off in the middle again and again", "try again later"
+        except (ClientError, BotoCoreError) as error:
+            problem, advice = in_words(error)
+        else:
+            return
+        server = f" (server {self.s3.endpoint_url})" if self.s3.endpoint_url else ""
+        where = f"s3://{self.place.bucket}/{self._key(name)}{server}"
+        raise InputError(f"{where} cannot {what}: {problem}; {advice}") from None
+
+
+class _Download:
+    """A transfer of one object into a file that goes on where it broke off."""
+
+    def __init__(self, client: Any, place: dict[str, str], file: Path, sha256: str | None) -> None:
+        self._client = client
+        self._place = place
+        self._file = file
+        self._sha256 = sha256
+        self._kept: str | None = None
+        self._etag: str | None = None
+        self._total: int | None = None
+
+    def go_on(self) -> None:
+        """Fetch what is missing and check the whole; what is wrong as a whole is thrown away."""
+        from botocore.exceptions import ClientError
+
+        start = self._file.stat().st_size
+        try:
+            if self._total is None or start < self._total:
+                self._fetch(start)
+            _require(file_hash(self._file), self._sha256 or self._kept)
+        except _WrongContentError:
+            self._forget()
+            raise
+        except ClientError as error:
+            if code_of(error) != "PreconditionFailed" and status_of(error) != 412:
+                raise
+            self._forget()
+            raise _WrongContentError from None
+
+    def _fetch(self, start: int) -> None:
+        there = {"Range": f"bytes={start}-", "IfMatch": self._etag} if start and self._etag else {}
+        answer = self._client.get_object(**self._place, **there)
+        _require_whole("GetObject", answer)
+        if not there:
+            self._etag, self._total = answer["ETag"], answer["ContentLength"]
+            self._kept = answer["Metadata"].get(_SHA256)
+        with self._file.open("r+b") as file:
+            file.truncate(start if there else 0)
+            file.seek(start if there else 0)
+            for chunk in _content(answer):
+                file.write(chunk)
+
+    def _forget(self) -> None:
+        self._file.write_bytes(b"")
+        self._etag = self._total = None
+
+
+def _require(found: str, wanted: str | None) -> None:
+    if wanted is not None and found != wanted:
+        raise _WrongContentError
+
+
+def _digest(file: BufferedReader) -> str:
+    """Return the SHA-256 of an open file, and go back to its start."""
+    file.seek(0)
+    found = hashlib.file_digest(file, "sha256").hexdigest()
+    file.seek(0)
+    return found
+
+
+def _require_whole(request: str, answer: dict[str, Any]) -> None:
+    if any(header not in answer for header in HEADERS[request]):
+        raise _BrokenOffError
+
+
+def _content(answer: Any) -> Iterator[bytes]:
+    from botocore.exceptions import HTTPClientError, IncompleteReadError
+
+    try:
+        yield from answer["Body"].iter_chunks(_CHUNK)
+    except (HTTPClientError, IncompleteReadError):
+        raise _BrokenOffError from None

@@ -1,0 +1,122 @@
+"""What the searches on the CPU share: bounds of candidates, lists of exact distances for some, threads.
+
+Belongs here: what does not depend on the score. Does not: the bounds themselves (`search.cpu`, `search.column`).
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from novelsum_dagster.common.processors import usable_processors
+from novelsum_dagster.selection.search.base import Candidates, Search
+from novelsum_dagster.selection.search.cpu_kernels import Lists
+
+_LIST_BYTES = 2**30
+"""Memory for lists of exact distances."""
+_FEWEST_LISTS = 32
+"""Lists that there are in any case."""
+
+_A = TypeVar("_A")
+_T = TypeVar("_T")
+
+
+class Ladder(Search):
+    """A search that keeps a bound of each candidate's score and scores exactly only those that may be best or second.
+
+    Args:
+        candidates, weights: as for every search.
+        threads: that search side by side; None takes all cores that the process may use.
+    """
+
+    def __init__(self, candidates: Candidates, weights: NDArray[np.float64], threads: int | None) -> None:
+        super().__init__(candidates, weights)
+        n = len(candidates.rows)
+        self._threads = Threads(threads)
+        # Bounds without quality, and after how many picks each was exact.
+        self._value, self._exact_at = np.zeros(n), np.zeros(n, np.int64)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.close()
+
+    def _falling(self, candidates: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return candidates in order of falling bounds."""
+        return candidates[np.argsort(-self._value[candidates] * self._quality[candidates], kind="stable")]
+
+    def _inexact(self, candidates: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return those whose exact score is not known."""
+        return candidates[self._exact_at[candidates] < self.picked]
+
+    def _still(self, candidates: NDArray[np.int64], level: float) -> NDArray[np.int64]:
+        """Return those whose bounds reach a level."""
+        return candidates[self._value[candidates] * self._quality[candidates] >= level]
+
+
+class Threads:
+    """Threads that work side by side; `count` of them, by default as many as the process may use processors."""
+
+    def __init__(self, count: int | None) -> None:
+        self.count = count or usable_processors()
+        self._workers = ThreadPoolExecutor(self.count, thread_name_prefix="novelselect")
+
+    def close(self) -> None:
+        """End the threads."""
+        self._workers.shutdown()
+
+    def each(self, work: Callable[[_A], _T], parts: Iterable[_A]) -> list[_T]:
+        """Call `work` with each of some parts."""
+        if self.count == 1:
+            return [work(part) for part in parts]
+        return list(self._workers.map(work, parts))
+
+    def side_by_side(self, part: Callable[[tuple[int, int]], _T], size: int, alone: bool) -> list[_T]:
+        """Call `part` with ranges that together cover `size` things, one range a thread unless `alone`."""
+        if alone:
+            return [part((0, size))]
+        return self.each(part, pairwise(np.linspace(0, size, self.count + 1).astype(int).tolist()))
+
+
+class Slots:
+    """Sorted exact distances of some candidates, in memory of a fixed size: who has one of the `lists`.
+
+    Args:
+        n: candidates.
+        values: where lists are kept, a row each.
+    """
+
+    def __init__(self, n: int, values: NDArray[Any]) -> None:
+        self.count = slots = len(values)
+        self.lists = Lists(values, np.zeros(slots, np.int64), np.full(n, -1, np.int64))
+        self._owner = np.full(slots, -1, np.int64)
+        self._free = list(range(slots - 1, -1, -1))
+
+    def take(
+        self, candidates: NDArray[np.int64], bound: NDArray[np.float64], quality: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        """Return a row for each candidate; where none is free, the half of the lowest bounds lose theirs."""
+        if len(self._free) < len(candidates):
+            owners = self._owner[self._owner >= 0]
+            order = np.argsort(bound[owners] * quality[owners], kind="stable")
+            for i in owners[order[: max(len(owners) // 2, len(candidates))]]:
+                self.release(i)
+        for i in candidates:
+            if self.lists.slot[i] < 0:
+                self.lists.slot[i] = self._free.pop()
+                self._owner[self.lists.slot[i]] = i
+        return self.lists.slot[candidates]
+
+    def release(self, i: int) -> None:
+        """Free the row of a candidate, if it has one."""
+        slot = int(self.lists.slot[i])
+        if slot >= 0:
+            self.lists.slot[i] = self._owner[slot] = -1
+            self._free.append(slot)
+
+
+def list_slots(n: int, k: int, each: int = 4) -> int:
+    """Return for how many of n candidates lists of k picks are kept, of `each` bytes a pick."""
+    return min(n, max(_FEWEST_LISTS, _LIST_BYTES // (each * k)))
