@@ -13,7 +13,7 @@ from novelsum_dagster.defs.checks import asset_checks
 from novelsum_dagster.defs.dead_runs import dead_runs_sensor
 from novelsum_dagster.defs.distinct import distinct_asset
 from novelsum_dagster.defs.embeddings import embeddings_asset
-from novelsum_dagster.defs.handles import HandleIOManager
+from novelsum_dagster.defs.io_manager import ArtifactIOManager
 from novelsum_dagster.defs.lineage import lineage
 from novelsum_dagster.defs.marts import audit_assets, audit_checks
 from novelsum_dagster.defs.novelty import novelty_assets
@@ -71,7 +71,7 @@ def build_defs(
         ],
         schedules=[schedule] if schedule else [],
         executor=executor,
-        resources={"workspace": workspace, "io_manager": HandleIOManager(workspace.root, workspace.mirror)},
+        resources={"workspace": workspace, "io_manager": ArtifactIOManager(workspace.root, workspace.mirror)},
     )
 
 

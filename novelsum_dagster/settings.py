@@ -29,9 +29,28 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from novelsum_dagster.common.errors import InputError
-from novelsum_dagster.pool.forms import Form, Part
-from novelsum_dagster.pool.samples import Role
-from novelsum_dagster.pool.texts import TextChoice, TextPart, TextRule
+
+Form = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "preference", "text"]
+Part = Literal[
+    "messages", "prompt", "response", "input", "history", "system", "tools", "reasoning", "chosen", "rejected", "text"
+]
+Role = Literal["system", "user", "assistant", "tool"]
+TextChoice = Literal["turns", "prompt", "response", "all"]
+TextPart = Literal["system", "tools", "reasoning"]
+
+
+@dataclass(frozen=True)
+class TextRule:
+    """Which part of a sample is its text.
+
+    Attributes:
+        choice: turns (user, assistant and tool), prompt (user), response (assistant), or all.
+        include: parts beside the chosen turns: system turns, definitions of tools, reasoning; "all" has each.
+    """
+
+    choice: TextChoice = "turns"
+    include: tuple[TextPart, ...] = ()
+
 
 SETTINGS_VARIABLE = "NOVELSUM_SETTINGS"
 """Environment variable that names the settings file; without it, `curation.yaml` in the working folder."""

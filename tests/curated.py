@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from novelsum_dagster.artifacts.artifact import Artifact
 from novelsum_dagster.artifacts.provenance import Provenance, record, record_path
 from novelsum_dagster.common.files import file_hash
 from novelsum_dagster.common.progress import LogReporter
@@ -14,7 +15,6 @@ from novelsum_dagster.diversity.tables import build_density, build_novelty
 from novelsum_dagster.embedding.encoder import token_counter
 from novelsum_dagster.embedding.store import embed, load_vectors
 from novelsum_dagster.pool.ingest import build_snapshot
-from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.report.novelsum_report import REPORT_COLUMNS, build_report
 from novelsum_dagster.selection.chosen import select_subset, with_config
 from novelsum_dagster.selection.covering import covering
@@ -70,9 +70,9 @@ class Curated:
     def files_of(self, asset: str) -> list[Path]:
         return [self.root / name for name in self.records[asset].files]
 
-    def keep(self, asset: str, output: Handle, *inputs: str, **config: Any) -> None:
+    def keep(self, asset: str, output: Artifact, *inputs: str, **config: Any) -> None:
         """Record an output, as its step does."""
-        used: Mapping[str, Handle] = {name: self.made[name] for name in inputs}
+        used: Mapping[str, Artifact] = {name: self.made[name] for name in inputs}
         self.records[asset] = record(self.root, self.settings, asset, output, used, RUN, config)
         self.made[asset] = output
 

@@ -1,4 +1,4 @@
-"""Outputs of steps on S3: their newest handles, their records and their files.
+"""Outputs of steps on S3: the newest artifacts, their records and their files.
 
 Belongs here: what of an output is sent and fetched, and in which order. Does not: sending (`mirror`), the steps.
 
@@ -8,11 +8,12 @@ Each function takes a mirror, or None where storage is a folder, and then does n
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from novelsum_dagster.artifacts.layout import run_file
+from novelsum_dagster.artifacts.newest import newest_file
 from novelsum_dagster.artifacts.provenance import Provenance, read_record, record_path
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.liveness import dead_runs
 from novelsum_dagster.common.progress import Progress, no_progress
-from novelsum_dagster.lineage.store import run_file
 from novelsum_dagster.remote.mirror import Mirror
 
 FOLDERS = (
@@ -32,15 +33,10 @@ FOLDERS = (
 """Everything that a storage folder has on S3."""
 
 
-def handle_name(asset: str, partition: str | None = None) -> str:
-    """Return where an asset's newest handle is, or that of a partition, in the storage folder."""
-    return f"assets/{asset}/{partition}.json" if partition else f"assets/{asset}.json"
-
-
-def fetch_handle(mirror: Mirror | None, asset: str, partition: str | None = None) -> None:
-    """Make the local copy of an asset's newest handle as it is on S3."""
+def fetch_newest(mirror: Mirror | None, asset: str, partition: str | None = None) -> None:
+    """Make the local copy of an asset's newest artifact as it is on S3."""
     if mirror is not None:
-        mirror.get(handle_name(asset, partition))
+        mirror.get(newest_file(asset, partition))
 
 
 def fetch_output(mirror: Mirror | None, asset: str, key: str) -> None:
@@ -60,7 +56,7 @@ def fetch_output(mirror: Mirror | None, asset: str, key: str) -> None:
 
 
 def publish_output(mirror: Mirror | None, made: Provenance) -> None:
-    """Send an output's files, and then its record; the handle that names it comes last, by another hand."""
+    """Send an output's files, and then its record; the artifact that names it comes last, by another hand."""
     if mirror is not None:
         mirror.publish(made.files)
         mirror.put(_record_name(mirror.root, made.asset, made.output))

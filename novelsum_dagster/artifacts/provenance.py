@@ -17,14 +17,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from novelsum_dagster.artifacts.artifact import Artifact
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import known_hash, write_bytes
-from novelsum_dagster.embedding.store import VectorSet, shards_with
-from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
-from novelsum_dagster.selection.subset import MACHINE_DEPENDENT, Subset
 from novelsum_dagster.settings import Settings
 
 FOLDER = "provenance"
@@ -41,6 +38,10 @@ PACKAGES = (
     "duckdb",
 )
 """Whose versions are recorded: those that compute or write an output."""
+
+
+MACHINE_DEPENDENT = ("covering.parquet", "picks_vectors.parquet", "remaining.parquet")
+"""Files of a subset whose last digits depend on the processor, or on where a selection that was broken off went on."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,8 @@ def record(
     root: Path,
     settings: Settings,
     asset: str,
-    output: Handle,
-    inputs: Mapping[str, Handle],
+    output: Artifact,
+    inputs: Mapping[str, Artifact],
     run_id: str,
     config: Mapping[str, Any],
 ) -> Provenance:
@@ -189,11 +190,11 @@ def record(
         run_id=run_id,
         made_at=datetime.now(UTC),
         code_version=code_version(asset),
-        inputs={name: handle.key for name, handle in inputs.items()} or _sources(output),
+        inputs={name: handle.key for name, handle in inputs.items()} or output.sources(),
         settings=settings_of(asset, settings),
         config=dict(config),
         seed=_seed(settings, output, inputs, config),
-        files={name: _stored(root / name) for name in stored_files(root, output)},
+        files={name: _stored(root / name) for name in output.stored_files(root)},
         versions=package_versions(),
         git_revision=revision,
         git_is_clean=is_clean,
@@ -206,12 +207,12 @@ def record(
     return made
 
 
-def _seed(settings: Settings, output: Handle, inputs: Mapping[str, Handle], config: Mapping[str, Any]) -> int:
+def _seed(settings: Settings, output: Artifact, inputs: Mapping[str, Artifact], config: Mapping[str, Any]) -> int:
     """Return the seed that was drawn with: the launchpad's, that of the subset which is measured, or the settings'."""
     if "seed" in config:
         return int(config["seed"])
-    subsets = [one.settings.seed for one in (output, *inputs.values()) if isinstance(one, Subset)]
-    return subsets[0] if subsets else settings.selection.seed
+    seeds = (artifact.drawn_with for artifact in (output, *inputs.values()))
+    return next((seed for seed in seeds if seed is not None), settings.selection.seed)
 
 
 def _changed_since(root: Path, made: Provenance) -> list[str]:
@@ -253,7 +254,7 @@ def read_record(root: Path, asset: str, key: str) -> Provenance:
     return found
 
 
-def require_matching(root: Path, settings: Settings, inputs: Mapping[str, Handle]) -> None:
+def require_matching(root: Path, settings: Settings, inputs: Mapping[str, Artifact]) -> None:
     """Refuse inputs that were not made from each other, under other settings or other code, or that are damaged.
 
     Args:
@@ -274,7 +275,7 @@ def _lines(found: Sequence[str]) -> str:
 
 
 def mismatches(
-    root: Path, settings: Settings, name: str, handle: Handle, others: Mapping[str, Handle]
+    root: Path, settings: Settings, name: str, handle: Artifact, others: Mapping[str, Artifact]
 ) -> Sequence[str]:
     """Return in words all in which an output differs from its record, its inputs or the settings in force."""
     asset = name.partition("[")[0]
@@ -320,31 +321,6 @@ def _damaged(asset: str, path: Path) -> str:
     )
 
 
-def stored_files(root: Path, output: Handle) -> list[str]:
-    """Return the files of an output, as paths in the storage folder; of vectors those that have any of its pool."""
-    if output.place is None:
-        return []
-    place = root / output.place
-    if place.is_file():
-        return [output.place]
-    there = [path for path in place.rglob("*") if path.is_file()]
-    if isinstance(output, VectorSet):
-        there = _of_pool(root, output.ids_from, there)
-    found = (path.relative_to(root) for path in there)
-    return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
-
-
-def _of_pool(root: Path, snapshot: str, files: list[Path]) -> list[Path]:
-    """Leave out shards that have vectors of other pools only: such a shard may go when its pool does."""
-    samples = root / "pool" / f"snapshot={snapshot}" / "samples.parquet"
-    if not samples.exists():
-        return files
-    shards = [path for path in files if path.suffix == ".parquet"]
-    ids = set(pq.read_table(samples, columns=["id"], partitioning=None)["id"].to_pylist())
-    others = set(shards) - set(shards_with(shards, ids))
-    return [path for path in files if path not in others]
-
-
 def settings_of(asset: str, settings: Settings) -> dict[str, Any]:
     """Return the settings that an asset depends on, by key."""
     values = flat(settings.model_dump(mode="json"))
@@ -366,11 +342,6 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix: values}
     dotted = f"{prefix}." if prefix else ""
     return {key: value for name, inner in values.items() for key, value in flat(inner, f"{dotted}{name}").items()}
-
-
-def _sources(output: Handle) -> dict[str, str]:
-    """Return the files that an output was read from, which was made from no other."""
-    return {file.file: file.sha256 or "" for file in output.files} if isinstance(output, PoolSnapshot) else {}
 
 
 def _stored(path: Path) -> StoredFile:

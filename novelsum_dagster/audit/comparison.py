@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from novelsum_dagster.artifacts.artifact import Artifact
 from novelsum_dagster.common.errors import InputError
-from novelsum_dagster.pool.snapshot import Handle
 
 FOLDER = "changes"
 EXAMPLES = 20
@@ -131,7 +131,7 @@ class Comparison(_Part):
         return next((row for row in self.measures if (row.set_name, row.measure) == (set_name, measure)), None)
 
 
-class Changes(Handle):
+class Changes(Artifact):
     """A comparison on disk, in `folder`."""
 
     folder: str

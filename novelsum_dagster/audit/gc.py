@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from novelsum_dagster.artifacts.newest import newest_file
 from novelsum_dagster.artifacts.provenance import FOLDER as RECORDS
 from novelsum_dagster.artifacts.provenance import Provenance
 from novelsum_dagster.common.errors import InputError
@@ -301,9 +302,9 @@ def _in_use(root: Path, runs: _Runs) -> _InUse:
 def _extended(root: Path, runs: _Runs, keys: set[str]) -> set[str]:
     options = [row.get("options") or "{}" for row in runs.tables["selections"] if row["selection"] in keys]
     found = {json.loads(text).get(EXTENDS) for text in options}
-    handle = root / "assets/selected_subset.json"
-    if handle.exists():
-        found.add(_json(handle).get("settings", {}).get("options", {}).get(EXTENDS))
+    newest = root / newest_file("selected_subset")
+    if newest.exists():
+        found.add(_json(newest).get("settings", {}).get("options", {}).get(EXTENDS))
     return found - {None}
 
 

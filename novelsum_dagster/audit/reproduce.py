@@ -13,11 +13,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from novelsum_dagster.artifacts.provenance import (
+    MACHINE_DEPENDENT,
     Provenance,
     code_version,
     damaged_files,
     package_versions,
-    stored_files,
 )
 from novelsum_dagster.common.devices import cuda_or_cpu
 from novelsum_dagster.common.errors import InputError
@@ -35,7 +35,7 @@ from novelsum_dagster.pool.ingest import build_snapshot, hashed_sources
 from novelsum_dagster.selection.chosen import select_subset, with_config
 from novelsum_dagster.selection.extension import EXTENDS, earlier_subset
 from novelsum_dagster.selection.scoring import Scoring
-from novelsum_dagster.selection.subset import MACHINE_DEPENDENT, Subset
+from novelsum_dagster.selection.subset import Subset
 from novelsum_dagster.settings import Settings, problems
 
 _STEPS = ("raw_pool", "embeddings", "distinct_pool", "density", "selected_subset")
@@ -213,7 +213,7 @@ def _build(
 def _compared(made: Provenance, run: Run, scratch: Path, subset: Subset) -> dict[str, bool | None]:
     """Return by name whether the files are equal; those whose last digits depend on the processor are left out."""
     then = {name.removeprefix(f"{run.folder}/"): file.sha256 for name, file in made.files.items()}
-    now = {name.removeprefix(f"{subset.folder}/"): file_hash(scratch / name) for name in stored_files(scratch, subset)}
+    now = {name.removeprefix(f"{subset.folder}/"): file_hash(scratch / name) for name in subset.stored_files(scratch)}
     names = [name for name in dict.fromkeys([*then, *now]) if name not in MACHINE_DEPENDENT]
     return {name: then[name] == now[name] if name in then and name in now else None for name in names}
 

@@ -7,24 +7,23 @@ in a record (`pool.fields`).
 from pathlib import Path
 from typing import Any
 
+from novelsum_dagster.artifacts.newest import newest_or_none
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.lineage.query import Connection, all_rows, one_row
 from novelsum_dagster.lineage.runs import Run
 from novelsum_dagster.pool.fields import COLUMNS, field_of
 from novelsum_dagster.pool.snapshot import PoolSnapshot, SourceFile
 
-_NEWEST_POOLS = ("assets/distinct_pool.json", "assets/raw_pool.json")
-"""Handles of the newest pools, which have what the database has not: the schemas of records that are Arrow rows."""
 _JSON_FORMATS = ("json", "jsonl", "csv")
 
 
 def pool_of(connection: Connection, root: Path, run: Run) -> PoolSnapshot:
     """Return the pool of a run; where it is not the newest, without the schemas of records that are Arrow rows."""
-    for path in (root / name for name in _NEWEST_POOLS):
-        if path.exists():
-            newest = PoolSnapshot.model_validate_json(path.read_bytes())
-            if newest.key == run.snapshot:
-                return newest
+    # The newest pools have what the database has not: the schemas of records that are Arrow rows.
+    for asset in ("distinct_pool", "raw_pool"):
+        newest = newest_or_none(root, asset, PoolSnapshot)
+        if newest is not None and newest.key == run.snapshot:
+            return newest
     pool = one_row(
         connection, "SELECT folder, near_duplicates, near_duplicates_dropped FROM snapshots WHERE snapshot = ?",
         [run.snapshot],

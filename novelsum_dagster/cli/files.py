@@ -265,17 +265,16 @@ def export(
 
     Example: [bold]novelsum vectors vectors.parquet[/]
     """
-    from novelsum_dagster.artifacts.outputs import handle_name
+    from novelsum_dagster.artifacts.newest import newest_or_none
     from novelsum_dagster.embedding.store import VectorSet
     from novelsum_dagster.embedding.vector_files import export_vectors
     from novelsum_dagster.pool.snapshot import PoolSnapshot
 
     root = settings_in(settings).storage_path
-    handles = [root / handle_name(asset) for asset in ("raw_pool", "embeddings")]
-    if not all(path.exists() for path in handles):
+    snapshot = newest_or_none(root, "raw_pool", PoolSnapshot)
+    vectors = newest_or_none(root, "embeddings", VectorSet)
+    if snapshot is None or vectors is None:
         raise InputError(f"{root}: no vectors yet; run the pipeline first (novelsum run)")
-    snapshot = PoolSnapshot.model_validate_json(handles[0].read_bytes())
-    vectors = VectorSet.model_validate_json(handles[1].read_bytes())
     if vectors.ids_from != snapshot.key:
         raise InputError(f"{root}: the vectors belong to an earlier pool; run the pipeline again (novelsum run)")
     export_vectors(root, snapshot, vectors, output)

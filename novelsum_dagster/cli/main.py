@@ -608,7 +608,7 @@ def _mistake(error: Any) -> str | None:
 
 
 def _summary(settings: Settings) -> dict[str, Any]:
-    from novelsum_dagster.defs.handles import read_handle
+    from novelsum_dagster.artifacts.newest import read_newest
     from novelsum_dagster.pool.snapshot import PoolSnapshot
     from novelsum_dagster.report.explanation import less_diverse
     from novelsum_dagster.report.novelsum_report import NovelSumReport
@@ -616,9 +616,9 @@ def _summary(settings: Settings) -> dict[str, Any]:
     from novelsum_dagster.workspace import Workspace
 
     root = settings.storage_path
-    snapshot = read_handle(root, "distinct_pool", PoolSnapshot)
-    report = read_handle(root, "novelsum_report", NovelSumReport)
-    subset = read_handle(root, "selected_subset", Subset)
+    snapshot = read_newest(root, "distinct_pool", PoolSnapshot)
+    report = read_newest(root, "novelsum_report", NovelSumReport)
+    subset = read_newest(root, "selected_subset", Subset)
     return {
         "pool": {
             "read": snapshot.read,
@@ -643,22 +643,22 @@ def _summary(settings: Settings) -> dict[str, Any]:
 
 
 def _what_was_cut(settings: Settings) -> str | None:
-    from novelsum_dagster.defs.handles import read_handle
+    from novelsum_dagster.artifacts.newest import read_newest
     from novelsum_dagster.embedding.cut import cut_words
     from novelsum_dagster.embedding.store import VectorSet
 
-    made = read_handle(settings.storage_path, "embeddings", VectorSet)
+    made = read_newest(settings.storage_path, "embeddings", VectorSet)
     return cut_words(made.cut_samples, made.samples, made.unread_fraction, settings.embedding)
 
 
 def _what_changed(settings: Settings, run_id: str) -> str | None:
     """Return in a sentence what a run changed; None where it changed nothing, or is the first."""
+    from novelsum_dagster.artifacts.newest import read_newest
     from novelsum_dagster.audit.changes_words import summary
     from novelsum_dagster.audit.comparison import Changes
-    from novelsum_dagster.defs.handles import read_handle
 
     root = settings.storage_path
-    compared = read_handle(root, "changes", Changes).comparison(root)
+    compared = read_newest(root, "changes", Changes).comparison(root)
     return summary(compared)[0] if compared.before is not None and compared.runs["after"] == run_id else None
 
 

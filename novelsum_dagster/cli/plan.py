@@ -58,17 +58,15 @@ def plan(
 
 def _pool_size(settings: Settings) -> tuple[int, int | None]:
     """Return the samples of the pool as it was read last, else the records of its sources; bytes of their texts."""
-    from novelsum_dagster.artifacts.outputs import handle_name
+    from novelsum_dagster.artifacts.newest import newest_or_none
     from novelsum_dagster.pool.ingest import count_records
     from novelsum_dagster.pool.snapshot import PoolSnapshot
 
     root = settings.storage_path
-    newest = root / handle_name("raw_pool")
-    if newest.exists():
-        snapshot = PoolSnapshot.model_validate_json(newest.read_bytes())
-        if (root / snapshot.folder).is_dir():
-            characters = snapshot.samples(root, ["characters"])["characters"]
-            return snapshot.kept, sum(characters.to_pylist())
+    snapshot = newest_or_none(root, "raw_pool", PoolSnapshot)
+    if snapshot is not None and (root / snapshot.folder).is_dir():
+        characters = snapshot.samples(root, ["characters"])["characters"]
+        return snapshot.kept, sum(characters.to_pylist())
     say("counting the records of the sources")
     count = count_records(settings.pool.sources, settings.base)
     if not count:

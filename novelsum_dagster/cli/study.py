@@ -178,20 +178,18 @@ def _write_sets(settings: Settings, folder: Path) -> None:
 
 def _pool(settings: Settings) -> tuple[Any, Any]:
     """Return the pool and its vectors, as the last run left them."""
-    from dagster import Failure
-
-    from novelsum_dagster.artifacts.outputs import handle_name
-    from novelsum_dagster.defs.handles import read_handle
+    from novelsum_dagster.artifacts.newest import newest_or_none, read_newest
     from novelsum_dagster.embedding.store import VectorSet
     from novelsum_dagster.pool.snapshot import PoolSnapshot
 
     root = settings.storage_path
     try:
         # Storage of an earlier release has the pool as it was read.
-        pool = "distinct_pool" if (root / handle_name("distinct_pool")).exists() else "raw_pool"
-        return read_handle(root, pool, PoolSnapshot), read_handle(root, "embeddings", VectorSet)
-    except Failure as failure:
-        raise InputError(f"{failure.description}: novelsum run") from None
+        distinct = newest_or_none(root, "distinct_pool", PoolSnapshot)
+        pool = distinct or read_newest(root, "raw_pool", PoolSnapshot)
+        return pool, read_newest(root, "embeddings", VectorSet)
+    except InputError as error:
+        raise InputError(f"{error}: novelsum run") from None
 
 
 def _say_what_is_missing(outcome: Any) -> None:

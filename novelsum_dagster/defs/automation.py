@@ -11,13 +11,12 @@ from typing import Any
 
 import dagster as dg
 
-from novelsum_dagster.artifacts.outputs import handle_name
+from novelsum_dagster.artifacts.newest import newest_file, newest_or_none
 from novelsum_dagster.artifacts.provenance import STEPS, code_version, read_record, settings_of
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import read_json
 from novelsum_dagster.common.progress import counted
 from novelsum_dagster.defs.dead_runs import unfinished_run
-from novelsum_dagster.defs.handles import read_handle
 from novelsum_dagster.embedding.vector_files import read_vectors
 from novelsum_dagster.lineage.models import models
 from novelsum_dagster.pool.landing import (
@@ -172,8 +171,8 @@ def _text(cursor: Cursor) -> str:
 
 def _newest_pool(workspace: Workspace) -> PoolSnapshot | None:
     try:
-        return read_handle(workspace.root, "raw_pool", PoolSnapshot)
-    except dg.Failure:
+        return newest_or_none(workspace.root, "raw_pool", PoolSnapshot)
+    except InputError:
         return None
 
 
@@ -226,7 +225,7 @@ def _words(read: dict[str, str], listing: Listing) -> str:
 def _changed_vectors(workspace: Workspace) -> Iterator[str]:
     """Yield the file of one's own vectors where it is another than the newest vectors were read from."""
     own = workspace.settings.embedding
-    newest = workspace.root / handle_name("embeddings")
+    newest = workspace.root / newest_file("embeddings")
     if own.vectors is not None and newest.exists():
         path = workspace.settings.base / Path(own.vectors).expanduser()
         if read_vectors(path, own.vectors_column, own.vectors_id).content_hash() != read_json(newest)["revision"]:
@@ -254,7 +253,7 @@ def _stale_outputs(workspace: Workspace) -> Iterator[str]:
 
 def _key(workspace: Workspace, asset: str) -> str:
     try:
-        found: Any = read_json(workspace.root / handle_name(asset))
+        found: Any = read_json(workspace.root / newest_file(asset))
         return str(found["key"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""

@@ -4,19 +4,21 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from novelsum_dagster.artifacts.artifact import Artifact
 from novelsum_dagster.artifacts.outputs import publish
+from novelsum_dagster.artifacts.verdicts import Verdict, describe, verdicts_name
 from novelsum_dagster.audit.comparison import Changes
-from novelsum_dagster.defs.handles import current_handle
+from novelsum_dagster.defs.io_manager import current_artifact
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
-from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
+from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.quality.suites import Subject, suites_of
-from novelsum_dagster.quality.validate import Verdict, check, describe, verdicts_name
+from novelsum_dagster.quality.validate import check
 from novelsum_dagster.report.novelsum_report import NovelSumReport
 from novelsum_dagster.selection.subset import Subset
 from novelsum_dagster.workspace import Workspace
 
-_OUTPUTS: dict[str, type[Handle]] = {
+_OUTPUTS: dict[str, type[Artifact]] = {
     "raw_pool": PoolSnapshot,
     "embeddings": VectorSet,
     "distinct_pool": PoolSnapshot,
@@ -49,8 +51,8 @@ def _checks_of(step: str) -> dg.AssetChecksDefinition:
         root = workspace.root
         # Vectors are of the pool as it was read; what is made of them is of the pool that they left.
         pool = "raw_pool" if step in _BEFORE_DISTINCT else "distinct_pool"
-        snapshot = current_handle(workspace, pool, PoolSnapshot)
-        output = current_handle(workspace, step, _OUTPUTS[step])
+        snapshot = current_artifact(workspace, pool, PoolSnapshot)
+        output = current_artifact(workspace, step, _OUTPUTS[step])
         vectors = pool_vectors(root, snapshot, output)[1] if isinstance(output, VectorSet) else None
         verdicts = check(step, Subject(output, root, workspace.settings, snapshot, vectors))
         publish(workspace.mirror, verdicts_name(step, output.key))

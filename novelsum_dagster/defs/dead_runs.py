@@ -7,9 +7,9 @@ import time
 
 import dagster as dg
 
+from novelsum_dagster.artifacts.layout import run_file
 from novelsum_dagster.artifacts.outputs import publish
 from novelsum_dagster.common.liveness import ended_runs
-from novelsum_dagster.lineage.store import run_file
 from novelsum_dagster.settings import Settings
 from novelsum_dagster.workspace import Workspace
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from novelsum_dagster.artifacts.provenance import code_version
 from novelsum_dagster.defs.automation import CARRY
 from novelsum_dagster.defs.gpu import NO_GPU, gpu_op
-from novelsum_dagster.defs.handles import reusable_handle
+from novelsum_dagster.defs.io_manager import reusable_artifact
 from novelsum_dagster.defs.steps import OWNERS, column_schema, picture, recorded
 from novelsum_dagster.diversity.distinct import distinct_pool as find_distinct
 from novelsum_dagster.diversity.distinct import similarities
@@ -59,7 +59,7 @@ def distinct_pool(
                     embeddings.key,
                     rule,
                     settings.selection.quality,
-                    earlier=reusable_handle(workspace, "distinct_pool", PoolSnapshot),
+                    earlier=reusable_artifact(workspace, "distinct_pool", PoolSnapshot),
                     device=engine.device(settings.device),
                     spread=engine.spread,
                     say=compared.append,

@@ -2,6 +2,8 @@
 
 import dagster as dg
 
+from novelsum_dagster.artifacts.artifact import Artifact
+from novelsum_dagster.artifacts.layout import run_file
 from novelsum_dagster.artifacts.outputs import publish
 from novelsum_dagster.artifacts.provenance import code_version
 from novelsum_dagster.audit.record import Outputs, record_outputs
@@ -10,14 +12,14 @@ from novelsum_dagster.defs.automation import CARRY
 from novelsum_dagster.defs.steps import OWNERS, recorded
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.embedding.store import VectorSet
-from novelsum_dagster.lineage.store import FILE_NAME, run_file
-from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
+from novelsum_dagster.lineage.store import FILE_NAME
+from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.report.novelsum_report import NovelSumReport
 from novelsum_dagster.selection.subset import Subset
 from novelsum_dagster.workspace import Workspace
 
 
-class LineageRecord(Handle):
+class LineageRecord(Artifact):
     """That a set of outputs is in the lineage database."""
 
     database: str

@@ -6,7 +6,7 @@ import numpy as np
 from novelsum_dagster.artifacts.provenance import code_version
 from novelsum_dagster.defs.automation import CARRY
 from novelsum_dagster.defs.gpu import gpu_op
-from novelsum_dagster.defs.handles import reusable_handle
+from novelsum_dagster.defs.io_manager import reusable_artifact
 from novelsum_dagster.defs.steps import OWNERS, column_schema, picture, recorded
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable, build_density, build_novelty
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
@@ -54,7 +54,7 @@ def density(
                 embeddings.key,
                 settings=workspace.settings.novelsum,
                 among=distinct_pool.key if distinct_pool.read_as else None,
-                earlier=reusable_handle(workspace, "density", DensityTable),
+                earlier=reusable_artifact(workspace, "density", DensityTable),
                 spread=engine.spread,
                 device=engine.device(workspace.settings.device),
                 say=searched.append,

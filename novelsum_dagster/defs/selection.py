@@ -9,7 +9,7 @@ from novelsum_dagster.artifacts.outputs import fetch_output
 from novelsum_dagster.artifacts.provenance import code_version
 from novelsum_dagster.defs.automation import CARRY
 from novelsum_dagster.defs.gpu import gpu_op
-from novelsum_dagster.defs.handles import newest_handle
+from novelsum_dagster.defs.io_manager import newest_artifact
 from novelsum_dagster.defs.steps import OWNERS, column_schema, picture, recorded
 from novelsum_dagster.diversity.tables import DensityTable
 from novelsum_dagster.embedding.store import StoredVectors, VectorSet, pool_vectors
@@ -119,7 +119,7 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
 
 def _earlier(workspace: Workspace, pool: PoolSnapshot) -> Earlier | None:
     """Return the subset to extend; None where this is the first."""
-    key = subset_to_extend(pool, newest_handle(workspace, "selected_subset", Subset))
+    key = subset_to_extend(pool, newest_artifact(workspace, "selected_subset", Subset))
     if key is None:
         return None
     fetch_output(workspace.mirror, "selected_subset", key)

@@ -12,14 +12,14 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from novelsum_dagster.artifacts.artifact import Artifact
+from novelsum_dagster.artifacts.layout import run_file
 from novelsum_dagster.artifacts.outputs import fetch_output, publish, publish_output
 from novelsum_dagster.artifacts.provenance import Provenance, record, record_path, require_matching
 from novelsum_dagster.common.errors import InputError, disk_full, is_disk_full
 from novelsum_dagster.common.liveness import hold
 from novelsum_dagster.common.progress import Reporter
 from novelsum_dagster.lineage.openlineage import Dataset
-from novelsum_dagster.lineage.store import run_file
-from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.workspace import Workspace
 
 INTERRUPTED = "interrupted"
@@ -45,13 +45,13 @@ class Step:
     run_id: str
     workspace: Workspace
     reporter: Reporter
-    inputs: Mapping[str, Handle]
+    inputs: Mapping[str, Artifact]
     config: Mapping[str, Any]
-    output: Handle | None = None
+    output: Artifact | None = None
     datasets: tuple[Sequence[Dataset], Sequence[Dataset]] = ((), ())
     """What was read and made, for OpenLineage."""
 
-    def result(self, output: Handle, **metadata: Any) -> dg.MaterializeResult[Any]:
+    def result(self, output: Artifact, **metadata: Any) -> dg.MaterializeResult[Any]:
         """Record where the output is from; return what Dagster keeps: the handle, its key as version, and metadata."""
         root, settings = self.workspace.root, self.workspace.settings
         made = record(root, settings, self.name, output, self.inputs, self.run_id, self.config)
@@ -67,7 +67,7 @@ class Step:
 def recorded(
     context: dg.AssetExecutionContext,
     workspace: Workspace,
-    inputs: Mapping[str, Handle],
+    inputs: Mapping[str, Artifact],
     *,
     name: str | None = None,
     config: dg.Config | None = None,

@@ -2,11 +2,12 @@
 
 import dagster as dg
 
+from novelsum_dagster.artifacts.artifact import Artifact
 from novelsum_dagster.artifacts.provenance import code_version
 from novelsum_dagster.defs.gpu import gpu_op
 from novelsum_dagster.defs.steps import OWNERS, picture, recorded
 from novelsum_dagster.embedding.store import VectorSet
-from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
+from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.settings import Settings
 from novelsum_dagster.study.correlate import StudyCorrelation, keep_outcome
 from novelsum_dagster.study.correlation import ALL_SETS, records
@@ -131,8 +132,8 @@ def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
     return [study_pool, study_set, study_measures, _correlation_of_figures(settings)]
 
 
-def _inputs(data: StudyData, study_set: StudySet | None = None) -> dict[str, Handle]:
-    used: dict[str, Handle] = {"distinct_pool": data.snapshot, "embeddings": data.vector_set, "study_pool": data.pool}
+def _inputs(data: StudyData, study_set: StudySet | None = None) -> dict[str, Artifact]:
+    used: dict[str, Artifact] = {"distinct_pool": data.snapshot, "embeddings": data.vector_set, "study_pool": data.pool}
     return {**used, f"study_set[{study_set.recipe.name}]": study_set} if study_set else used
 
 
@@ -174,7 +175,7 @@ def _correlated(
     measured: dict[str, StudyMeasures],
     trained: dict[str, StudyPerformance],
 ) -> dg.MaterializeResult[StudyCorrelation]:
-    used: dict[str, Handle] = {f"study_measures[{name}]": one for name, one in measured.items()}
+    used: dict[str, Artifact] = {f"study_measures[{name}]": one for name, one in measured.items()}
     used |= {f"study_performance[{name}]": one for name, one in trained.items()}
     with recorded(context, workspace, used) as step:
         # In the order of the settings, whatever the order in which partitions were loaded.

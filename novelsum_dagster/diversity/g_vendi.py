@@ -24,7 +24,7 @@ from novelsum_dagster.diversity.vectors import unit_rows
 if TYPE_CHECKING:
     import torch
 
-    from novelsum_dagster.study.training import LanguageModel
+    from novelsum_dagster.embedding.language_model import LanguageModel
 
 _BLOCK = 2**22
 """Weights that are projected at a time."""

@@ -23,7 +23,7 @@ from novelsum_dagster.diversity.novelsum import NovelSumResult, Powers, density_
 from novelsum_dagster.settings import Measures, NovelSum, Training
 
 if TYPE_CHECKING:
-    from novelsum_dagster.study.training import LanguageModel
+    from novelsum_dagster.embedding.language_model import LanguageModel
 
 Factors = Mapping[tuple[int, float], NDArray[np.float64]]
 """Density factors, float64, (n,), by (K, beta)."""
@@ -284,7 +284,7 @@ class Yardstick:
     @cached_property
     def _proxy(self) -> "LanguageModel":
         """The model that the settings name for G-Vendi."""
-        from novelsum_dagster.study.training import build_model
+        from novelsum_dagster.embedding.language_model import build_model
 
         asked = self.measures.g_vendi
         training = Training(model=asked.model, revision=asked.revision, context=asked.context)

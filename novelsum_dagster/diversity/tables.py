@@ -14,19 +14,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from novelsum_dagster.artifacts.artifact import Artifact
 from novelsum_dagster.common.files import KEY_LENGTH, content_key, write_table
 from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.common.spread import Spread, in_turn
 from novelsum_dagster.diversity.density import Density, density, density_factor, searches_lists
 from novelsum_dagster.diversity.growth import Nearest, nearest_in_pool
 from novelsum_dagster.diversity.novelsum import Aggregate, DensitySide, Powers, SelfDistance, novelsum_with_densities
-from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.settings import NovelSum
 
 _NEAREST = "nearest.parquet"
 
 
-class DensityTable(Handle):
+class DensityTable(Artifact):
     """One row a sample: id, mean_squared_distance, density_factor (both float64).
 
     `neighbors` is K as asked for; `neighbors_used`, `index` and `recall` as in `Density`. Where the search was exact,
@@ -65,7 +65,7 @@ class DensityTable(Handle):
         return Nearest.of_table(table, self.neighbors)
 
 
-class NoveltyTable(Handle):
+class NoveltyTable(Artifact):
     """One row a sample: id, novelty (float64). `novelsum` is their mean, or their sum: NovelSum of the whole pool."""
 
     file: str

@@ -18,19 +18,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from novelsum_dagster.artifacts.artifact import Artifact, Key
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import KEY_LENGTH, read_json, write_json, write_table
 from novelsum_dagster.common.memory import require_memory
 from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.embedding.encoder import EncoderOf, Model, identify, load_encoder
-from novelsum_dagster.pool.snapshot import Handle, Key, PoolSnapshot
+from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.settings import Embedding
 
 _BYTES_PER_ID = 400
 """A sample's id as text, its place, and whether it was found."""
 
 
-class VectorSet(Handle):
+class VectorSet(Artifact):
     """The vectors of a pool, in its order.
 
     `embedded` of its `samples` were new to the store. `cut_samples` have texts that the model did not read to the end,
@@ -54,6 +55,17 @@ class VectorSet(Handle):
     unread_fraction: float = 0.0
     transformed_from: str | None = None
     rank: int | None = None
+
+    def files_in(self, root: Path, folder: Path) -> Iterable[Path]:
+        """Yield the files with vectors of the pool; a shard of other pools alone may go when they do."""
+        files = list(super().files_in(root, folder))
+        samples = root / "pool" / f"snapshot={self.ids_from}" / "samples.parquet"
+        if not samples.exists():
+            return files
+        ids = set(pq.read_table(samples, columns=["id"], partitioning=None)["id"].to_pylist())
+        shards = [path for path in files if path.suffix == ".parquet"]
+        others = set(shards) - set(shards_with(shards, ids))
+        return [path for path in files if path not in others]
 
 
 class VectorStore:

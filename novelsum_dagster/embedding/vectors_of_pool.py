@@ -11,19 +11,28 @@ only; all are transformed again then.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.embedding.cut import Cut, cut_of
-from novelsum_dagster.embedding.encoder import Model, identify, load_encoder, special_tokens
+from novelsum_dagster.embedding.encoder import Encoder, Model, identify, load_encoder, special_tokens
 from novelsum_dagster.embedding.own_vectors import OwnVectors, PoolAt, own_vectors
 from novelsum_dagster.embedding.store import VectorSet, VectorStore, embed, load_vectors, vectors_key
 from novelsum_dagster.embedding.whitening import NoDirection, Whitening
 from novelsum_dagster.settings import Embedding
 
-if TYPE_CHECKING:
-    from novelsum_dagster.engine.engine import Engine
+
+class Models(Protocol):
+    """Where the model runs: the part of an engine (`engine.Engine`) that embeds."""
+
+    def device(self, wanted: str) -> str:
+        """Return the device, where the settings name this one."""
+        ...
+
+    def encoder(self, settings: Embedding, dtype: str | None, device: str) -> Encoder:
+        """Return the encoder that the settings name."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +51,7 @@ class Work:
     fetched: Callable[[str], object] = lambda name: None
     committed: Callable[..., object] = lambda *names: None
     device: str = "auto"
-    engine: "Engine | None" = None
+    engine: Models | None = None
 
 
 _PLAIN = Work()

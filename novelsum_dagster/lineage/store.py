@@ -19,6 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from novelsum_dagster.artifacts.layout import run_file
 from novelsum_dagster.artifacts.provenance import git_revision
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import read_json, replacing, write_json, write_table
@@ -370,11 +371,6 @@ class LineageStore:
                     f" union_by_name = true) UNION ALL BY NAME {source}"
                 )
             connection.execute(f"CREATE OR REPLACE VIEW {name} AS {source}")
-
-
-def run_file(run_id: str) -> str:
-    """Return where a run's own file is, in the storage folder."""
-    return f"runs/{run_id}.json"
 
 
 def insert(connection: "duckdb.DuckDBPyConnection", table: str, rows: Sequence[Mapping[str, Any]]) -> None:

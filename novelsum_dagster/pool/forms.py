@@ -32,13 +32,9 @@ from novelsum_dagster.pool.messages import (
     turns_of_list,
 )
 from novelsum_dagster.pool.samples import Reject, Sample, Turn, canonical_json, turns_id
+from novelsum_dagster.settings import Form, Part
 
-Form = Literal["alpaca", "sharegpt", "messages", "prompt_completion", "preference", "text"]
 FORMS: tuple[Form, ...] = get_args(Form)
-Part = Literal[
-    "messages", "prompt", "response", "input", "history", "system", "tools", "reasoning", "chosen", "rejected", "text"
-]
-
 PARTS: tuple[Part, ...] = get_args(Part)
 LIST_COLUMNS = (
     "messages",

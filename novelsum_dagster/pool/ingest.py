@@ -48,8 +48,8 @@ from novelsum_dagster.pool.readers import (
 from novelsum_dagster.pool.rejects import write_rejects
 from novelsum_dagster.pool.samples import Reject
 from novelsum_dagster.pool.snapshot import FoldedColumn, PoolSnapshot, SourceFile
-from novelsum_dagster.pool.texts import WHOLE, TextRule
-from novelsum_dagster.settings import S3, NearDuplicates, Pool, Source
+from novelsum_dagster.pool.texts import WHOLE, text_of
+from novelsum_dagster.settings import S3, NearDuplicates, Pool, Source, TextRule
 
 _AWS = S3()
 _TURNS = TextRule()
@@ -369,8 +369,8 @@ class _Ingest:
         if isinstance(record.value, Reject):
             raise record.value
         parsed = parse(record.value, reading)
-        text = self._text.text_of(parsed.sample)
-        whole = text if parsed.sample.is_plain and self._text == _TURNS else WHOLE.text_of(parsed.sample)
+        text = text_of(parsed.sample, self._text)
+        whole = text if parsed.sample.is_plain and self._text == _TURNS else text_of(parsed.sample, WHOLE)
         limit = self._settings.max_characters
         if len(whole) > limit:
             raise Reject("over_long", f"{len(whole):,} characters; max_characters is {limit:,}")

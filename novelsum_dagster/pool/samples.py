@@ -8,9 +8,10 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-Role = Literal["system", "user", "assistant", "tool"]
+from novelsum_dagster.settings import Role
+
 ROLES: tuple[Role, ...] = get_args(Role)
 _PLAIN_ROLES = ("user", "assistant", "tool")
 

@@ -17,14 +17,14 @@ import base64
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict
 
-from novelsum_dagster.common.files import is_name
+from novelsum_dagster.artifacts.artifact import Artifact, Key
 
 _PLACE = [("source", pa.string()), ("file", pa.string()), ("position", pa.int64()), ("line", pa.int64())]
 SAMPLES = pa.schema(
@@ -49,46 +49,6 @@ NEAR_DUPLICATES = pa.schema([("id", pa.string()), ("partner_id", pa.string()), (
 ALL_NEAR_DUPLICATES = NEAR_DUPLICATES.append(pa.field("found_by", pa.string()))
 """Of the near-duplicates of a pool in which vectors were compared, too: `found_by` is BY_TEXT or BY_VECTORS."""
 BY_TEXT, BY_VECTORS = "minhash", "embedding"
-
-
-def _within_storage(name: str) -> str:
-    if not is_name(name) or "\\" in name:
-        raise ValueError(f"{name!r} cannot be the name of a file in the storage folder")
-    return name
-
-
-def _without_folders(key: str) -> str:
-    if "/" in _within_storage(key):
-        raise ValueError(f"{key!r} cannot be a key: it has a slash")
-    return key
-
-
-Key = Annotated[str, AfterValidator(_without_folders)]
-
-
-class Handle(BaseModel):
-    """What one step of the pipeline hands to the next: a small record; bulk data stays in files that it names.
-
-    Raises:
-        ValidationError: where its key or what it names would lead out of the storage folder.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    key: Key
-    """Hash of the content: equal keys mean equal content."""
-
-    @model_validator(mode="after")
-    def _stays_in_storage(self) -> Self:
-        # Handles are read from files that others may have written, as those on S3.
-        if self.place is not None:
-            _within_storage(self.place)
-        return self
-
-    @property
-    def place(self) -> str | None:
-        """File or folder with the output, in the storage folder; None where the handle is all of it."""
-        return getattr(self, "folder", getattr(self, "file", None))
 
 
 class FoldedColumn(BaseModel):
@@ -153,7 +113,7 @@ class SourceFile(BaseModel):
         return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.arrow_schema)))
 
 
-class PoolSnapshot(Handle):
+class PoolSnapshot(Artifact):
     """A snapshot of the pool.
 
     `kept` counts the samples in the pool; `duplicates` counts records that repeat a sample, and near-duplicates where
@@ -191,6 +151,9 @@ class PoolSnapshot(Handle):
     def unread(self) -> int:
         """Records that could not be read."""
         return sum(file.unread for file in self.files)
+
+    def sources(self) -> dict[str, str]:
+        return {file.file: file.sha256 or "" for file in self.files}
 
     def without(self, files: Iterable[str]) -> Self:
         """Return it with its counts as they are once near-duplicates are dropped, whose files are given."""

@@ -5,40 +5,15 @@ Belongs here: validation, verdict files, the gate. Does not: what is expected (`
 
 import os
 import warnings
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
-
+from novelsum_dagster.artifacts.verdicts import Failure, Verdict, describe, verdicts_name
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import write_bytes
 from novelsum_dagster.quality.suites import Subject, Suite, suites_of
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-class Failure(BaseModel):
-    """An expectation that was not met."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    expectation: str
-    observed: str
-
-
-class Verdict(BaseModel):
-    """The outcome of one suite on one output."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    step: str
-    name: str
-    key: str
-    blocking: bool
-    passed: bool
-    expectations: int
-    failures: tuple[Failure, ...]
 
 
 def validate(suite: Suite, subject: Subject) -> Verdict:
@@ -93,22 +68,12 @@ def require_passed(step: str, subject: Subject) -> None:
         )
 
 
-def describe(failures: Iterable[Failure]) -> str:
-    """Return failures in one line."""
-    return ", ".join(f"{failure.expectation} ({failure.observed})" for failure in failures)
-
-
 def verdicts_of(step: str, subject: Subject) -> list[Verdict]:
     """Return the kept verdicts on exactly this output; suites that never ran are run."""
     path = subject.root / verdicts_name(step, subject.output.key)
     if not path.exists():
         return check(step, subject)
     return [Verdict.model_validate_json(line) for line in path.read_text().splitlines()]
-
-
-def verdicts_name(step: str, key: str) -> str:
-    """Return where the verdicts on an output are, in the storage folder."""
-    return f"checks/{step}/{key}.jsonl"
 
 
 def _row(frame: "pd.DataFrame", at: int) -> str:

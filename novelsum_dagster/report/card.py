@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from novelsum_dagster.artifacts.artifact import Artifact
 from novelsum_dagster.artifacts.provenance import Provenance
+from novelsum_dagster.artifacts.verdicts import Verdict, describe
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import (
     content_key,
@@ -33,8 +35,7 @@ from novelsum_dagster.common.files import (
 )
 from novelsum_dagster.diversity.measures import MEASURES
 from novelsum_dagster.embedding.store import VectorSet
-from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
-from novelsum_dagster.quality.validate import Verdict, describe
+from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.report.novelsum_report import RANDOM, SELECTED, NovelSumReport, SetMeasure
 from novelsum_dagster.report.tables import coverage, lengths
 from novelsum_dagster.selection.subset import Subset, rows_of
@@ -51,7 +52,7 @@ _NOTABLE = 0.1
 """A ratio this far from 1 is called a bias."""
 
 
-class DataCard(Handle):
+class DataCard(Artifact):
     """A subset with its card, in `folder`; `digest` is the SHA-256 of its manifest."""
 
     folder: str

@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from novelsum_dagster.artifacts.artifact import Artifact
 from novelsum_dagster.common.files import content_key, place_folder, temporary_folder, write_json
 from novelsum_dagster.common.progress import Reporter
 from novelsum_dagster.diversity.measures import (
@@ -25,7 +26,6 @@ from novelsum_dagster.diversity.measures import (
 )
 from novelsum_dagster.embedding.cut import cut_of
 from novelsum_dagster.embedding.encoder import special_tokens
-from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.report.explanation import (
     RANDOM,
     SELECTED,
@@ -77,7 +77,7 @@ class SetMeasure(BaseModel):
     high: float
 
 
-class NovelSumReport(Handle):
+class NovelSumReport(Artifact):
     """Measures of sets of equal size, with density taken from the pool."""
 
     folder: str

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from novelsum_dagster.artifacts.artifact import Artifact
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import (
     content_key,
@@ -33,14 +34,12 @@ from novelsum_dagster.common.files import (
     write_table,
 )
 from novelsum_dagster.pool.export import chosen_records, write_by_source, write_records
-from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
+from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.selection.covering import NEAREST, Covering, covering
 from novelsum_dagster.selection.picks import Picks, Remaining
 from novelsum_dagster.selection.strategies import STRATEGIES
 from novelsum_dagster.settings import Selection
 
-MACHINE_DEPENDENT = ("covering.parquet", "picks_vectors.parquet", "remaining.parquet")
-"""Files whose last digits depend on the processor, or on where a selection that was broken off went on."""
 _FILES_VERSION = 2
 """Of what a folder holds: an earlier version's is not taken for the same."""
 
@@ -61,7 +60,7 @@ PICK_COLUMNS = {
 """What the columns of picks.parquet mean, beside the sample's place and sizes."""
 
 
-class SelectionSettings(Handle):
+class SelectionSettings(Artifact):
     """What a selection depends on; `key` is the hash of everything else."""
 
     strategy: str
@@ -77,11 +76,15 @@ class SelectionSettings(Handle):
     density: str
 
 
-class Subset(Handle):
+class Subset(Artifact):
     """A selected subset."""
 
     folder: str
     settings: SelectionSettings
+
+    @property
+    def drawn_with(self) -> int:
+        return self.settings.seed
 
     def picks(self, root: Path, columns: list[str] | None = None) -> pa.Table:
         """Read the picks, in pick order.

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from novelsum_dagster.artifacts.artifact import Artifact
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import (
     content_key,
@@ -26,7 +27,6 @@ from novelsum_dagster.common.files import (
     write_json,
 )
 from novelsum_dagster.diversity.measures import MEASURES
-from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.study.correlation import Correlation, coefficient, correlations, records
 from novelsum_dagster.study.scatter import correlations_png, scatter_png, scatters_png
 from novelsum_dagster.study.sets import StudyMeasures, StudyPerformance
@@ -37,7 +37,7 @@ LOWER_IS_DIVERSE = frozenset(key for key, known in MEASURES.items() if not known
 _PLACES = ("set", "strategy", "size", "seed", "copies", "performance")
 
 
-class StudyCorrelation(Handle):
+class StudyCorrelation(Artifact):
     """The outcome of a study, in `folder`; `performance` says where its figures are from."""
 
     folder: str

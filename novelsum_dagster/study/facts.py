@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from novelsum_dagster.artifacts.artifact import Artifact
 from novelsum_dagster.common.files import content_key
 from novelsum_dagster.diversity.vectors import cosine_distances, unit_rows
-from novelsum_dagster.pool.snapshot import Handle
+from novelsum_dagster.embedding.language_model import END
 from novelsum_dagster.settings import Training
 from novelsum_dagster.study.pool import StudyData, once
 from novelsum_dagster.study.sets import Recipe, StudySet
-from novelsum_dagster.study.training import END, SCORED_CHARACTERS
+from novelsum_dagster.study.training import SCORED_CHARACTERS
 
 CLOSE = 0.9
 """Cosine from which on two samples of a set count as near."""
@@ -27,7 +28,7 @@ _SMOOTHING = 0.005
 _ROWS = 1024
 
 
-class StudyFacts(Handle):
+class StudyFacts(Artifact):
     """The plain facts of a set.
 
     Attributes:

@@ -15,20 +15,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from novelsum_dagster.artifacts.artifact import Artifact
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import content_key, write_bytes, write_table
 from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.diversity.density import densities, density_factor
 from novelsum_dagster.diversity.measures import Factors
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
-from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
+from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.settings import NovelSum, Study
 from novelsum_dagster.study.training import held_out_rows, train_tokenizer
 
-AnyHandle = TypeVar("AnyHandle", bound=Handle)
+AnyArtifact = TypeVar("AnyArtifact", bound=Artifact)
 
 
-class StudyPool(Handle):
+class StudyPool(Artifact):
     """The split of a pool.
 
     `file` has a row a sample: id, held_out, and of those that sets are chosen from the mean squared distance to their K
@@ -46,7 +47,7 @@ class StudyPool(Handle):
     unseen: str | None = None
 
 
-def once(root: Path, file: str, kind: type[AnyHandle], build: Callable[[], AnyHandle]) -> AnyHandle:
+def once(root: Path, file: str, kind: type[AnyArtifact], build: Callable[[], AnyArtifact]) -> AnyArtifact:
     """Return what `file` under the storage folder holds; where it is not there, build it and write it.
 
     A study that was broken off goes on where it was.

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from novelsum_dagster.artifacts.artifact import Artifact
 from novelsum_dagster.common.files import content_key, write_table
 from novelsum_dagster.common.progress import Progress, Reporter, no_progress
 from novelsum_dagster.diversity.lexical import Occurrences
 from novelsum_dagster.diversity.measures import Grid, Samples, Yardstick
-from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.selection.scoring import Scoring, Side
 from novelsum_dagster.selection.strategies import select
 from novelsum_dagster.settings import (
@@ -66,7 +66,7 @@ class Recipe(BaseModel):
         return {**self.model_dump(exclude=later), **self.model_dump(include=later, exclude_defaults=True)}
 
 
-class StudySet(Handle):
+class StudySet(Artifact):
     """A chosen set: `file` has a row a sample in pick order: id, row (in the study's pool)."""
 
     recipe: Recipe
@@ -99,7 +99,7 @@ class GridValue(BaseModel):
     value: float
 
 
-class StudyMeasures(Handle):
+class StudyMeasures(Artifact):
     """The measures of a set, of `measured` of its samples; TTR is missing where they have too few words."""
 
     study_set: str
@@ -109,7 +109,7 @@ class StudyMeasures(Handle):
     grid: tuple[GridValue, ...]
 
 
-class StudyTraining(Handle):
+class StudyTraining(Artifact):
     """What one model trained on a set achieves: bits per byte of each source's held-out texts, lower is better."""
 
     study_set: str
@@ -117,7 +117,7 @@ class StudyTraining(Handle):
     losses: dict[str, float]
 
 
-class StudyPerformance(Handle):
+class StudyPerformance(Artifact):
     """What the models trained on a set achieve, bits per byte by training seed and source; `losses` has the means.
 
     Those of earlier releases have no trials.

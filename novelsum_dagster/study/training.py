@@ -5,27 +5,20 @@ Does not: which sets are compared, nor how performance is set against diversity.
 """
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from novelsum_dagster.common.devices import accelerator_or_cpu
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.progress import Progress, no_progress
+from novelsum_dagster.embedding.language_model import END, LanguageModel, build_model, reproducible
 from novelsum_dagster.embedding.model_files import files_hash, model_folder
 from novelsum_dagster.settings import Training
 
 if TYPE_CHECKING:
     import torch
-    from tokenizers import Tokenizer
-
-END = "<|end|>"
-"""The token after every text, in the tokenizer that `train_tokenizer` makes."""
 
 SCORED_CHARACTERS = 2000
 """Characters of a held-out text that are scored; not tokens, so that every tokenizer scores the same text."""
@@ -33,25 +26,10 @@ SCORED_CHARACTERS = 2000
 HELD_OUT_SHARE = 5
 """At most one in so many samples of a source is held out, so that what is left still stands for the source."""
 
-_WIDTH, _LAYERS, _HEADS = 128, 4, 4
 _FROM_SCRATCH_RATE, _FINE_TUNING_RATE = 2e-3, 5e-5
 _WARMUP = 0.05
 _GRADIENT_NORM = 1.0
 _NOT_SCORED = -100
-
-
-@dataclass(frozen=True, slots=True)
-class LanguageModel:
-    """A causal language model with its tokenizer.
-
-    `network` is a transformers model in float32 on `device`; `end` is the id of the token that stands before the first
-    text and after every text.
-    """
-
-    network: Any
-    tokenizer: "Tokenizer"
-    end: int
-    device: str
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> str:
@@ -118,34 +96,6 @@ def train_and_evaluate(
     return losses
 
 
-def build_model(
-    settings: Training, tokenizer: str | None = None, seed: int = 42, device: str = "auto", section: str = "training"
-) -> LanguageModel:
-    """Return the untrained model: the one the settings name, else a Llama of about 1.3 million weights from scratch.
-
-    The small one is 4 layers of 128 dimensions with 4 heads and tied embeddings; its weights depend on the seed, the
-    size of the tokenizer's vocabulary and nothing else. A named model is loaded from safetensors without remote code,
-    with its `tokenizer.json`. `section` is that of the settings which name the model, for errors.
-
-    Raises:
-        InputError: where the model cannot be loaded, a hub model has no revision, the context is longer than the
-            model's positions, or the device is not there.
-        ValueError: without a tokenizer, for a model from scratch.
-    """
-    device = accelerator_or_cpu(device)
-    with _reproducible(seed):
-        if settings.model is not None:
-            network, loaded, end = _pretrained(settings.model, settings, section)
-        elif tokenizer is not None:
-            network, loaded, end = _from_scratch(tokenizer, settings.context)
-        else:
-            raise ValueError("a model from scratch needs a tokenizer: pass what train_tokenizer returned")
-    loaded.encode_special_tokens = True  # Else a text that quotes the end token would end there.
-    loaded.no_truncation()
-    loaded.no_padding()
-    return LanguageModel(network.to(device), loaded, end, device)
-
-
 def named_model_hash(settings: Training) -> str | None:
     """Return the SHA-256 of the files of the model that the settings name; None for one from scratch."""
     return None if settings.model is None else files_hash(model_folder(settings.model, settings.revision, "training"))
@@ -170,7 +120,7 @@ def train(
     peak = settings.learning_rate or (_FROM_SCRATCH_RATE if settings.model is None else _FINE_TUNING_RATE)
     optimizer = torch.optim.AdamW(model.network.parameters(), betas=(0.9, 0.95), fused=True)
     model.network.train()
-    with _reproducible(seed):
+    with reproducible(seed):
         for step in range(steps):
             rows = slice(step * settings.batch_size, (step + 1) * settings.batch_size)
             for group in optimizer.param_groups:
@@ -360,79 +310,3 @@ def _rate(step: int, steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return (1 + math.cos(math.pi * (step + 1 - warmup) / (steps + 1 - warmup))) / 2
-
-
-def _from_scratch(tokenizer: str, context: int) -> tuple[Any, "Tokenizer", int]:
-    from tokenizers import Tokenizer
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    loaded = Tokenizer.from_str(tokenizer)
-    end = loaded.token_to_id(END)
-    if end is None:
-        raise ValueError(f"the tokenizer has no {END}; pass what train_tokenizer returned")
-    config = LlamaConfig(
-        vocab_size=loaded.get_vocab_size(),
-        hidden_size=_WIDTH,
-        intermediate_size=5 * _WIDTH // 2,
-        num_hidden_layers=_LAYERS,
-        num_attention_heads=_HEADS,
-        max_position_embeddings=context,
-        tie_word_embeddings=True,
-        bos_token_id=end,
-        eos_token_id=end,
-    )
-    return LlamaForCausalLM(config), loaded, end
-
-
-def _pretrained(name: str, settings: Training, section: str) -> tuple[Any, "Tokenizer", int]:
-    import torch
-    from tokenizers import Tokenizer
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    folder = model_folder(name, settings.revision, section)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # It would be drawn over ours.
-    try:
-        loaded = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        network = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-        )
-    except Exception as error:  # The Rust library raises plain exceptions; damaged files, many others.
-        raise InputError(f"{section}.model: {name} cannot be loaded: {error}") from error
-    return network, loaded, _checked_end(name, network, loaded, settings.context, section)
-
-
-def _checked_end(name: str, network: Any, tokenizer: "Tokenizer", context: int, section: str) -> int:
-    """Return the id of the model's end token, where model, tokenizer and context fit each other."""
-    config = network.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and context > positions:
-        raise InputError(f"{section}.context: {context:,} tokens are more than the {positions:,} positions of {name}")
-    if tokenizer.get_vocab_size() > network.get_input_embeddings().num_embeddings:
-        raise InputError(f"{section}.model: the tokenizer of {name} has tokens that the model does not know")
-    ends = config.eos_token_id
-    end = ends[0] if isinstance(ends, list) else ends
-    if end is None:
-        raise InputError(f"{section}.model: {name} names no end token (eos_token_id) in its config.json")
-    return int(end)
-
-
-@contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
-    """Seed PyTorch and keep it to deterministic algorithms; what was before comes back after (but for MPS's seed)."""
-    import torch
-
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # Without it, products on CUDA are not deterministic.
-    enabled = torch.are_deterministic_algorithms_enabled()
-    warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(enabled, warn_only=warned)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ValidationError
 
+from novelsum_dagster.artifacts.artifact import Artifact
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import content_key, write_table
 from novelsum_dagster.common.progress import Reporter
@@ -19,13 +20,12 @@ from novelsum_dagster.embedding.own_vectors import PoolAt
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
 from novelsum_dagster.embedding.vectors_of_pool import Work, vectors_of_pool
 from novelsum_dagster.pool.ingest import build_snapshot
-from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
-from novelsum_dagster.pool.texts import TextRule
-from novelsum_dagster.settings import Embedding, NearDuplicates, Representation, Settings, problems
+from novelsum_dagster.pool.snapshot import PoolSnapshot
+from novelsum_dagster.settings import Embedding, NearDuplicates, Representation, Settings, TextRule, problems
 from novelsum_dagster.study.pool import Represented, StudyData, mean_squared_distances, neighbors_wanted, once
 
 
-class StudyTexts(Handle):
+class StudyTexts(Artifact):
     """The samples of a pool with other texts: `folder` has them as a snapshot's, in the order of the pool.
 
     `kept` of them have no text under that rule, and keep the pool's.
@@ -35,7 +35,7 @@ class StudyTexts(Handle):
     kept: int
 
 
-class StudyView(Handle):
+class StudyView(Artifact):
     """A study's samples under one representation.
 
     `file` has a row a sample that sets are chosen from: the mean squared distance to their K nearest others, a column

@@ -15,10 +15,10 @@ import dagster as dg
 import numpy as np
 import pytest
 
+from novelsum_dagster.artifacts.newest import read_newest
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.definitions import CURATE_JOB, build_defs
 from novelsum_dagster.defs.automation import BATCH_TAG, FILES_TAG, REASON_TAG
-from novelsum_dagster.defs.handles import read_handle
 from novelsum_dagster.pool.landing import read_cursor
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.settings import Settings, load_settings
@@ -237,7 +237,7 @@ def test_a_cursor_that_is_lost_or_damaged_starts_no_needless_run(curated: Watche
 def test_files_that_a_run_by_hand_has_read_start_no_second_one(curated: Watched) -> None:
     """Its listing is beside the pool; the cursor knew nothing of it."""
     assert curated.says().startswith("Nothing new")
-    listing = curated.root / "landing" / f"{read_handle(curated.root, 'raw_pool', PoolSnapshot).key}.json"
+    listing = curated.root / "landing" / f"{read_newest(curated.root, 'raw_pool', PoolSnapshot).key}.json"
     before = listing.read_text()
     os.utime(curated.folder / "pool" / "one.jsonl")
     taken = read_cursor(curated.cursor)
@@ -407,7 +407,7 @@ def test_the_daemon_starts_a_run_for_a_dropped_file(tmp_path: Path) -> None:
     assert run.status == dg.DagsterRunStatus.SUCCESS, (tmp_path / "daemon.log").read_text()
     assert (run.job_name, run.tags["dagster/sensor_name"]) == (CURATE_JOB, "landing")
     assert (run.tags[BATCH_TAG], run.tags[FILES_TAG]) == ("+1 file, 0 overwritten, 0 removed", "pool/one.jsonl")
-    assert read_handle(load_settings(path).storage_path, "raw_pool", PoolSnapshot).kept == 25
+    assert read_newest(load_settings(path).storage_path, "raw_pool", PoolSnapshot).kept == 25
     assert not members(daemon.pid)
 
 

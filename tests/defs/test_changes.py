@@ -11,9 +11,9 @@ import dagster as dg
 import pytest
 import yaml
 
+from novelsum_dagster.artifacts.newest import read_newest
 from novelsum_dagster.audit.changes_words import summary
 from novelsum_dagster.audit.comparison import Changes, Comparison
-from novelsum_dagster.defs.handles import read_handle
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.report.novelsum_report import NovelSumReport
 from novelsum_dagster.selection.subset import Subset
@@ -61,22 +61,22 @@ def _run(curation: Curation) -> tuple[dict[str, Any], dict[str, bool]]:
 
 
 def _compared(curation: Curation) -> Comparison:
-    return read_handle(curation.root, "changes", Changes).comparison(curation.root)
+    return read_newest(curation.root, "changes", Changes).comparison(curation.root)
 
 
 def _pool(curation: Curation) -> set[str]:
-    snapshot = read_handle(curation.root, "raw_pool", PoolSnapshot)
+    snapshot = read_newest(curation.root, "raw_pool", PoolSnapshot)
     return set(snapshot.samples(curation.root, ["id"])["id"].to_pylist())
 
 
 def _read(curation: Curation) -> dict[str, str]:
     """Return the file of every sample that was read, near-duplicates too."""
-    table = read_handle(curation.root, "raw_pool", PoolSnapshot).table(curation.root, "samples", ["id", "file"])
+    table = read_newest(curation.root, "raw_pool", PoolSnapshot).table(curation.root, "samples", ["id", "file"])
     return dict(zip(table["id"].to_pylist(), table["file"].to_pylist(), strict=True))
 
 
 def _picks(curation: Curation) -> set[str]:
-    return set(read_handle(curation.root, "selected_subset", Subset).picks(curation.root, ["id"])["id"].to_pylist())
+    return set(read_newest(curation.root, "selected_subset", Subset).picks(curation.root, ["id"])["id"].to_pylist())
 
 
 def _version(curation: Curation) -> str | None:
@@ -99,7 +99,7 @@ def test_what_landed_and_left_is_told_once(
     assert _version(curation) == first
 
     pool, picks, read = _pool(curation), _picks(curation), _read(curation)
-    report = read_handle(curation.root, "novelsum_report", NovelSumReport).of("selected")
+    report = read_newest(curation.root, "novelsum_report", NovelSumReport).of("selected")
     # One file is added, with what resembles a sample of `two`; one is overwritten in part, one removed.
     question, answer = pairs(1, start=39)[0]
     resembling = {"instruction": question, "input": "", "output": answer[:300] + " And so on."}
@@ -125,7 +125,7 @@ def test_what_landed_and_left_is_told_once(
     assert compared.picks.entered.count == len(_picks(curation) - picks)
     assert compared.picks.stayed == len(_picks(curation) & picks)
     row = compared.measure("selected", "novelsum")
-    value = read_handle(curation.root, "novelsum_report", NovelSumReport).of("selected").value
+    value = read_newest(curation.root, "novelsum_report", NovelSumReport).of("selected").value
     assert row is not None and (row.before, row.low, row.high, row.after) == (
         report.value, report.low, report.high, value,
     )  # fmt: skip

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from novelsum_dagster.artifacts.newest import read_newest
 from novelsum_dagster.audit.explain import explain
 from novelsum_dagster.audit.gc import collect
 from novelsum_dagster.audit.reproduce import records_of, reproduce
 from novelsum_dagster.common.progress import LogReporter
-from novelsum_dagster.defs.handles import read_handle
 from novelsum_dagster.diversity.tables import DensityTable
 from novelsum_dagster.diversity.vectors import cosine_distances, unit_rows
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
@@ -63,7 +63,7 @@ def curation(ran: tuple[Curation, dg.ExecuteInProcessResult]) -> Iterator[Curati
 
 
 def _pools(curation: Curation) -> tuple[PoolSnapshot, PoolSnapshot]:
-    return read_handle(curation.root, "raw_pool", PoolSnapshot), read_handle(
+    return read_newest(curation.root, "raw_pool", PoolSnapshot), read_newest(
         curation.root, "distinct_pool", PoolSnapshot
     )
 
@@ -82,13 +82,13 @@ def test_counts_are_true(curation: Curation) -> None:
     assert pool.kept == read.kept - by.count("embedding") == len(pool.samples(curation.root, ["id"]))
     for file in pool.files:
         assert file.read == file.kept + file.duplicates + file.rejects + file.unread
-    density = read_handle(curation.root, "density", DensityTable).table(curation.root)
+    density = read_newest(curation.root, "density", DensityTable).table(curation.root)
     assert density["id"].to_pylist() == pool.samples(curation.root, ["id"])["id"].to_pylist()
 
 
 def test_each_near_duplicate_has_its_kept_partner(curation: Curation) -> None:
     read, pool = _pools(curation)
-    ids, vectors = pool_vectors(curation.root, read, read_handle(curation.root, "embeddings", VectorSet))
+    ids, vectors = pool_vectors(curation.root, read, read_newest(curation.root, "embeddings", VectorSet))
     length = dict(zip(*read.samples(curation.root, ["id", "characters"]).to_pydict().values(), strict=True))
     units = unit_rows(vectors)
     kept = set(pool.samples(curation.root, ["id"])["id"].to_pylist())
@@ -126,7 +126,7 @@ def test_why_and_the_audit_say_how_it_was_found(curation: Curation) -> None:
 
 def test_the_report_shows_how_similar_samples_are(curation: Curation) -> None:
     page = (
-        curation.root / read_handle(curation.root, "novelsum_report", NovelSumReport).folder / "report.html"
+        curation.root / read_newest(curation.root, "novelsum_report", NovelSumReport).folder / "report.html"
     ).read_text()
     similar = _pools(curation)[1].table(curation.root, "similar")["similarity"].to_numpy()
     assert f"{(similar >= 0.8).sum():,} at 0.80, {(similar >= 0.85).sum():,} at 0.85" in page

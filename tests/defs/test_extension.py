@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from novelsum_dagster.artifacts.newest import read_newest
 from novelsum_dagster.audit.difference import difference
 from novelsum_dagster.audit.explain import explain
 from novelsum_dagster.audit.reproduce import records_of, reproduce
 from novelsum_dagster.common.progress import LogReporter
-from novelsum_dagster.defs.handles import read_handle
 from novelsum_dagster.lineage.runs import find_run
 from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.pool.snapshot import PoolSnapshot
@@ -30,7 +30,7 @@ def curation(tmp_path: Path) -> Iterator[Curation]:
 
 def _chosen(curation: Curation) -> tuple[Subset, list[str]]:
     assert curation.run(models=False).success
-    subset = read_handle(curation.root, "selected_subset", Subset)
+    subset = read_newest(curation.root, "selected_subset", Subset)
     return subset, subset.picks(curation.root)["id"].to_pylist()
 
 
@@ -46,7 +46,7 @@ def test_a_subset_grows_with_its_pool_once(curation: Curation) -> None:
     assert second.settings.options["extends"] == first.key
     assert _chosen(curation) == (second, grown), "a run over the same pool adds nothing"
 
-    report = read_handle(curation.root, "novelsum_report", NovelSumReport)
+    report = read_newest(curation.root, "novelsum_report", NovelSumReport)
     assert report.given_up == report.of(FRESH).value - report.of(SELECTED).value
     assert report.of(FRESH).size == 17
 
@@ -82,6 +82,6 @@ def test_samples_that_are_gone_leave_the_subset(curation: Curation) -> None:
 
 def _pool_ids(curation: Curation) -> list[str]:
     ids: list[str] = (
-        read_handle(curation.root, "raw_pool", PoolSnapshot).samples(curation.root, ["id"])["id"].to_pylist()
+        read_newest(curation.root, "raw_pool", PoolSnapshot).samples(curation.root, ["id"])["id"].to_pylist()
     )
     return ids

@@ -11,7 +11,7 @@ import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 
-from novelsum_dagster.defs.handles import read_handle
+from novelsum_dagster.artifacts.newest import read_newest
 from novelsum_dagster.defs.marts import GROUP, STEP
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.lineage.models import MARTS, models
@@ -64,11 +64,11 @@ class Run(NamedTuple):
 def _finished(curation: Curation, result: dg.ExecuteInProcessResult) -> Run:
     assert result.success
     root = curation.root
-    snapshot = read_handle(root, "raw_pool", PoolSnapshot)
-    subset = read_handle(root, "selected_subset", Subset)
+    snapshot = read_newest(root, "raw_pool", PoolSnapshot)
+    subset = read_newest(root, "selected_subset", Subset)
     left = root / subset.folder / "remaining.parquet"
-    density = read_handle(root, "density", DensityTable).table(root).to_pylist()
-    novelty = read_handle(root, "sample_novelty", NoveltyTable).table(root).to_pylist()
+    density = read_newest(root, "density", DensityTable).table(root).to_pylist()
+    novelty = read_newest(root, "sample_novelty", NoveltyTable).table(root).to_pylist()
     columns = ["id", "source", "file", "position", "turns", "characters", "tokens"]
     return Run(
         result.run_id,
@@ -85,7 +85,7 @@ def _finished(curation: Curation, result: dg.ExecuteInProcessResult) -> Run:
         },
         {row["id"]: row["density_factor"] for row in density},
         {row["id"]: row["novelty"] for row in novelty},
-        read_handle(root, "novelsum_report", NovelSumReport),
+        read_newest(root, "novelsum_report", NovelSumReport),
     )
 
 

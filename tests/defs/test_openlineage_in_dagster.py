@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from novelsum_dagster.defs.handles import read_handle
+from novelsum_dagster.artifacts.newest import read_newest
 from novelsum_dagster.lineage.openlineage import step_run_id
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from tests.curated import hashes, short, write_wrong
@@ -98,7 +98,7 @@ def test_what_a_step_read_and_made_is_told_with_its_versions(
     [sha256] = hashes(curation.folder / "pool").values()
     assert source["name"].endswith("pool/one.jsonl")
     assert source["facets"]["version"]["datasetVersion"] == sha256
-    snapshot = read_handle(curation.root, "raw_pool", PoolSnapshot)
+    snapshot = read_newest(curation.root, "raw_pool", PoolSnapshot)
     [made] = done["raw_pool"]["outputs"]
     statistics = made["outputFacets"]["outputStatistics"]
     sizes = [path.stat().st_size for path in (curation.root / snapshot.folder).iterdir()]

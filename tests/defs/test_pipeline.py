@@ -7,8 +7,8 @@ import dagster as dg
 import numpy as np
 import pytest
 
+from novelsum_dagster.artifacts.newest import read_newest
 from novelsum_dagster.common.files import file_hash
-from novelsum_dagster.defs.handles import read_handle
 from novelsum_dagster.diversity import novelsum, vendi_score
 from novelsum_dagster.diversity.measures import MEASURES
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
@@ -52,22 +52,22 @@ def test_every_asset_and_check_runs(result: dg.ExecuteInProcessResult) -> None:
 
 
 def test_counts_add_up(curation: Curation, result: dg.ExecuteInProcessResult) -> None:
-    snapshot = read_handle(curation.root, "raw_pool", PoolSnapshot)
+    snapshot = read_newest(curation.root, "raw_pool", PoolSnapshot)
     assert (snapshot.read, snapshot.kept, snapshot.duplicates, snapshot.rejects) == (102, 100, 1, 1)
     assert _metadata(result, "raw_pool")["dagster/row_count"] == 100
 
 
 def test_the_subset_is_what_novelselect_picks(curation: Curation, result: dg.ExecuteInProcessResult) -> None:
-    snapshot = read_handle(curation.root, "raw_pool", PoolSnapshot)
-    vectors_set = read_handle(curation.root, "embeddings", VectorSet)
-    subset = read_handle(curation.root, "selected_subset", Subset)
+    snapshot = read_newest(curation.root, "raw_pool", PoolSnapshot)
+    vectors_set = read_newest(curation.root, "embeddings", VectorSet)
+    subset = read_newest(curation.root, "selected_subset", Subset)
     ids, vectors = pool_vectors(curation.root, snapshot, vectors_set)
     picks = novelselect(vectors, 20)
     table = subset.picks(curation.root)
     assert table["id"].to_pylist() == [ids[row] for row in picks.indices]
     assert table["rank"].to_pylist() == list(range(1, 21))
     np.testing.assert_allclose(table["score"].to_pylist()[1:], picks.score[1:])
-    report = read_handle(curation.root, "novelsum_report", NovelSumReport)
+    report = read_newest(curation.root, "novelsum_report", NovelSumReport)
     chosen = vectors[picks.indices]
     assert report.of("selected").value == pytest.approx(novelsum(chosen, vectors).value)
     assert report.of("selected").value > report.of("random").value
@@ -76,7 +76,7 @@ def test_the_subset_is_what_novelselect_picks(curation: Curation, result: dg.Exe
 
 
 def test_the_subset_is_written_in_its_original_form(curation: Curation, result: dg.ExecuteInProcessResult) -> None:
-    subset = read_handle(curation.root, "selected_subset", Subset)
+    subset = read_newest(curation.root, "selected_subset", Subset)
     folder = curation.root / subset.folder
     originals = set()
     for name in ("alpaca", "chat"):
@@ -124,7 +124,7 @@ def test_a_second_run_embeds_nothing_and_changes_no_data_version(
 def test_the_launchpad_can_change_the_selection(curation: Curation, result: dg.ExecuteInProcessResult) -> None:
     config = {"ops": {"selected_subset": {"config": {"strategy": "random", "k": 7, "seed": 1}}}}
     assert curation.materialise("selected_subset", **config).success
-    subset = read_handle(curation.root, "selected_subset", Subset)
+    subset = read_newest(curation.root, "selected_subset", Subset)
     assert (subset.settings.strategy, subset.settings.k, subset.settings.seed) == ("random", 7, 1)
     assert len(subset.picks(curation.root)) == 7
 
@@ -153,7 +153,7 @@ def test_a_failed_check_stops_the_run_and_the_subset_alone(
     curation: Curation, result: dg.ExecuteInProcessResult
 ) -> None:
     """Cut a file off in the middle; what was selected before stays."""
-    before = read_handle(curation.root, "selected_subset", Subset)
+    before = read_newest(curation.root, "selected_subset", Subset)
     broken = curation.folder / "pool" / "cut.json"
     broken.write_text('[{"instruction": "Say yes.", "output": "Yes."}, {"instruction": "Say no.", "outp')
     try:
@@ -172,7 +172,7 @@ def test_a_failed_check_stops_the_run_and_the_subset_alone(
         alone = curation.materialise("selected_subset")
         assert not alone.success
         assert "files_complete" in str(next(e for e in alone.all_events if e.is_step_failure).step_failure_data)
-        assert read_handle(curation.root, "selected_subset", Subset) == before
+        assert read_newest(curation.root, "selected_subset", Subset) == before
     finally:
         broken.unlink()
     assert curation.run(models=False).success
@@ -185,7 +185,7 @@ def test_the_gate_runs_checks_that_never_ran(curation: Curation, result: dg.Exec
         for asset in ("raw_pool", "embeddings", "distinct_pool", "density"):
             assert curation.materialise(asset).success
         assert curation.materialise("selected_subset").success
-        snapshot = read_handle(curation.root, "raw_pool", PoolSnapshot)
+        snapshot = read_newest(curation.root, "raw_pool", PoolSnapshot)
         assert (curation.root / "checks" / "raw_pool" / f"{snapshot.key}.jsonl").exists()
     finally:
         (curation.folder / "pool" / "new.jsonl").unlink()

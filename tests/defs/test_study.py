@@ -10,11 +10,12 @@ import pytest
 import torch
 from threadpoolctl import threadpool_limits
 
+from novelsum_dagster.artifacts.artifact import Artifact
+from novelsum_dagster.artifacts.newest import read_newest
 from novelsum_dagster.common.progress import LogReporter
 from novelsum_dagster.definitions import CURATE_JOB, build_defs
-from novelsum_dagster.defs.handles import read_handle
 from novelsum_dagster.embedding.store import VectorSet
-from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
+from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.settings import Settings, Study
 from novelsum_dagster.study.correlate import StudyCorrelation, outcome_json
 from novelsum_dagster.study.pool import StudyPool
@@ -41,7 +42,7 @@ STUDY = {
 NAMES = [
     "random-8-s1", "random-8-s2", "farthest-8-s1", "duplicate-8-s1-x2", "duplicate-8-s2-x2", "farthest-prompt-8-s1",
 ]  # fmt: skip
-OF_A_SET: dict[str, type[Handle]] = {
+OF_A_SET: dict[str, type[Artifact]] = {
     "study_set": StudySet,
     "study_measures": StudyMeasures,
     "study_performance": StudyPerformance,
@@ -77,7 +78,7 @@ class Studied(Curation):
         return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in found}
 
     def correlation(self) -> StudyCorrelation:
-        return read_handle(self.root, "study_correlation", StudyCorrelation)
+        return read_newest(self.root, "study_correlation", StudyCorrelation)
 
 
 @pytest.fixture(scope="module")
@@ -166,9 +167,9 @@ def test_figures_of_a_file_leave_no_training(studied: Studied, correlated: dg.Ex
 
 def test_each_partition_keeps_its_own_handle(studied: Studied) -> None:
     planned = recipes(studied.settings.study)
-    pool = read_handle(studied.root, "study_pool", StudyPool)
+    pool = read_newest(studied.root, "study_pool", StudyPool)
     for asset, kind in OF_A_SET.items():
-        handles: dict[str, Any] = {name: read_handle(studied.root, asset, kind, name) for name in NAMES}
+        handles: dict[str, Any] = {name: read_newest(studied.root, asset, kind, name) for name in NAMES}
         assert {name: handle.recipe for name, handle in handles.items()} == planned
         assert len({handle.key for handle in handles.values()}) == len(NAMES)
         records = studied.instance.fetch_materializations(dg.AssetKey(asset), limit=20).records
@@ -176,10 +177,10 @@ def test_each_partition_keeps_its_own_handle(studied: Studied) -> None:
         versions = {one.partition: (one.tags or {})["dagster/data_version"] for one in made if one is not None}
         assert versions == {name: handle.key for name, handle in handles.items()}
     for name in NAMES:
-        chosen = read_handle(studied.root, "study_set", StudySet, name)
+        chosen = read_newest(studied.root, "study_set", StudySet, name)
         assert chosen.pool == pool.key
-        assert read_handle(studied.root, "study_measures", StudyMeasures, name).study_set == chosen.key
-        performance = read_handle(studied.root, "study_performance", StudyPerformance, name)
+        assert read_newest(studied.root, "study_measures", StudyMeasures, name).study_set == chosen.key
+        performance = read_newest(studied.root, "study_performance", StudyPerformance, name)
         assert performance.study_set == chosen.key
         assert set(performance.trials) == {1, 2}
 
@@ -189,8 +190,8 @@ def test_the_correlation_is_what_the_study_at_once_finds(
 ) -> None:
     assert correlated.success
     before = studied.files()
-    snapshot = read_handle(studied.root, "raw_pool", PoolSnapshot)
-    vectors = read_handle(studied.root, "embeddings", VectorSet)
+    snapshot = read_newest(studied.root, "raw_pool", PoolSnapshot)
+    vectors = read_newest(studied.root, "embeddings", VectorSet)
     kept, outcome = correlate(studied.root, snapshot, vectors, studied.settings, LogReporter(lambda text: None))
     assert kept == studied.correlation()
     # Nothing was done twice; only the tables need the plain facts of sets.

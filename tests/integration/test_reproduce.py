@@ -12,9 +12,9 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from novelsum_dagster.artifacts.provenance import MACHINE_DEPENDENT
 from novelsum_dagster.definitions import build_defs
 from novelsum_dagster.lineage.store import LineageStore
-from novelsum_dagster.selection.subset import MACHINE_DEPENDENT
 from novelsum_dagster.settings import load_settings
 from tests.curated import hashes, short, write_wrong
 from tests.instances import in_memory

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
+from novelsum_dagster.artifacts.verdicts import Failure, Verdict
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import file_hash
 from novelsum_dagster.embedding.store import pool_vectors
 from novelsum_dagster.quality.suites import Subject
-from novelsum_dagster.quality.validate import Failure, Verdict, verdicts_of
+from novelsum_dagster.quality.validate import verdicts_of
 from novelsum_dagster.report.card import DataCard, build_card
 from tests.curated import Curated, curate, hashes, short, write_wrong
 from tests.pools import write_jsonl, write_settings

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from novelsum_dagster.artifacts.provenance import stored_files
 from novelsum_dagster.common import devices
 from novelsum_dagster.common.files import write_table
 from novelsum_dagster.common.memory import NotEnoughMemory
@@ -70,7 +69,7 @@ class Pools:
         whole = self._build(self.at_once, rows, measure, None)
         table = self._build(self.grown, rows, measure, earlier, device)
         assert table == whole
-        assert stored_files(self.grown, table) == [f"{table.place}/{name}" for name in FILES]
+        assert table.stored_files(self.grown) == [f"{table.place}/{name}" for name in FILES]
         for name in FILES:
             written = [(root / table.place / name).read_bytes() for root in (self.grown, self.at_once)]
             assert written[0] == written[1], name

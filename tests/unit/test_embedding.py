@@ -41,10 +41,11 @@ from novelsum_dagster.embedding.encoder import (
     load_encoder,
     token_counter,
 )
+from novelsum_dagster.embedding.language_model import END
 from novelsum_dagster.embedding.store import StoredVectors, VectorStore, load_vectors
 from novelsum_dagster.selection import novelselect
 from novelsum_dagster.settings import Embedding
-from novelsum_dagster.study.training import END, train_tokenizer
+from novelsum_dagster.study.training import train_tokenizer
 from tests.pools import pairs
 from tests.tiny import tiny_model
 

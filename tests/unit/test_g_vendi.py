@@ -17,8 +17,9 @@ from novelsum_dagster.common.progress import LogReporter
 from novelsum_dagster.diversity import g_vendi, gradient_features, measures, vendi_score
 from novelsum_dagster.diversity.g_vendi import Projection
 from novelsum_dagster.diversity.measures import Samples, Yardstick, measure_sets
+from novelsum_dagster.embedding.language_model import END, LanguageModel, build_model
 from novelsum_dagster.settings import GVendi, Measures, NovelSum, Training
-from novelsum_dagster.study.training import END, LanguageModel, build_model, train_tokenizer
+from novelsum_dagster.study.training import train_tokenizer
 from tests.pools import pairs
 
 TEXTS = [f"{question}\n{answer}"[:120] for question, answer in pairs(30)]

@@ -19,9 +19,10 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.embedding.encoder import SentenceTransformerEncoder, identify
+from novelsum_dagster.embedding.language_model import END
 from novelsum_dagster.embedding.model_files import files_hash, model_folder
 from novelsum_dagster.settings import Embedding, Training
-from novelsum_dagster.study.training import END, named_model_hash, train_tokenizer
+from novelsum_dagster.study.training import named_model_hash, train_tokenizer
 from tests.pools import pairs
 
 COMMIT, LATER = "a" * 40, "b" * 40

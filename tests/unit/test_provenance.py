@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from novelsum_dagster.artifacts import provenance
+from novelsum_dagster.artifacts.artifact import Artifact
 from novelsum_dagster.artifacts.provenance import (
     STEPS,
     StepFacts,
@@ -24,12 +25,10 @@ from novelsum_dagster.artifacts.provenance import (
     record,
     require_matching,
     settings_of,
-    stored_files,
 )
 from novelsum_dagster.common import files
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import file_hash
-from novelsum_dagster.pool.snapshot import Handle
 from novelsum_dagster.settings import Settings
 from tests.curated import RUN, Curated, curate, short, write_wrong
 from tests.pools import write_jsonl, write_settings
@@ -59,7 +58,7 @@ def curated(original: Curated, tmp_path: Path) -> Curated:
     return Curated(moved, dict(original.made), dict(original.records))
 
 
-def _found(curated: Curated, settings: Settings | None = None, **changed: Handle) -> list[str]:
+def _found(curated: Curated, settings: Settings | None = None, **changed: Artifact) -> list[str]:
     """Return the lines of the one error that a step would end with; none where all matches."""
     try:
         require_matching(curated.root, settings or curated.settings, {**curated.made, **changed})
@@ -142,7 +141,7 @@ def test_the_seed_is_the_one_that_was_drawn_with(original: Curated, tmp_path: Pa
     """The launchpad's, and for what measures the subset the subset's; else that of the settings."""
     assert original.records["selected_subset"].seed == 7
     assert original.records["density"].seed == 42
-    later = record(original.root, original.settings, "novelsum_report", Handle(key="r" * 32), original.made, RUN, {})
+    later = record(original.root, original.settings, "novelsum_report", Artifact(key="r" * 32), original.made, RUN, {})
     assert later.seed == 7
     (original.root / "provenance" / "novelsum_report" / f"{'r' * 32}.json").unlink()
 
@@ -309,9 +308,7 @@ def test_a_file_beside_an_output_is_no_damage(curated: Curated) -> None:
     (folder / "ffff.parquet").write_bytes(b"of another pool")
     (folder / ".half.tmp").write_bytes(b"half")
     assert _found(curated) == []
-    assert f"{curated.made['embeddings'].folder}/.half.tmp" not in stored_files(
-        curated.root, curated.made["embeddings"]
-    )
+    assert f"{curated.made['embeddings'].folder}/.half.tmp" not in curated.made["embeddings"].stored_files(curated.root)
 
 
 def test_everything_that_is_wrong_is_in_one_error(curated: Curated, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,7 +339,7 @@ def test_everything_that_is_wrong_is_in_one_error(curated: Curated, monkeypatch:
 
 def test_a_partition_is_told_by_its_name(curated: Curated) -> None:
     """A set of the study: the record is the asset's, the words name the set."""
-    study = Handle(key="a" * 32)
+    study = Artifact(key="a" * 32)
     used = {"raw_pool": curated.made["raw_pool"]}
     record(curated.root, curated.settings, "study_set", study, used, RUN, {})
     assert mismatches(curated.root, curated.settings, "study_set[random-8-s1]", study, used) == []

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from novelsum_dagster.artifacts.artifact import Artifact
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.progress import LogReporter
 from novelsum_dagster.diversity.distinct import distinct_pool
@@ -17,7 +18,7 @@ from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable, build_
 from novelsum_dagster.embedding.encoder import token_counter
 from novelsum_dagster.embedding.store import VectorSet, embed, pool_vectors
 from novelsum_dagster.pool.ingest import build_snapshot
-from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
+from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.quality.suites import SUITES, Subject, suites_of
 from novelsum_dagster.quality.validate import check, require_passed, validate
 from novelsum_dagster.report.novelsum_report import REPORT_COLUMNS, NovelSumReport, build_report
@@ -291,7 +292,7 @@ def test_warnings_do_not_close_the_gate(curated: Curated) -> None:
 
 
 def test_handles_are_what_they_say(curated: Curated) -> None:
-    kinds: list[type[Handle]] = [
+    kinds: list[type[Artifact]] = [
         PoolSnapshot,
         VectorSet,
         PoolSnapshot,

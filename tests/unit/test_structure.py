@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "novelsum_dagster"
 PURE = [
-    "common", "artifacts", "pool", "embedding", "diversity", "selection", "engine", "lineage", "quality", "report", "audit",
-    "study",
+    "common", "artifacts", "pool", "embedding", "diversity", "selection", "engine", "lineage", "quality", "report",
+    "audit", "study",
 ]  # fmt: skip
 
 

@@ -19,10 +19,11 @@ from tokenizers import Tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.embedding import language_model
+from novelsum_dagster.embedding.language_model import END
 from novelsum_dagster.settings import Training
 from novelsum_dagster.study import training
 from novelsum_dagster.study.training import (
-    END,
     SCORED_CHARACTERS,
     bits_per_byte,
     held_out_rows,
@@ -33,7 +34,7 @@ from novelsum_dagster.study.training import (
 )
 
 TINY = Training(tokens=2500, context=32, batch_size=8, vocabulary=400)
-build_model = partial(training.build_model, device="cpu")
+build_model = partial(language_model.build_model, device="cpu")
 train_and_evaluate = partial(training.train_and_evaluate, device="cpu")
 LONGER = TINY.model_copy(update={"tokens": 16_000})
 

@@ -5,9 +5,10 @@ from typing import Any, get_args
 
 import pytest
 
-from novelsum_dagster.pool.forms import FORMS, Form, Parsed, Reading, parse
+from novelsum_dagster.pool.forms import FORMS, Parsed, Reading, parse
 from novelsum_dagster.pool.messages import Roles
-from novelsum_dagster.pool.samples import Reject, Role, Sample, Turn, canonical_json, turns_id
+from novelsum_dagster.pool.samples import Reject, Sample, Turn, canonical_json, turns_id
+from novelsum_dagster.settings import Form, Role
 
 PAIR = (Turn("user", "q"), Turn("assistant", "a"))
 TURNS: list[dict[str, Any]] = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from novelsum_dagster.pool.forms import Reading, parse
 from novelsum_dagster.pool.samples import Reject, Sample, Turn
-from novelsum_dagster.pool.texts import WHOLE, TextRule
+from novelsum_dagster.pool.texts import WHOLE, text_of
+from novelsum_dagster.settings import TextRule
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
 NAMES = {
@@ -78,7 +79,7 @@ def test_one_conversation_is_one_sample_however_it_is_written(
             record.setdefault(name, None)
         found.append(parse(record, Reading()).sample)
     assert len({sample.id for sample in found}) == 1
-    whole, text = WHOLE.text_of(found[0]), TextRule().text_of(found[0])
+    whole, text = text_of(found[0], WHOLE), text_of(found[0], TextRule())
     for turn in conversation:
         assert turn["text"] in whole
         assert turn["text"] in text or turn["role"] == "system"
@@ -202,6 +203,6 @@ def test_any_record_is_a_sample_or_a_reject(record: dict[str, Any]) -> None:
         assert reject.reason and reject.detail.encode()
         return
     assert len(parsed.sample.id) == 32
-    assert WHOLE.text_of(parsed.sample).encode() is not None
+    assert text_of(parsed.sample, WHOLE).encode() is not None
     assert {turn.role for turn in parsed.sample.turns} <= {"system", "user", "assistant", "tool"}
     assert not parsed.columns & parsed.other.keys()

@@ -14,8 +14,7 @@ from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.pool.forms import Reading, parse
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import NEAR_DUPLICATES, ORIGINS, REJECTS, SAMPLES
-from novelsum_dagster.pool.texts import TextRule
-from novelsum_dagster.settings import NearDuplicates, Pool, Source
+from novelsum_dagster.settings import NearDuplicates, Pool, Source, TextRule
 from tests.pools import alpaca, pairs, write_jsonl
 from tests.unit.pool.building import OFF, adds_up, build, hidden, ids, rows, words
 

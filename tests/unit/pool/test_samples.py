@@ -6,7 +6,8 @@ import re
 import pytest
 
 from novelsum_dagster.pool.samples import Reject, Sample, Turn, canonical_json
-from novelsum_dagster.pool.texts import WHOLE, TextRule
+from novelsum_dagster.pool.texts import WHOLE, text_of
+from novelsum_dagster.settings import TextRule
 
 PAIR = (Turn("user", "q"), Turn("assistant", "a"))
 
@@ -95,7 +96,7 @@ SAMPLE = Sample(
     ],
 )
 def test_the_text_is_the_chosen_turns_joined_by_newlines(rule: TextRule, text: str) -> None:
-    assert rule.text_of(SAMPLE) == text
+    assert text_of(SAMPLE, rule) == text
 
 
 def test_canonical_json_is_equal_for_equal_values() -> None:

@@ -7,10 +7,11 @@ import dagster as dg
 import pytest
 from pydantic import ValidationError
 
-from novelsum_dagster.defs.handles import read_handle
+from novelsum_dagster.artifacts.artifact import Artifact
+from novelsum_dagster.artifacts.newest import read_newest
 from novelsum_dagster.diversity.tables import NoveltyTable
 from novelsum_dagster.embedding.store import VectorSet
-from novelsum_dagster.pool.snapshot import Handle, PoolSnapshot
+from novelsum_dagster.pool.snapshot import PoolSnapshot
 
 SNAPSHOT: dict[str, Any] = {
     "key": "k", "folder": "pool/snapshot=k", "files": (), "near_duplicates": 0, "near_duplicates_dropped": False,
@@ -28,7 +29,7 @@ OUTSIDE = ["../outside", "/etc", "pool/../../outside", "pool//x", "pool/.", "", 
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_handle_names_nothing_outside_of_the_storage_folder(name: str) -> None:
-    kinds: list[tuple[type[Handle], dict[str, Any], str]] = [
+    kinds: list[tuple[type[Artifact], dict[str, Any], str]] = [
         (PoolSnapshot, SNAPSHOT, "folder"),
         (VectorSet, VECTORS, "folder"),
         (VectorSet, VECTORS, "ids_from"),
@@ -43,7 +44,7 @@ def test_a_handle_names_nothing_outside_of_the_storage_folder(name: str) -> None
 
 def test_a_key_is_no_path() -> None:
     with pytest.raises(ValidationError, match="it has a slash"):
-        Handle(key="a/b")
+        Artifact(key="a/b")
 
 
 def test_a_stored_handle_that_leads_out_is_named_with_what_to_do(tmp_path: Path) -> None:
@@ -51,5 +52,5 @@ def test_a_stored_handle_that_leads_out_is_named_with_what_to_do(tmp_path: Path)
     path.parent.mkdir()
     path.write_text(PoolSnapshot(**SNAPSHOT).model_dump_json().replace("pool/snapshot=k", "../outside"))
     with pytest.raises(dg.Failure) as error:
-        read_handle(tmp_path, "raw_pool", PoolSnapshot)
+        read_newest(tmp_path, "raw_pool", PoolSnapshot)
     assert f"{path} is damaged" in str(error.value.description) and "'../outside'" in str(error.value.description)

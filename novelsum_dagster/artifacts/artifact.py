@@ -1,0 +1,75 @@
+"""What a step of the pipeline leaves behind: the artifact, a small record that names bulk data by its hash.
+
+Belongs here: what all artifacts have in common. Does not: their kinds, which the steps define (`pool.snapshot`,
+`embedding.store`, `diversity.tables`, `selection.subset`, `report`).
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+
+from novelsum_dagster.common.files import is_name
+
+
+def _within_storage(name: str) -> str:
+    if not is_name(name) or "\\" in name:
+        raise ValueError(f"{name!r} cannot be the name of a file in the storage folder")
+    return name
+
+
+def _without_folders(key: str) -> str:
+    if "/" in _within_storage(key):
+        raise ValueError(f"{key!r} cannot be a key: it has a slash")
+    return key
+
+
+Key = Annotated[str, AfterValidator(_without_folders)]
+
+
+class Artifact(BaseModel):
+    """What one step of the pipeline hands to the next: a small record; bulk data stays in files that it names.
+
+    Raises:
+        ValidationError: where its key or what it names would lead out of the storage folder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: Key
+    """Hash of the content: equal keys mean equal content."""
+
+    @model_validator(mode="after")
+    def _stays_in_storage(self) -> Self:
+        # Artifacts are read from files that others may have written, as those on S3.
+        if self.place is not None:
+            _within_storage(self.place)
+        return self
+
+    @property
+    def place(self) -> str | None:
+        """File or folder with the output, in the storage folder; None where this record is all of it."""
+        return getattr(self, "folder", getattr(self, "file", None))
+
+    @property
+    def drawn_with(self) -> int | None:
+        """The seed that it was drawn with; None where nothing was drawn."""
+        return None
+
+    def sources(self) -> dict[str, str]:
+        """Return the files outside of the storage folder that it was read from, with their SHA-256."""
+        return {}
+
+    def stored_files(self, root: Path) -> list[str]:
+        """Return its files, as paths in the storage folder `root`; hidden ones are not among them."""
+        if self.place is None:
+            return []
+        if (root / self.place).is_file():
+            return [self.place]
+        found = (path.relative_to(root) for path in self.files_in(root, root / self.place))
+        return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+
+    def files_in(self, root: Path, folder: Path) -> Iterable[Path]:
+        """Yield its files in its own folder; an artifact that shares the folder with others leaves theirs out."""
+        return (path for path in folder.rglob("*") if path.is_file())
