@@ -649,20 +649,6 @@ class Automation(_Section):
         description="When one asset was materialised by hand, materialise what depends on it, past passed checks.",
     )
 
-    @field_validator("schedule")
-    @classmethod
-    def _is_cron(cls, schedule: str | None) -> str | None:
-        if schedule is not None:
-            import dagster as dg  # Here, for it takes a second, and few settings have a schedule.
-
-            try:
-                dg.ScheduleDefinition(name="named", job_name="a_job", cron_schedule=schedule)
-            except dg.DagsterInvalidDefinitionError:
-                raise ValueError(
-                    f"{schedule!r} is no cron schedule: minute, hour, day, month, weekday, as 0 3 * * *"
-                ) from None
-        return schedule
-
     @field_validator("timezone")
     @classmethod
     def _is_timezone(cls, timezone: str) -> str:

@@ -101,15 +101,26 @@ def recurate_schedule(settings: Settings, job: str) -> dg.ScheduleDefinition | N
     Args:
         settings: all settings.
         job: name of the job that is run.
+
+    Raises:
+        InputError: where the times are not a cron schedule.
     """
-    if settings.automation.schedule is None:
+    times = settings.automation.schedule
+    if times is None:
         return None
+    try:
+        dg.ScheduleDefinition(name="recurate", job_name=job, cron_schedule=times)
+    except dg.DagsterInvalidDefinitionError:
+        raise InputError(
+            f"automation.schedule: {times!r} is not a cron schedule; expected five fields: minute, hour, day, month,"
+            ' weekday, as "0 3 * * *"'
+        ) from None
     workspace = Workspace(settings)
 
     @dg.schedule(
         name="recurate",
         job_name=job,
-        cron_schedule=settings.automation.schedule,
+        cron_schedule=times,
         execution_timezone=settings.automation.timezone,
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description="Starts a run unless files, settings and code are as they were at the last successful one.",

@@ -244,17 +244,17 @@ class Remote:
 
     def _new_client(self) -> Any:
         """Return a client that has reached the bucket: later answers do not tell a missing bucket or wrong keys."""
-        from novelsum_dagster.remote.resource import StorageS3Resource
+        from novelsum_dagster.remote.client import new_client
 
         path_style = self.s3.path_style
-        client = StorageS3Resource(
+        client = new_client(
             endpoint_url=self.s3.endpoint_url,
-            region_name=self.s3.region,
+            region=self.s3.region,
             path_style=self.s3.endpoint_url is not None if path_style is None else path_style,
-            max_attempts=self.patience.attempts,
+            attempts=self.patience.attempts,
             connect_seconds=self.patience.connect_seconds,
             read_seconds=self.patience.read_seconds,
-        ).get_client()
+        )
         client.list_objects_v2(Bucket=self.place.bucket, Prefix=self._key(""), MaxKeys=1)
         return client
 

@@ -5,13 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 PACKAGE = Path(__file__).resolve().parents[2] / "novelsum_dagster"
-PURE = [
-    "common", "artifacts", "pool", "embedding", "diversity", "selection", "engine", "lineage", "quality", "report",
-    "audit", "study",
-]  # fmt: skip
+PURE = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py") if path.parent.name not in ("cli", "defs"))
 
 
 def _imports(path: Path) -> set[str]:
@@ -24,22 +19,17 @@ def _imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("name", PURE)
-def test_pure_packages_import_no_dagster(name: str) -> None:
-    files = list((PACKAGE / name).rglob("*.py"))
-    assert files
-    for path in files:
-        imported = _imports(path)
-        assert "dagster" not in imported, path
-        assert not any(module.startswith("novelsum_dagster.defs") for module in imported), path
-
-
 def test_pure_packages_load_without_dagster() -> None:
-    modules = [f"novelsum_dagster.{name}" for name in PURE]
+    """`make lint` holds the layers (import-linter); this is what is loaded when everything pure is."""
     program = (
-        f"import sys, importlib\nfor m in {modules}: importlib.import_module(m)\nsys.exit('dagster' in sys.modules)"
+        f"import importlib, pkgutil, sys, novelsum_dagster\n"
+        f"for found in pkgutil.walk_packages(novelsum_dagster.__path__, 'novelsum_dagster.'):\n"
+        f"    if found.name.split('.')[1] in {PURE} and not found.name.endswith('explore.page'):\n"
+        f"        importlib.import_module(found.name)\n"
+        f"sys.exit(bool({{'dagster', 'dagster_aws'}} & set(sys.modules)))"
     )
-    assert subprocess.run([sys.executable, "-c", program], check=False, cwd=PACKAGE.parent).returncode == 0
+    done = subprocess.run([sys.executable, "-c", program], check=False, cwd=PACKAGE.parent, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def test_only_the_engine_imports_ray() -> None:

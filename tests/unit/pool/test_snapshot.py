@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import pytest
 from pydantic import ValidationError
 
 from novelsum_dagster.artifacts.artifact import Artifact
 from novelsum_dagster.artifacts.newest import read_newest
+from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.diversity.tables import NoveltyTable
 from novelsum_dagster.embedding.store import VectorSet
 from novelsum_dagster.pool.snapshot import PoolSnapshot
@@ -47,10 +47,10 @@ def test_a_key_is_no_path() -> None:
         Artifact(key="a/b")
 
 
-def test_a_stored_handle_that_leads_out_is_named_with_what_to_do(tmp_path: Path) -> None:
+def test_a_stored_artifact_that_leads_out_is_named_with_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "assets" / "raw_pool.json"
     path.parent.mkdir()
     path.write_text(PoolSnapshot(**SNAPSHOT).model_dump_json().replace("pool/snapshot=k", "../outside"))
-    with pytest.raises(dg.Failure) as error:
+    with pytest.raises(InputError) as error:
         read_newest(tmp_path, "raw_pool", PoolSnapshot)
-    assert f"{path} is damaged" in str(error.value.description) and "'../outside'" in str(error.value.description)
+    assert f"{path} is damaged" in str(error.value) and "'../outside'" in str(error.value)

@@ -1,0 +1,62 @@
+"""The boto3 client for S3: time limits, connections, retries.
+
+Belongs here: how a client is configured. Does not: what is asked of S3 (`s3`). Imported inside functions only: boto3
+takes a while to load.
+"""
+
+import random
+from functools import partial
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+from novelsum_dagster.remote.faults import HEADERS
+
+_CONNECTIONS = 40
+"""Kept open at once."""
+
+
+def new_client(
+    *,
+    endpoint_url: str | None,
+    region: str | None,
+    path_style: bool,
+    attempts: int,
+    connect_seconds: float,
+    read_seconds: float,
+) -> Any:
+    """Return a client; credentials come from the environment, a profile or a role.
+
+    Args:
+        endpoint_url: of a server that is not Amazon's.
+        region: of the bucket; None takes that of the environment.
+        path_style: name the bucket in the path, not in the host.
+        attempts: requests for one answer at most.
+        connect_seconds: the longest wait for a connection.
+        read_seconds: the longest wait for the next bytes.
+    """
+    config = Config(
+        connect_timeout=connect_seconds,
+        read_timeout=read_seconds,
+        max_pool_connections=_CONNECTIONS,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+        # Signed, a body that changes on its way is refused by the server, over plain HTTP too.
+        s3={"addressing_style": "path" if path_style else "auto", "payload_signing_enabled": True},
+    )
+    client = boto3.session.Session().client("s3", region_name=region, endpoint_url=endpoint_url, config=config)
+    client.meta.events.register_first("needs-retry.s3", partial(_again_if_cut, attempts))
+    return client
+
+
+def _again_if_cut(
+    most: int, response: tuple[Any, dict[str, Any]] | None, operation: Any, attempts: int, **_: Any
+) -> float | None:
+    """Return the seconds to wait before a request is repeated whose answer ended within its headers; else None.
+
+    botocore's own rules are asked next.
+    """
+    if response is None or attempts >= most or response[0].status_code >= 300:
+        return None
+    is_cut = any(header not in response[1] for header in HEADERS.get(operation.name, ()))
+    return random.uniform(0, 2 ** (attempts - 1)) if is_cut else None  # noqa: S311
