@@ -1,1 +1,1 @@
-"""What the README's figures come from."""
+"""What the figures of docs/benchmarks.md come from."""

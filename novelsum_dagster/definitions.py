@@ -1,6 +1,6 @@
-"""The one entry that Dagster loads: `defs`, made by `build_defs`.
+"""The entry point that Dagster loads: `defs`, built by `build_defs`.
 
-Belongs here: putting assets, checks, resources and what starts runs together. Does not: any of them.
+Belongs here: combining assets, checks, resources, sensors and schedules. Does not: any of them.
 """
 
 import dagster as dg
@@ -35,14 +35,14 @@ def build_defs(
 ) -> dg.Definitions:
     """Return all definitions for one curation.
 
-    The study's assets are there where the settings have a section `study`: they have partitions, so that "Materialize
-    all" in the UI then asks which, and would train a model for each.
+    The study's assets exist only if the settings have a section `study`: they have partitions, so "Materialize all" in
+    the UI then asks which ones, and would train a model for each.
 
     Args:
         settings: all settings.
-        reporter: draws progress in place of log lines.
-        executor: runs the steps; default: one process for a run, so that they share the imported libraries, which cost
-            seconds each.
+        reporter: shows progress instead of log lines.
+        executor: runs the steps; default: one process per run, so that steps share the imported libraries, which take
+            seconds to load.
     """
     workspace = Workspace(settings, reporter, steps_apart=executor is not dg.in_process_executor)
     curated = dg.AssetSelection.all() - dg.AssetSelection.groups(GROUP)
@@ -76,7 +76,7 @@ def build_defs(
 
 
 def settings_in_force() -> Settings:
-    """Return the settings that Dagster works with: those of the file in force, else the defaults."""
+    """Return the settings for Dagster: those of the file in force, else the defaults."""
     path = settings_path()
     return load_settings(path) if path.exists() else Settings()
 

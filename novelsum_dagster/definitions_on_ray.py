@@ -1,4 +1,4 @@
-"""The definitions with every step a Ray job of its own, for a code location on a Ray cluster (docs/ray.md).
+"""The definitions with every step as a separate Ray job, for a code location on a Ray cluster (docs/ray.md).
 
 Belongs here: dagster-ray's executor. Does not: the definitions (`definitions`), work on Ray within a step (`engine`).
 """
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dagster import ExecutorDefinition
 
 _PASSED_ON = ["DAGSTER_HOME", SETTINGS_VARIABLE]
-"""Variables that a step's job needs from the process that submits it."""
+"""Environment variables passed from the submitting process to a step's job."""
 
 
 def _executor() -> "ExecutorDefinition":

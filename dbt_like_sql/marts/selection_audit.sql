@@ -1,4 +1,4 @@
--- A sample of a finished run: whether it was picked, and the reason in words.
+-- A sample of a finished run: whether it was picked, and the reason as a sentence.
 -- `score` of a sample that was not picked is an upper bound unless `score_is_exact`. Give run_id as a constant: only
 -- then does DuckDB read the Parquet files of that run alone. Ids are cut to 8 digits in `reason` only.
 CREATE OR REPLACE VIEW selection_audit AS
@@ -12,8 +12,8 @@ WITH folded AS (
     GROUP BY snapshot, id
 ),
 
--- In a table of its own: joined one after the other, the files of all runs are read.
-stood AS (
+-- A separate CTE: with chained joins, DuckDB would read the files of all runs.
+closest_pick AS (
     SELECT
         covering.selection,
         covering.id,
@@ -48,8 +48,8 @@ joined AS (
         selection.strategy,
         winner.score AS winning_score,
         pick.id IS NOT NULL AS picked,
-        CASE WHEN pick.id IS NULL THEN stood.nearest_id ELSE pick.nearest_pick_id END AS nearest_pick_id,
-        CASE WHEN pick.id IS NULL THEN stood.distance_1 ELSE pick.nearest_distance END AS nearest_distance,
+        CASE WHEN pick.id IS NULL THEN closest_pick.nearest_id ELSE pick.nearest_pick_id END AS nearest_pick_id,
+        CASE WHEN pick.id IS NULL THEN closest_pick.distance_1 ELSE pick.nearest_distance END AS nearest_distance,
         coalesce(pick.times_picked, 0) AS times_picked,
         coalesce(pick.score, remaining.score) AS score,
         CASE
@@ -66,7 +66,7 @@ joined AS (
     LEFT JOIN stg_remaining AS remaining ON run.selection = remaining.selection AND sample.id = remaining.id
     LEFT JOIN stg_picks AS winner
         ON run.selection = winner.selection AND remaining.after_picks + 1 = winner.rank
-    LEFT JOIN stood ON run.selection = stood.selection AND sample.id = stood.id
+    LEFT JOIN closest_pick ON run.selection = closest_pick.selection AND sample.id = closest_pick.id
     LEFT JOIN stg_density AS density ON run.density = density.density AND sample.id = density.id
     LEFT JOIN stg_novelty AS novelty ON run.novelty_key = novelty.novelty_key AND sample.id = novelty.id
     LEFT JOIN folded ON run.snapshot = folded.snapshot AND sample.id = folded.id
@@ -86,7 +86,7 @@ worded AS (
             WHEN margin IS NOT NULL
                 THEN concat('; ', left(runner_up_id, 8), ' came second by ', format('{:.3g}', margin))
             WHEN score IS NOT NULL THEN concat(' with a score of ', format('{:.5g}', score))
-            ELSE concat('; no score of it is recorded (', strategy, ')')
+            ELSE concat('; no score is recorded (', strategy, ')')
         END AS how_it_won,
         CASE
             WHEN nearest_pick_id IS NOT NULL
@@ -96,11 +96,11 @@ worded AS (
                     ', at cosine distance ',
                     format('{:.4f}', nearest_distance)
                 )
-        END AS stood_for,
+        END AS nearest_in_words,
         CASE WHEN times_picked > 1 THEN concat('; picked ', times_picked, ' times in all') END AS repeated,
         CASE WHEN score_is_exact THEN '' ELSE 'at most ' END || format('{:.5g}', score) AS score_in_words,
         CASE WHEN winning_score IS NOT NULL THEN concat('; ', format('{:.5g}', winning_score), ' won') END AS who_won,
-        CASE WHEN score_is_exact AND score > winning_score THEN ', as the limits left this one out' END AS ruled_out
+        CASE WHEN score_is_exact AND score > winning_score THEN ', but the limits excluded this one' END AS ruled_out
     FROM joined
 )
 
@@ -145,9 +145,9 @@ SELECT
                 left(near_duplicate_of, 8)
             )
         WHEN score IS NULL AND after_picks IS NULL
-            THEN concat('not picked; no score of it is recorded (', strategy, ')', stood_for)
+            THEN concat('not picked; no score is recorded (', strategy, ')', nearest_in_words)
         WHEN score IS NULL
-            THEN concat('not picked: never scored, as the limits of the selection leave it out', stood_for)
+            THEN concat('not picked: excluded by the limits of the selection', nearest_in_words)
         ELSE concat(
             'not picked: its score after ',
             after_picks,
@@ -155,7 +155,7 @@ SELECT
             score_in_words,
             who_won,
             ruled_out,
-            stood_for
+            nearest_in_words
         )
     END AS reason
 FROM worded;

@@ -1,4 +1,4 @@
--- The pick that stands for a sample of the pool: the nearest one. A pick stands for itself.
+-- The nearest pick of a sample of the pool. A pick is its own nearest pick.
 CREATE OR REPLACE VIEW stg_covering AS
 SELECT
     selection::VARCHAR AS selection,

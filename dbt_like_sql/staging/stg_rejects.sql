@@ -1,4 +1,4 @@
--- A record that is no sample, with the reason.
+-- A rejected record, with the reason.
 CREATE OR REPLACE VIEW stg_rejects AS
 SELECT
     snapshot::VARCHAR AS snapshot,

@@ -1,1 +1,1 @@
-"""What a step leaves behind: the artifact, its provenance, the newest of each asset, publishing and fetching."""
+"""Artifacts, the outputs of steps: their provenance, the newest of each asset, publishing and fetching."""

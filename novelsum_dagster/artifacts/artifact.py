@@ -1,6 +1,6 @@
-"""What a step of the pipeline leaves behind: the artifact, a small record that names bulk data by its hash.
+"""The artifact: the output of a step, a small record that names bulk data by its hash.
 
-Belongs here: what all artifacts have in common. Does not: their kinds, which the steps define (`pool.snapshot`,
+Belongs here: the base class of all artifacts. Does not: their kinds, which the steps define (`pool.snapshot`,
 `embedding.store`, `diversity.tables`, `selection.subset`, `report`).
 """
 
@@ -29,10 +29,10 @@ Key = Annotated[str, AfterValidator(_without_folders)]
 
 
 class Artifact(BaseModel):
-    """What one step of the pipeline hands to the next: a small record; bulk data stays in files that it names.
+    """The output of one step and the input of later ones: a small record; bulk data stays in files that it names.
 
     Raises:
-        ValidationError: where its key or what it names would lead out of the storage folder.
+        ValidationError: if its key or a path that it names would lead out of the storage folder.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,27 +42,27 @@ class Artifact(BaseModel):
 
     @model_validator(mode="after")
     def _stays_in_storage(self) -> Self:
-        # Artifacts are read from files that others may have written, as those on S3.
+        # Artifacts are read from files that others may have written, e.g. on S3.
         if self.place is not None:
             _within_storage(self.place)
         return self
 
     @property
     def place(self) -> str | None:
-        """File or folder with the output, in the storage folder; None where this record is all of it."""
+        """File or folder of the output, in the storage folder; None if this record is the whole output."""
         return getattr(self, "folder", getattr(self, "file", None))
 
     @property
     def drawn_with(self) -> int | None:
-        """The seed that it was drawn with; None where nothing was drawn."""
+        """The random seed used; None if nothing was drawn."""
         return None
 
     def sources(self) -> dict[str, str]:
-        """Return the files outside of the storage folder that it was read from, with their SHA-256."""
+        """Return the SHA-256 of the source files outside of the storage folder, by name."""
         return {}
 
     def stored_files(self, root: Path) -> list[str]:
-        """Return its files, as paths in the storage folder `root`; hidden ones are not among them."""
+        """Return its files, as paths in the storage folder `root`, without hidden ones."""
         if self.place is None:
             return []
         if (root / self.place).is_file():
@@ -71,5 +71,5 @@ class Artifact(BaseModel):
         return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
 
     def files_in(self, root: Path, folder: Path) -> Iterable[Path]:
-        """Yield its files in its own folder; an artifact that shares the folder with others leaves theirs out."""
+        """Yield its files in its folder; an artifact that shares the folder with others omits theirs."""
         return (path for path in folder.rglob("*") if path.is_file())

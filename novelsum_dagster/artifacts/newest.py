@@ -1,27 +1,23 @@
 """The newest artifact of each asset: `assets/<asset>.json`, or of a partition `assets/<asset>/<partition>.json`.
 
-Belongs here: its path, reading it. Does not: writing it (`defs.io_manager`), sending it (`outputs`).
+Belongs here: reading it. Does not: its path (`layout`), writing it (`defs.io_manager`), sending it (`outputs`).
 """
 
 from pathlib import Path
 from typing import TypeVar
 
 from novelsum_dagster.artifacts.artifact import Artifact
+from novelsum_dagster.artifacts.layout import newest_file
 from novelsum_dagster.common.errors import InputError
 
 AnyArtifact = TypeVar("AnyArtifact", bound=Artifact)
-
-
-def newest_file(asset: str, partition: str | None = None) -> str:
-    """Return where an asset's newest artifact is, or that of a partition, in the storage folder."""
-    return f"assets/{asset}/{partition}.json" if partition else f"assets/{asset}.json"
 
 
 def read_newest(root: Path, asset: str, kind: type[AnyArtifact], partition: str | None = None) -> AnyArtifact:
     """Return an asset's newest artifact, or that of one partition.
 
     Raises:
-        InputError: where the asset is not materialised yet, or the file is damaged.
+        InputError: if the asset is not materialised yet, or the file is damaged.
     """
     found = newest_or_none(root, asset, kind, partition)
     if found is None:
@@ -31,10 +27,10 @@ def read_newest(root: Path, asset: str, kind: type[AnyArtifact], partition: str 
 
 
 def newest_or_none(root: Path, asset: str, kind: type[AnyArtifact], partition: str | None = None) -> AnyArtifact | None:
-    """Return an asset's newest artifact; None where the asset is not materialised yet.
+    """Return an asset's newest artifact; None if the asset is not materialised yet.
 
     Raises:
-        InputError: where the file is damaged.
+        InputError: if the file is damaged.
     """
     path = root / newest_file(asset, partition)
     if not path.exists():

@@ -1,7 +1,7 @@
-"""What every output was made from and with: a record beside it, checked before the output is used.
+"""Provenance: a record of the inputs, settings and code of every output, checked before the output is used.
 
-Belongs here: the records, what each step depends on, finding every mismatch. Does not: the steps, making an output
-again (`reproduce`).
+Belongs here: the records, what each step depends on, finding every mismatch. Does not: the steps, rebuilding an output
+(`reproduce`).
 
 The record of an output is `provenance/<asset>/<key>.json` in the storage folder.
 """
@@ -20,11 +20,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from novelsum_dagster.artifacts.artifact import Artifact
+from novelsum_dagster.artifacts.layout import record_file
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import known_hash, write_bytes
 from novelsum_dagster.settings import Settings
 
-FOLDER = "provenance"
 PACKAGES = (
     "novelsum-dagster",
     "dagster",
@@ -37,19 +37,19 @@ PACKAGES = (
     "pyarrow",
     "duckdb",
 )
-"""Whose versions are recorded: those that compute or write an output."""
+"""Packages whose versions are recorded: those that compute or write an output."""
 
 
 MACHINE_DEPENDENT = ("covering.parquet", "picks_vectors.parquet", "remaining.parquet")
-"""Files of a subset whose last digits depend on the processor, or on where a selection that was broken off went on."""
+"""Files of a subset whose last digits depend on the processor, or on where an interrupted selection resumed."""
 
 
 @dataclass(frozen=True)
 class StepFacts:
-    """What a step's output depends on, beside its inputs.
+    """What a step's output depends on, besides its inputs.
 
     Attributes:
-        code_version: raised by hand when the step would make another output of the same input.
+        code_version: raised by hand when the step would produce a different output from the same input.
         settings: sections and keys of the settings.
     """
 
@@ -59,9 +59,9 @@ class StepFacts:
 
 _TEXT = ("embedding.text", "embedding.include")
 _QUALITY = "selection.quality"
-"""Of the pool's steps only where near-duplicates are kept by it."""
+"""Affects the pool's steps only if near-duplicates are kept by quality."""
 _MEASURED = ("novelsum.density_side", "novelsum.self_distance")
-"""Of the selection only where it increases NovelSum."""
+"""Affect the selection only if it maximises NovelSum."""
 _VECTORS = (
     *(f"embedding.{name}" for name in ("model", "revision", "max_tokens", "dtype", "pooling", "backend", "long")),
     *("embedding.whiten", "embedding.reduce"),
@@ -103,9 +103,9 @@ STEPS = {
 }
 """By asset."""
 _NOT_CONTENT = {"pool.max_reject_fraction", "selection.verify"}
-"""Settings of these sections that change nothing in an output."""
+"""Settings of these sections that do not affect an output."""
 _OF_VECTORS = "pool.near_duplicates.similarity"
-"""Changes nothing in the pool as it is read."""
+"""Does not affect the pool as read."""
 
 
 class StoredFile(BaseModel):
@@ -123,16 +123,16 @@ class Provenance(BaseModel):
     Attributes:
         asset: its name.
         output: key of the output.
-        run_id: of the run that made it.
-        made_at: when.
+        run_id: of the run that produced it.
+        made_at: time of production.
         code_version: of the step.
-        inputs: keys by asset; of the raw pool SHA-256 by source file (empty for a hub dataset's).
-        settings: in force for the step, by key as in `novelsum.neighbors`.
-        config: what the launchpad said instead or as well.
-        seed: of everything that was drawn.
+        inputs: keys by asset; for the raw pool, SHA-256 by source file (empty for a hub dataset).
+        settings: in force for the step, by key, e.g. `novelsum.neighbors`.
+        config: values from the launchpad, which override or extend the settings.
+        seed: of all random draws.
         files: of the output, by path in the storage folder.
         versions: of packages and of Python.
-        git_revision: of the code, where it is a checkout; `git_is_clean` says whether the code differs from it.
+        git_revision: of the code, if it is a checkout; `git_is_clean` says whether the code is unchanged from it.
         machine: platform, processor, cores, memory in bytes.
     """
 
@@ -168,20 +168,20 @@ def record(
     run_id: str,
     config: Mapping[str, Any],
 ) -> Provenance:
-    """Write the record of an output that was just made, and return it.
+    """Write the record of a new output, and return it.
 
     Args:
         root: the storage folder.
         settings: in force.
         asset: the output's name.
-        output: its handle.
-        inputs: handles of what it was made from, by asset.
+        output: its artifact.
+        inputs: artifacts that it was built from, by asset.
         run_id: of the run.
-        config: what the launchpad said.
+        config: values from the launchpad.
 
     Raises:
-        InputError: naming every file that was there already and is not what an earlier run wrote: what is made again is
-            not written over it, and its damage must not become the record.
+        InputError: naming every existing file that differs from what an earlier run wrote: a rebuild does not overwrite
+            it, and its damage must not become part of the record.
     """
     revision, is_clean = _git()
     made = Provenance(
@@ -190,7 +190,7 @@ def record(
         run_id=run_id,
         made_at=datetime.now(UTC),
         code_version=code_version(asset),
-        inputs={name: handle.key for name, handle in inputs.items()} or output.sources(),
+        inputs={name: artifact.key for name, artifact in inputs.items()} or output.sources(),
         settings=settings_of(asset, settings),
         config=dict(config),
         seed=_seed(settings, output, inputs, config),
@@ -202,13 +202,13 @@ def record(
     )
     damaged = _changed_since(root, made)
     if damaged:
-        raise InputError("what is kept of this output is not what was made:\n" + _lines(damaged))
+        raise InputError("stored files of this output differ from what the step wrote:\n" + _lines(damaged))
     write_bytes((made.model_dump_json(indent=2) + "\n").encode(), record_path(root, asset, output.key))
     return made
 
 
 def _seed(settings: Settings, output: Artifact, inputs: Mapping[str, Artifact], config: Mapping[str, Any]) -> int:
-    """Return the seed that was drawn with: the launchpad's, that of the subset which is measured, or the settings'."""
+    """Return the seed used: the launchpad's, that of the measured subset, or the settings'."""
     if "seed" in config:
         return int(config["seed"])
     seeds = (artifact.drawn_with for artifact in (output, *inputs.values()))
@@ -216,7 +216,7 @@ def _seed(settings: Settings, output: Artifact, inputs: Mapping[str, Artifact], 
 
 
 def _changed_since(root: Path, made: Provenance) -> list[str]:
-    """Return in words the files that the same step wrote otherwise before, on this machine with these libraries."""
+    """Return a line for each file that the same step wrote differently before, on this machine with these libraries."""
     try:
         before = read_record(root, made.asset, made.output)
     except InputError:
@@ -231,22 +231,22 @@ def _changed_since(root: Path, made: Provenance) -> list[str]:
 
 
 def record_path(root: Path, asset: str, key: str) -> Path:
-    """Return where the record of an output is."""
-    return root / FOLDER / asset / f"{key}.json"
+    """Return the path of an output's record."""
+    return root / record_file(asset, key)
 
 
 def read_record(root: Path, asset: str, key: str) -> Provenance:
     """Return the record of an output.
 
     Raises:
-        InputError: where there is none, or it is damaged.
+        InputError: if it is missing or damaged.
     """
     path = record_path(root, asset, key)
     again = f"materialise {asset} again"
     try:
         found = Provenance.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise InputError(f"{asset} {key}: has no record of where it came from ({path.name}); {again}") from None
+        raise InputError(f"{asset} {key}: has no provenance record ({path.name}); {again}") from None
     except (OSError, ValidationError) as error:
         raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); {again}") from None
     if (found.asset, found.output) != (asset, key):
@@ -255,19 +255,19 @@ def read_record(root: Path, asset: str, key: str) -> Provenance:
 
 
 def require_matching(root: Path, settings: Settings, inputs: Mapping[str, Artifact]) -> None:
-    """Refuse inputs that were not made from each other, under other settings or other code, or that are damaged.
+    """Require that inputs were built from each other, with the current settings and code, and are not damaged.
 
     Args:
         root: the storage folder.
         settings: in force.
-        inputs: handles that a step is about to use, by asset; of a partition as `asset[partition]`.
+        inputs: artifacts that a step is about to use, by asset; of a partition as `asset[partition]`.
 
     Raises:
         InputError: with every mismatch.
     """
-    found = [line for name, handle in inputs.items() for line in mismatches(root, settings, name, handle, inputs)]
+    found = [line for name, artifact in inputs.items() for line in mismatches(root, settings, name, artifact, inputs)]
     if found:
-        raise InputError("what this step would use does not match:\n" + _lines(found))
+        raise InputError("the inputs of this step do not match:\n" + _lines(found))
 
 
 def _lines(found: Sequence[str]) -> str:
@@ -275,12 +275,12 @@ def _lines(found: Sequence[str]) -> str:
 
 
 def mismatches(
-    root: Path, settings: Settings, name: str, handle: Artifact, others: Mapping[str, Artifact]
+    root: Path, settings: Settings, name: str, artifact: Artifact, others: Mapping[str, Artifact]
 ) -> Sequence[str]:
-    """Return in words all in which an output differs from its record, its inputs or the settings in force."""
+    """Return a line for each difference between an output and its record, its inputs or the current settings."""
     asset = name.partition("[")[0]
     try:
-        made = read_record(root, asset, handle.key)
+        made = read_record(root, asset, artifact.key)
     except InputError as error:
         return [str(error)]
     again = f"; materialise {asset} again"
@@ -291,12 +291,12 @@ def mismatches(
         if made.settings.get(key) != now.get(key)
     ]
     other_inputs = [
-        f"{name}: was made from {used} {key[:8]}, which is {others[used].key[:8]} now{again}"
+        f"{name}: was built from {used} {key[:8]}, which is {others[used].key[:8]} now{again}"
         for used, key in made.inputs.items()
         if used in others and others[used].key != key
     ]
     other_code = (
-        [f"{name}: was made by version {made.code_version} of its code, which is {code_version(asset)} now{again}"]
+        [f"{name}: was built by version {made.code_version} of its code, which is {code_version(asset)} now{again}"]
         if made.code_version != code_version(asset)
         else []
     )
@@ -304,21 +304,19 @@ def mismatches(
 
 
 def damaged_files(root: Path, made: Provenance) -> list[str]:
-    """Return in words the files of an output that are gone or differ from what was written."""
+    """Return a line for each file of an output that is missing or differs from what was written."""
     found = []
     for name, file in made.files.items():
         path = root / name
         if not path.is_file():
-            found.append(f"{made.asset}: {path} is gone; materialise {made.asset} again")
+            found.append(f"{made.asset}: {path} is missing; materialise {made.asset} again")
         elif _stored(path) != file:
             found.append(_damaged(made.asset, path))
     return found
 
 
 def _damaged(asset: str, path: Path) -> str:
-    return (
-        f"{asset}: {path} is damaged (its SHA-256 is another than recorded); delete it, and materialise {asset} again"
-    )
+    return f"{asset}: {path} is damaged (its SHA-256 differs from the record); delete it, and materialise {asset} again"
 
 
 def settings_of(asset: str, settings: Settings) -> dict[str, Any]:
@@ -337,7 +335,7 @@ def settings_of(asset: str, settings: Settings) -> dict[str, Any]:
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as one mapping with keys as in `pool.near_duplicates.drop`; lists stay whole."""
+    """Return nested settings as one mapping with keys like `pool.near_duplicates.drop`; lists are not flattened."""
     if not isinstance(values, dict) or not values:
         return {prefix: values}
     dotted = f"{prefix}." if prefix else ""
@@ -362,7 +360,7 @@ def package_versions() -> dict[str, str]:
 
 @cache
 def _git() -> tuple[str | None, bool | None]:
-    """Return the commit of a source checkout, and whether the code is as committed; None in an installed package."""
+    """Return the commit of a source checkout, and whether the code is unchanged; None in an installed package."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None, None

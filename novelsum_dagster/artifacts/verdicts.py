@@ -34,8 +34,3 @@ class Verdict(BaseModel):
 def describe(failures: Iterable[Failure]) -> str:
     """Return failures in one line."""
     return ", ".join(f"{failure.expectation} ({failure.observed})" for failure in failures)
-
-
-def verdicts_name(step: str, key: str) -> str:
-    """Return where the verdicts on an output are, in the storage folder."""
-    return f"checks/{step}/{key}.jsonl"

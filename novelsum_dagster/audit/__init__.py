@@ -1,1 +1,1 @@
-"""Questions to the lineage: why a sample was picked, what changed between runs, whether an output can be made again."""
+"""Queries of the lineage: why a sample was picked, what changed between runs, whether an output can be rebuilt."""

@@ -1,15 +1,15 @@
-"""What changed between the two newest different states of a curation: its files, pool, picks and measures.
+"""Changes between the two newest different states of a curation: its files, pool, picks and measures.
 
-Belongs here: which earlier run a run is compared with, comparing, the folder. Does not: what is kept (`comparison`),
-saying it in words (`changes_words`), sending it (`notify`), the causes of picks (`difference`).
+Belongs here: choosing the earlier run to compare with, comparing, the folder. Does not: the stored model
+(`comparison`), its text (`changes_words`), sending it (`notify`), the causes of picks (`difference`).
 
-A run in which nothing changed has the state of the one before, is compared with the same earlier run, and makes no
-other output.
+A run in which nothing changed has the same state as the one before; it is compared with the same earlier run, and
+produces no new output.
 
 | file | content |
 |---|---|
 | changes.json | the comparison (`Comparison`) |
-| changes.md | the same for people |
+| changes.md | the same as Markdown |
 """
 
 import re
@@ -18,10 +18,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from novelsum_dagster.artifacts.layout import CHANGES, output_folder
 from novelsum_dagster.audit.changes_words import page
 from novelsum_dagster.audit.comparison import (
     EXAMPLES,
-    FOLDER,
     Changes,
     Comparison,
     Files,
@@ -42,7 +42,7 @@ from novelsum_dagster.report.novelsum_report import FRESH, SELECTED
 
 _FILES = ("changes.json", "changes.md")
 _VERSION = 1
-"""Of what a folder holds: an earlier version's is not taken for the same."""
+"""Version of a folder's content, so that a folder of an earlier version is not reused."""
 _ENTERED = {
     "near": "no longer a near-duplicate",
     "only_here": "new file",
@@ -53,19 +53,19 @@ _ENTERED = {
 }
 _LEFT = {**_ENTERED, "near": "now a near-duplicate", "only_here": "removed file", "rejected": "now rejected"}
 _DROPPING = {_ENTERED["near"]: "near-duplicates are kept now", _LEFT["near"]: "near-duplicates are dropped now"}
-"""In place of the two where the setting that drops near-duplicates is another."""
+"""Reasons used instead of those two if the setting that drops near-duplicates changed."""
 _OTHER_SAMPLE = re.compile(r" of [0-9a-f]{6,}\b")
 
 
 def build_changes(store: LineageStore, run_id: str) -> Changes:
-    """Compare a run with the newest earlier one of another state, and write it under `root/changes`.
+    """Compare a run with the newest earlier run of a different state; write the comparison under `root/changes`.
 
     Args:
         store: the lineage, in which the run is recorded.
-        run_id: of the run; of one that recorded no outputs of its own the newest that did is taken.
+        run_id: of the run; if it recorded no outputs of its own, the newest run with outputs is taken.
 
     Raises:
-        InputError: where no run ended with a subset, or a file that is compared is damaged.
+        InputError: if no run ended with a subset, or a file to compare is damaged.
     """
     with store.reading() as connection:
         known = one_row(connection, "SELECT run_id FROM run_outputs WHERE run_id = ?", [run_id])
@@ -75,7 +75,7 @@ def build_changes(store: LineageStore, run_id: str) -> Changes:
             before = State(snapshot=row["snapshot"], selection=row["selection"], report=row["report"])
             number = _number(connection, run, before)
             changes = _changes(number, before, after)
-            if _is_there(store.root, changes):  # Also where the earlier run's files are gone since.
+            if _is_there(store.root, changes):  # Even if the earlier run's files have been deleted since.
                 return changes
             if (whole := _whole(connection, store.root, row)) is not None:
                 return _written(store.root, changes, compare(connection, whole, run, number))
@@ -89,7 +89,7 @@ def build_changes(store: LineageStore, run_id: str) -> Changes:
 def _changes(number: int, before: State | None, after: State, earlier_is_gone: bool = False) -> Changes:
     states = [one and one.model_dump() for one in (before, after)]
     key = content_key({"version": _VERSION, "number": number, "gone": earlier_is_gone, "states": states})
-    return Changes(key=key, folder=f"{FOLDER}/changes={key}")
+    return Changes(key=key, folder=output_folder("changes", key))
 
 
 def _is_there(root: Path, changes: Changes) -> bool:
@@ -98,7 +98,7 @@ def _is_there(root: Path, changes: Changes) -> bool:
 
 def _written(root: Path, changes: Changes, compared: Comparison) -> Changes:
     texts = (compared.model_dump_json(indent=2) + "\n", page(compared))
-    with temporary_folder(root / FOLDER) as folder:
+    with temporary_folder(root / CHANGES) as folder:
         for name, text in zip(_FILES, texts, strict=True):
             write_bytes(text.encode(), folder / name)
         place_folder(folder, root / changes.folder)
@@ -110,7 +110,7 @@ def _state(run: Run) -> State:
 
 
 def _earlier(connection: Connection, run: Run) -> list[dict[str, Any]]:
-    """Return the runs before this one that have another pool or subset, the newest first."""
+    """Return the earlier runs with a different pool or subset, newest first."""
     return all_rows(
         connection,
         """
@@ -129,7 +129,7 @@ def _earlier(connection: Connection, run: Run) -> list[dict[str, Any]]:
 
 
 def _whole(connection: Connection, root: Path, row: dict[str, Any]) -> Run | None:
-    """Return a run whose files are still there; None where some are not."""
+    """Return the run if all its files exist, else None."""
     if not all(
         path.exists() for path in (root / row["pool"] / "samples.parquet", root / row["subset"] / "picks.parquet")
     ):
@@ -141,7 +141,7 @@ def _whole(connection: Connection, root: Path, row: dict[str, Any]) -> Run | Non
 
 
 def _number(connection: Connection, run: Run, before: State) -> int:
-    """Return how often this very change was made: one that is undone and made again is another change."""
+    """Return how often this exact change has occurred: a change that is undone and repeated counts again."""
     row = one_row(
         connection,
         """
@@ -168,7 +168,7 @@ def compare(connection: Connection, before: Run, run: Run, number: int) -> Compa
     Args:
         connection: to the lineage, for reading.
         before, run: the runs.
-        number: how often this very change was made.
+        number: how often this exact change has occurred.
     """
     files, pool = _pool(connection, before, run)
     fresh = _fresh(connection, run)
@@ -199,7 +199,7 @@ def _pool(connection: Connection, before: Run, run: Run) -> tuple[Files, PoolCha
         )
     }
     old, new = sizes[before.snapshot], sizes[run.snapshot]
-    # A pool of its own is a million rows: nothing of one that is the same is read.
+    # A pool may have a million rows: an unchanged one is not read.
     changed = before.snapshot != run.snapshot
     entered = _only_in(connection, new, old) if changed else []
     left = _only_in(connection, old, new) if changed else []
@@ -214,7 +214,7 @@ def _pool(connection: Connection, before: Run, run: Run) -> tuple[Files, PoolCha
 
 
 def _only_in(connection: Connection, here: Mapping[str, Any], there: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Count the samples of one pool that the other has not, by source, file and what is known of the cause."""
+    """Count the samples that only one of the pools has, by source, file and cause."""
     return all_rows(
         connection,
         """
@@ -307,7 +307,7 @@ def _commonest_first(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def _files(connection: Connection, before: Run, run: Run, moved: set[str]) -> Files:
-    """Return the files by what became of them; `moved` are datasets that samples came from or left."""
+    """Return the files by kind of change; `moved` are datasets that gained or lost samples."""
     rows = all_rows(
         connection,
         """
@@ -356,12 +356,12 @@ def _picks(connection: Connection, before: Run, run: Run) -> PickChange:
 
 
 def _of_picks(changes: Iterable[Change]) -> Moved:
-    # Causes name single samples, which would make each a cause of its own.
+    # Causes name single samples, which would make each cause unique.
     return _moved([(one.source, _OTHER_SAMPLE.sub(" of another", one.cause), 1, [one.id]) for one in changes])
 
 
 def _measures(connection: Connection, before: Run, run: Run, same_yardstick: bool) -> list[MeasureChange]:
-    """Return the measures in both reports; those of sets of other sizes, or taken otherwise, do not compare."""
+    """Return the measures in both reports; values of sets of different sizes or settings cannot be compared."""
     rows = all_rows(
         connection,
         """
@@ -382,7 +382,7 @@ def _measures(connection: Connection, before: Run, run: Run, same_yardstick: boo
 
 
 def _other_yardstick(connection: Connection, before: Run, run: Run) -> str | None:
-    """Say why values of two reports do not compare, whatever the sets; None where they do."""
+    """Return why the values of two reports cannot be compared at all; None if they can."""
     vectors = [
         one_row(
             connection, "SELECT model, revision, max_tokens, dtype FROM embeddings WHERE vectors = ?", [one.vectors]
@@ -390,15 +390,15 @@ def _other_yardstick(connection: Connection, before: Run, run: Run) -> str | Non
         for one in (before, run)
     ]
     if vectors[0] != vectors[1]:
-        return "the vectors are another model's, or made otherwise"
+        return "the vectors differ in model, revision, max_tokens or dtype"
     changed = [
         f"{section}.{name}"
         for section in ("novelsum", "measures")
         for name, value in run.settings.get(section, {}).items()
-        # A setting that the earlier version had not is none that changed.
+        # A setting that the earlier version did not have does not count as changed.
         if before.settings.get(section, {}).get(name, value) != value
     ]
-    return f"other settings of the measures ({', '.join(changed)})" if changed else None
+    return f"settings of the measures changed ({', '.join(changed)})" if changed else None
 
 
 def _fresh(connection: Connection, run: Run) -> dict[str, Any] | None:

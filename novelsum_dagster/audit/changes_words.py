@@ -1,4 +1,4 @@
-"""What changed, in words: a short summary, and a page of Markdown.
+"""A comparison as text: a short summary, and a page of Markdown.
 
 Belongs here: sentences and tables about a comparison. Does not: comparing (`changes`).
 """
@@ -16,11 +16,11 @@ _NAMED = 3
 _LONGEST = 60
 """The most characters of a name in a sentence."""
 _NOTABLE = 0.01
-"""A source's share that moved by more than this is told."""
+"""A source whose share changed by more than this is reported."""
 
 
 def summary(compared: Comparison) -> list[str]:
-    """Return what a person wants to know first, in at most 15 lines; the first stands for all."""
+    """Return a summary of at most 15 lines; the first line is a headline."""
     if compared.before is None:
         return [_nothing_to_compare(compared.earlier_is_gone)]
     assert compared.files is not None and compared.pool is not None and compared.picks is not None
@@ -38,14 +38,14 @@ def summary(compared: Comparison) -> list[str]:
         *_other_measures(compared),
         *_given_up(compared),
         *_settings(compared.settings),
-        f"All of it: novelsum diff {compared.runs['before'][:8]} {compared.runs['after'][:8]}",
+        f"Details: novelsum diff {compared.runs['before'][:8]} {compared.runs['after'][:8]}",
     ]
     return lines
 
 
 def _nothing_to_compare(earlier_is_gone: bool) -> str:
     if earlier_is_gone:
-        return "There is nothing to compare with: the files of every earlier pool or subset are gone."
+        return "There is nothing to compare with: the files of every earlier pool or subset were deleted."
     return "There is nothing to compare with: this is the first subset of this curation."
 
 
@@ -53,11 +53,11 @@ def _headline(pool: PoolChange, picks: PickChange) -> str:
     if pool.entered.count or pool.left.count:
         still = pool.size_before == pool.size_after
         size = f"still has {pool.size_after:,}" if still else f"went from {pool.size_before:,} to {pool.size_after:,}"
-        grown = f"The pool {size} samples ({pool.entered.count:,} came, {pool.left.count:,} went)"
+        grown = f"The pool {size} samples ({pool.entered.count:,} added, {pool.left.count:,} removed)"
     else:
         grown = f"The pool has the same {pool.size_after:,} samples"
     if not picks.entered.count and not picks.left.count:
-        return f"{grown}, and the same {picks.after:,} are chosen."
+        return f"{grown}, and the same {picks.after:,} are picked."
     return f"{grown}; of {picks.after:,} picks {picks.entered.count:,} are new, {picks.left.count:,} were dropped."
 
 
@@ -80,12 +80,12 @@ def _causes(what: str, moved: Moved) -> list[str]:
 
 def _shares(pool: PoolChange) -> list[str]:
     moved = sorted(pool.sources, key=lambda one: -abs(one.share_after - one.share_before))
-    told = [
+    shares = [
         f"{_short(one.source)} {one.share_before:.1%} to {one.share_after:.1%}"
         for one in moved[:_NAMED]
         if abs(one.share_after - one.share_before) > _NOTABLE
     ]
-    return [f"Shares of the pool: {', '.join(told)}."] if told else []
+    return [f"Shares of the pool: {', '.join(shares)}."] if shares else []
 
 
 def _novelsum(compared: Comparison) -> list[str]:
@@ -95,7 +95,7 @@ def _novelsum(compared: Comparison) -> list[str]:
     line = f"NovelSum of the subset: {row.before:.4f} to {row.after:.4f}"
     if row.difference is None:
         why = compared.other_yardstick or f"{row.size_before:,} and {row.size_after:,} samples"
-        return [f"{line}; the two do not compare: {why}."]
+        return [f"{line}; the two cannot be compared: {why}."]
     share = f", {row.difference / abs(row.before):+.1%}" if row.before else ""
     where = "outside of" if row.is_outside else "within"
     pools = (
@@ -152,7 +152,7 @@ def _listed(names: Sequence[str], longest: int = _LONGEST) -> str:
 
 
 def _short(value: object, longest: int = _LONGEST) -> str:
-    """Return a value in one line; names come from data, and may be anything."""
+    """Return a value in one line; names come from data and may contain anything."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in str(value)).split())
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
@@ -190,7 +190,7 @@ def page(compared: Comparison) -> str:
 
 
 def in_markdown(lines: Iterable[str]) -> str:
-    """Return lines as a list, in which nothing is markup."""
+    """Return lines as a Markdown list, with all markup escaped."""
     return "\n".join(f"- {_plain(line)}" for line in lines)
 
 
@@ -213,7 +213,7 @@ def _rows(measures: Iterable[MeasureChange]) -> list[tuple[str, ...]]:
             else f"{row.size_before:,} to {row.size_after:,}",
             f"{row.before:,.4f} ({row.low:,.4f} to {row.high:,.4f})",
             f"{row.after:,.4f}" + (", outside" if row.is_outside else ""),
-            "does not compare" if row.difference is None else f"{row.difference:+,.4f}",
+            "not comparable" if row.difference is None else f"{row.difference:+,.4f}",
         )
         for row in measures
     ]
@@ -227,7 +227,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
 
 def _plain(text: str) -> str:
-    """Return text that is no markup, in one line."""
+    """Return text in one line, with markup escaped."""
     escaped = html.escape(" ".join(text.split()), quote=False)
     for mark in "\\`*_[]|~":
         escaped = escaped.replace(mark, f"\\{mark}")

@@ -1,8 +1,8 @@
-"""The comparison of two states of a curation, as it is kept: its parts, and reading it.
+"""The stored comparison of two states of a curation: its data model, and reading it.
 
-Belongs here: that. Does not: comparing (`changes`), saying it in words (`changes_words`).
+Does not belong here: comparing (`changes`), its text (`changes_words`).
 
-A state is a pool and the subset chosen from it.
+A state is a pool and the subset selected from it.
 """
 
 from pathlib import Path
@@ -13,9 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from novelsum_dagster.artifacts.artifact import Artifact
 from novelsum_dagster.common.errors import InputError
 
-FOLDER = "changes"
 EXAMPLES = 20
-"""The most ids that are given of each kind."""
+"""The most example ids listed of each kind."""
 
 
 class _Part(BaseModel):
@@ -23,7 +22,7 @@ class _Part(BaseModel):
 
 
 class State(_Part):
-    """A pool, the subset chosen from it, and the report that measured it: their keys."""
+    """Keys of a pool, the subset selected from it, and the report that measured it."""
 
     snapshot: str
     selection: str
@@ -31,7 +30,7 @@ class State(_Part):
 
 
 class Files(_Part):
-    """Source files by what became of them; a dataset on the hub is overwritten where its samples changed."""
+    """Source files by kind of change; a dataset on the hub counts as overwritten if its samples changed."""
 
     added: tuple[str, ...]
     overwritten: tuple[str, ...]
@@ -39,7 +38,7 @@ class Files(_Part):
 
 
 class Moved(_Part):
-    """Samples that entered or left: how many, by source and by reason, and of each reason some ids."""
+    """Samples that entered or left: their number by source and by reason, and example ids for each reason."""
 
     count: int
     by_source: dict[str, int]
@@ -48,7 +47,7 @@ class Moved(_Part):
 
 
 class SourceSize(_Part):
-    """Samples of a source in the pool, and its part of the pool, before and after."""
+    """Number of samples of a source in the pool, and its share of the pool, before and after."""
 
     source: str
     before: int
@@ -58,7 +57,7 @@ class SourceSize(_Part):
 
 
 class PoolChange(_Part):
-    """What changed in the pool."""
+    """Changes in the pool."""
 
     size_before: int
     size_after: int
@@ -68,7 +67,7 @@ class PoolChange(_Part):
 
 
 class PickChange(_Part):
-    """What changed in the subset; the reasons are those of `novelsum diff`."""
+    """Changes in the subset; the reasons are those of `novelsum diff`."""
 
     before: int
     after: int
@@ -82,7 +81,7 @@ class MeasureChange(_Part):
 
     Attributes:
         low, high: the earlier 95 % interval.
-        difference: after less before; None where the two do not compare.
+        difference: after minus before; None if the two cannot be compared.
         is_outside: whether the new value is outside of the earlier interval.
     """
 
@@ -99,17 +98,17 @@ class MeasureChange(_Part):
 
 
 class Comparison(_Part):
-    """One state against the one before; all that compares is None if there is none.
+    """A state compared with the one before; the compared fields are None without an earlier state.
 
     Attributes:
-        number: 1 for a change that is made for the first time, 2 where it was undone and made again; 0 where there is
-            nothing to compare with.
-        earlier_is_gone: whether there were other states whose files are gone.
-        runs: of the first making: `after` was compared with `before`.
-        settings: by key, the values before and after, where they differ.
-        other_yardstick: why no measure compares, in words.
-        fresh: NovelSum of a fresh selection, where the subset extends an earlier one.
-        given_up: what the subset's NovelSum lacks to it.
+        number: 1 for a change that occurs for the first time, 2 if it was undone and repeated; 0 if there is nothing
+            to compare with.
+        earlier_is_gone: whether earlier states existed whose files were deleted.
+        runs: ids of the first such pair of runs, `before` and `after`.
+        settings: by key, the values before and after, if they differ.
+        other_yardstick: why no measure can be compared, as a sentence.
+        fresh: NovelSum of a fresh selection, if the subset extends an earlier one.
+        given_up: difference of `fresh` and the subset's NovelSum.
     """
 
     number: int
@@ -127,7 +126,7 @@ class Comparison(_Part):
     given_up: float | None = None
 
     def measure(self, set_name: str, measure: str) -> MeasureChange | None:
-        """Return a measure of a set; None where not both reports have it."""
+        """Return a measure of a set; None unless both reports have it."""
         return next((row for row in self.measures if (row.set_name, row.measure) == (set_name, measure)), None)
 
 
@@ -140,7 +139,7 @@ class Changes(Artifact):
         """Read the comparison; `root` is the storage folder.
 
         Raises:
-            InputError: where it is missing or damaged.
+            InputError: if it is missing or damaged.
         """
         path = root / self.folder / "changes.json"
         try:

@@ -1,7 +1,7 @@
-"""What changed between two runs: `novelsum diff`.
+"""Differences between two runs: `novelsum diff`.
 
 Belongs here: which samples entered, left and stayed, the cause of each, the measures of both. Does not: why a sample
-was chosen (`explain`).
+was picked (`explain`).
 """
 
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ _MODEL = ("model", "model_revision")
 _CODE = ("package_version", "git_revision")
 _SELECTION = ("strategy", "k", "seed", "density_power", "proximity_power", "options")
 _VECTORS = ("embedding.max_tokens", "embedding.dtype")
-"""Settings that change the vectors, beside the model."""
+"""Settings besides the model that change the vectors."""
 _SECTIONS = ("pool", "embedding", "novelsum", "selection")
 
 
 @dataclass(frozen=True)
 class Change:
-    """A sample that entered or left the subset: its rank in the run that has it, and the cause in words."""
+    """A sample that entered or left the subset: its rank in the run that has it, and the cause as text."""
 
     id: str
     source: str
@@ -34,12 +34,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Difference:
-    """Run b against run a.
+    """Run b compared with run a.
 
     Attributes:
         entered, left: changes, by rank.
         stayed: samples in both subsets.
-        settings: by key, the values in a and b, where they differ.
+        settings: by key, the values in a and b, if they differ.
         same_code, same_model: whether versions and git revision, and the embedding model, are equal.
         measures: by set and measure, the values in a and b.
     """
@@ -72,7 +72,7 @@ def difference(connection: Connection, a: Run, b: Run) -> Difference:
         a=a,
         b=b,
         entered=tuple(_change(row, _outside(row, "before"), general) for row in entered),
-        left=tuple(_change(row, _outside(row, "any more"), general) for row in left),
+        left=tuple(_change(row, _outside(row, "now"), general) for row in left),
         stayed=_shared(connection, a, b),
         settings=settings,
         same_code=same_code,
@@ -82,7 +82,7 @@ def difference(connection: Connection, a: Run, b: Run) -> Difference:
 
 
 def changed_settings(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that differ, by key, as a launchpad or a file gave them."""
+    """Return the settings that differ, by key, as given by the launchpad or the settings file."""
     mine, theirs = (
         {
             **{key: value for section in _SECTIONS for key, value in _flat(settings.get(section, {}), section)},
@@ -95,7 +95,7 @@ def changed_settings(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:
 
 
 def _completed(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings with the defaults of those that the release that recorded them did not have."""
+    """Return settings with defaults for those that the recording release did not have."""
     try:
         return Settings.model_validate(settings).model_dump(mode="json")
     except ValidationError:
@@ -103,10 +103,10 @@ def _completed(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _selection_of(run: Run) -> dict[str, Any]:
-    """Return the selection's settings as they were in force: the launchpad may have changed them against the file."""
+    """Return the selection's effective settings: the launchpad may have overridden the file."""
     found = {f"selection.{name}": getattr(run, name) for name in _SELECTION}
     if EXTENDS in run.options:
-        # k counts the kept samples, too, which no setting says.
+        # k includes the kept samples, which are not in the settings.
         found["selection.k"] = run.settings["selection"]["k"]
         found["selection.options"] = {name: value for name, value in run.options.items() if name != EXTENDS}
     return found
@@ -119,7 +119,7 @@ def _flat(values: Any, prefix: str) -> list[tuple[str, Any]]:
 
 
 def _general_cause(a: Run, b: Run, settings: dict[str, tuple[Any, Any]], same_model: bool, same_code: bool) -> str:
-    """Return what may have moved samples that are in both pools, in words."""
+    """Return the possible causes of changed picks among samples in both pools, as text."""
     causes = []
     if EXTENDS in b.options:
         causes.append(f"the subset {b.options[EXTENDS][:8]} was kept and extended")
@@ -129,20 +129,20 @@ def _general_cause(a: Run, b: Run, settings: dict[str, tuple[Any, Any]], same_mo
     if named:
         causes.append("changed settings (" + ", ".join(named) + ")")
     if a.snapshot != b.snapshot:
-        causes.append("other samples came or went")
+        causes.append("other samples were added to or removed from the pool")
     if not same_code:
         causes.append("changed code")
-    return "; ".join(causes) or "nothing that is recorded changed"
+    return "; ".join(causes) or "no recorded input changed"
 
 
 def _outside(row: dict[str, Any], when: str) -> str:
-    """Say why a sample is not in the other run's pool; `when` is "before" or "any more"."""
+    """Return why a sample is not in the other run's pool; `when` is "before" or "now"."""
     if row["other_id"] is not None:
-        return "the same record under another id: release 0.2 reads more of it"
+        return "the same record under another id: since release 0.2 more of a record is read"
     if row["near_duplicate_of"] is not None:
         pool = "old" if when == "before" else "new"
         return f"a near-duplicate of {row['near_duplicate_of'][:8]} in the {pool} pool"
-    return f"{'new' if when == 'before' else 'removed'} data: not in the pool {when}"
+    return "new data: not in the pool before" if when == "before" else "removed data: no longer in the pool"
 
 
 def _change(row: dict[str, Any], outside: str, general: str) -> Change:
@@ -150,7 +150,7 @@ def _change(row: dict[str, Any], outside: str, general: str) -> Change:
 
 
 def _only_in(connection: Connection, run: Run, other: Run) -> list[dict[str, Any]]:
-    """Return the picks of a run that the other has not, by rank, and whether they are in the other's pool."""
+    """Return the picks that only this run has, by rank, and whether they are in the other run's pool."""
     dropped = other.settings["pool"]["near_duplicates"]["drop"]
     return all_rows(
         connection,

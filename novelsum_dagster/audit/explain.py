@@ -1,6 +1,6 @@
-"""Why a sample was chosen, or was not: `novelsum why`.
+"""Why a sample was picked or left out: `novelsum why`.
 
-Belongs here: finding a sample by what a person knows of it, the facts about it in one run, and those facts in words.
+Belongs here: finding a sample by id, place or text, the facts about it in one run, and those facts as sentences.
 Does not: which run (`runs`), comparing runs (`difference`).
 """
 
@@ -30,21 +30,21 @@ _SHORT_ID = re.compile(r"[0-9a-fA-F]{1,3}")
 _SURELY_ID = 8
 _PLACE = re.compile(r"(?P<file>.+):(?P<line>\d{1,18})")
 _AMONG = "id IN (SELECT unnest(?::VARCHAR[]))"
-"""In this form, and not by list_contains, DuckDB reads other columns only of the rows that fit: ten times faster."""
+"""In this form, unlike list_contains, DuckDB reads the other columns only for matching rows: ten times faster."""
 _MOST_PAIRS = 2**22
 """Distances between samples and picks that are computed for one answer: a few tenths of a second at most."""
 _ROUNDING = 1e-6
-"""Scores that differ by less, relatively, may be in either order: the selection keeps distances in float32."""
+"""Relative tolerance of scores: closer ones may be in either order, since the selection keeps distances in float32."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What is known of a sample in a run.
+    """The outcome for a sample in a run, with its reasons.
 
     Attributes:
         run: the run.
-        sample: id, source, file, line, position, form, turns, tokens, text; of a rejected record what there is of it.
-        outcome: "chosen", "left out", "near-duplicate" (taken out of the pool) or "rejected".
+        sample: id, source, file, line, position, form, turns, tokens, text; for a rejected record, those that exist.
+        outcome: "chosen", "left out", "near-duplicate" (dropped from the pool) or "rejected".
         facts: everything found, by name; JSON-able.
         words: the same as sentences, the most important first.
     """
@@ -57,20 +57,20 @@ class Explanation:
 
 
 def explain(connection: Connection, root: Path, run: Run, query: str) -> Explanation:
-    """Return why a sample was chosen in a run, or was not.
+    """Return why a sample was picked in a run, or was not.
 
     Args:
         connection: to the lineage, for reading.
         root: the storage folder.
         run: which run.
-        query: the sample's id or its beginning (4 letters or more), FILE:LINE, or a piece of its text.
+        query: the sample's id or a prefix of it (at least 4 characters), FILE:LINE, or a piece of its text.
 
     Raises:
-        InputError: where no sample fits, or several do; offers the nearest.
+        InputError: if no sample or several samples match; offers the nearest.
     """
     sample = find_sample(connection, run, query)
     if "reason" in sample:
-        words = [f"Rejected when it was read: {sample['reason']}: {sample['detail']}.", *_came_from(run, sample, [])]
+        words = [f"Rejected while reading: {sample['reason']}: {sample['detail']}.", *_came_from(run, sample, [])]
         return Explanation(run, sample, "rejected", {}, tuple(words))
     places = all_rows(
         connection, "SELECT source, file, position, line, is_first FROM origins WHERE snapshot = ? AND id = ?",
@@ -99,15 +99,15 @@ def explain(connection: Connection, root: Path, run: Run, query: str) -> Explana
         facts |= _of_left_out(connection, root, run, sample, facts)
         words = _why_out(run, sample, facts)
         outcome = "left out"
-    told = (*_repeated(query, sample, places), *words, *_came_from(run, sample, places))
-    return Explanation(run, sample, outcome, facts, told)
+    sentences = (*_repeated(query, sample, places), *words, *_came_from(run, sample, places))
+    return Explanation(run, sample, outcome, facts, sentences)
 
 
 def _resembles(run: Run, partner: dict[str, Any]) -> str:
-    """Say which sample stands for a near-duplicate, by what, and why that one."""
+    """Return which sample a near-duplicate resembles, by which measure, and why that one was kept."""
     rule = run.settings["pool"]["near_duplicates"]
     other, score, keep = partner["partner_id"][:8], partner["score"], rule.get("keep", "first")
-    why = "which stands before it" if keep == "first" else f'kept by the rule "{keep}"'
+    why = "read earlier" if keep == "first" else f'kept by the rule "{keep}"'
     if partner["found_by"] == BY_VECTORS:
         cosine = f"cosine {score:.4f} >= {rule['similarity']:g}"
         return f"it is a near-duplicate by embedding of {other} ({cosine}), {why}"
@@ -115,11 +115,11 @@ def _resembles(run: Run, partner: dict[str, Any]) -> str:
 
 
 def _repeated(query: str, sample: dict[str, Any], places: list[dict[str, Any]]) -> list[str]:
-    """Say that the record that was asked for is a duplicate, where it is one."""
-    asked = _PLACE.fullmatch(query)
-    if asked is None:
+    """Return a sentence for each queried record that is a duplicate."""
+    matched = _PLACE.fullmatch(query)
+    if matched is None:
         return []
-    named = (asked["file"], int(asked["line"]))
+    named = (matched["file"], int(matched["line"]))
     repeats = [
         place
         for place in places
@@ -127,14 +127,14 @@ def _repeated(query: str, sample: dict[str, Any], places: list[dict[str, Any]]) 
         and (place["file"].endswith(f"/{named[0]}") or place["file"] == named[0])
         and (place["position"] if place["line"] is None else place["line"]) == named[1]
     ]
-    return [f"The record at {_place_of(place)} repeats {_place_of(sample)}, which stands for it." for place in repeats]
+    return [f"The record at {_place_of(place)} repeats {_place_of(sample)}, which was kept." for place in repeats]
 
 
 def find_sample(connection: Connection, run: Run, query: str) -> dict[str, Any]:
-    """Return the one sample, or rejected record, that the query means.
+    """Return the sample or rejected record that matches the query.
 
     Raises:
-        InputError: where no sample fits, or several do; offers the nearest.
+        InputError: if no sample or several samples match; offers the nearest.
     """
     if _ID.fullmatch(query):
         for column in ("id", "former_id"):
@@ -146,7 +146,7 @@ def find_sample(connection: Connection, run: Run, query: str) -> dict[str, Any]:
         found = _at_place(connection, run, place["file"], int(place["line"]))
         if found:
             return _only(found, query)
-    # As it is written first: to compare in lower case takes twice as long, and a long number is no word.
+    # Case-sensitive first: comparing in lower case takes twice as long.
     conditions = ("contains(text, ?)", "contains(lower(text), lower(?))")
     for condition in conditions[: 1 if _ID.fullmatch(query) and len(query) >= _SURELY_ID else 2]:
         found = _with_text(connection, run, condition, query)
@@ -156,12 +156,12 @@ def find_sample(connection: Connection, run: Run, query: str) -> dict[str, Any]:
         connection, "SELECT id FROM samples WHERE snapshot = ? ORDER BY levenshtein(left(id, ?), ?), id LIMIT 3",
         [run.snapshot, len(query), query.lower()],
     )  # fmt: skip
-    offered = f"; ids like it are {', '.join(row['id'] for row in near)}" if _ID.fullmatch(query) and near else ""
+    offered = f"; similar ids are {', '.join(row['id'] for row in near)}" if _ID.fullmatch(query) and near else ""
     if _SHORT_ID.fullmatch(query):
-        offered = "; of an id, give four letters or more"
+        offered = "; give at least four characters of an id"
     raise InputError(
-        f"no sample of run {run.short} has an id that begins with {query!r}, stands at such a place (FILE:LINE) or has"
-        f" such a text{offered}"
+        f"no sample of run {run.short} has an id that begins with {query!r}, that place (FILE:LINE) or that text"
+        f"{offered}"
     )
 
 
@@ -175,7 +175,7 @@ def _samples(connection: Connection, run: Run, condition: str, values: list[Any]
 
 
 def _with_text(connection: Connection, run: Run, condition: str, text: str) -> list[dict[str, Any]]:
-    """Return the samples whose text fits; all texts are read, so nothing else is until it is known which."""
+    """Return the samples whose text matches; other columns are read only for those."""
     ids = all_rows(
         connection, f"SELECT id FROM samples WHERE snapshot = ? AND {condition} LIMIT {_OFFERED + 1}",
         [run.snapshot, text],
@@ -184,7 +184,7 @@ def _with_text(connection: Connection, run: Run, condition: str, text: str) -> l
 
 
 def _at_place(connection: Connection, run: Run, file: str, line: int) -> list[dict[str, Any]]:
-    """Return the sample read from a line (or record, in files without lines) of a file that ends so."""
+    """Return the sample read from a line (or record, in files without lines) of a file, given the end of its path."""
     where = "snapshot = ? AND (file = ? OR ends_with(file, ?)) AND coalesce(line, position) = ?"
     values = [run.snapshot, file, f"/{file}", line]
     ids = all_rows(connection, f"SELECT DISTINCT id FROM origins WHERE {where}", values)
@@ -199,7 +199,8 @@ def _only(found: list[dict[str, Any]], query: str) -> dict[str, Any]:
     if len(found) > 1:
         offered = "\n".join(f"  {row.get('id', '')}  {_place_of(row)}  {_snippet(row)}" for row in found[:_OFFERED])
         more = "more than " if len(found) > _OFFERED else ""
-        raise InputError(f"{query!r} fits {more}{min(len(found), _OFFERED)} samples; give one of these ids:\n{offered}")
+        count = f"{more}{min(len(found), _OFFERED)} samples"
+        raise InputError(f"{query!r} matches {count}; give one of these ids:\n{offered}")
     return found[0]
 
 
@@ -209,7 +210,7 @@ def _measured(connection: Connection, run: Run, id_: str) -> dict[str, Any]:
     )  # fmt: skip
     novelty = one_row(connection, "SELECT novelty FROM novelty WHERE sample_novelty = ? AND id = ?", [run.novelty, id_])
     return {
-        # The table's own factors have the settings' power; the launchpad may have changed it for the selection.
+        # The table's factors have the settings' power; the launchpad may have overridden it for the selection.
         "density_factor": density
         and float(density_factor(np.array(density["mean_squared_distance"]), run.density_power)),
         "novelty": novelty and novelty["novelty"],
@@ -217,7 +218,7 @@ def _measured(connection: Connection, run: Run, id_: str) -> dict[str, Any]:
 
 
 def _of_pick(connection: Connection, run: Run, picked: dict[str, Any]) -> dict[str, Any]:
-    """Return what there is to say of a pick: its record, the runner-up, the nearest picks before, what it covers."""
+    """Return the facts about a pick: its record, the runner-up, the nearest earlier picks, the samples it covers."""
     covered = one_row(
         connection,
         "SELECT count(*) AS samples, max(distance_1) AS farthest FROM covering WHERE selection = ? AND rank_1 = ?",
@@ -255,7 +256,7 @@ def _snippets(connection: Connection, run: Run, ids: list[str]) -> dict[str, str
 def _of_left_out(
     connection: Connection, root: Path, run: Run, sample: dict[str, Any], facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return what there is to say of a sample that was not picked: who stands for it, how near it came, what ruled."""
+    """Return the facts about a sample that was not picked: its nearest picks, its best score, what excluded it."""
     covering = one_row(
         connection, "SELECT * FROM covering WHERE selection = ? AND id = ?", [run.selection, sample["id"]]
     )
@@ -279,7 +280,7 @@ def _of_left_out(
     ruled_out = _ruled_out(connection, root, run, sample)
     parts = run.options.get("partitions")
     if parts and remaining and remaining["score"] is None:
-        ruled_out.append(f"it was not among the picks of its part, one of {parts:,} (selection.partitions)")
+        ruled_out.append(f"it was not picked within its part, one of {parts:,} (selection.partitions)")
     scored = _Scored.of(connection, root, run, sample, facts["density_factor"])
     return {
         "covered_by": covered_by,
@@ -291,7 +292,7 @@ def _of_left_out(
 
 
 def _ruled_out(connection: Connection, root: Path, run: Run, sample: dict[str, Any]) -> list[str]:
-    """Return the limits of the settings that kept a sample out, in words."""
+    """Return the limits of the settings that excluded a sample, as text."""
     found = []
     if sample["id"] in run.options.get("must_exclude", ()):
         found.append("the settings exclude it (selection.must_exclude)")
@@ -310,25 +311,25 @@ def _ruled_out(connection: Connection, root: Path, run: Run, sample: dict[str, A
         used = one_row(connection, "SELECT sum(tokens) AS tokens FROM picks WHERE selection = ?", [run.selection])
         left = budget - int((used and used["tokens"]) or 0)
         if sample["tokens"] > left:
-            found.append(f"it has {sample['tokens']:,} tokens, and {left:,} of the budget of {budget:,} were left")
+            found.append(f"it has {sample['tokens']:,} tokens, but only {left:,} of the budget of {budget:,} were left")
     return found
 
 
 def _rank_of_last(connection: Connection, root: Path, run: Run, column: str, label: str, cap: int) -> int | None:
-    """Return the rank of the pick that reached a cap; None where it was not reached, or is 0."""
+    """Return the rank of the pick that reached a cap; None if the cap was not reached, or is 0."""
     ranks = [rank for rank, own in enumerate(labels_of_picks(connection, root, run, column), 1) if own == label]
     return ranks[cap - 1] if 0 < cap <= len(ranks) else None
 
 
 @dataclass(frozen=True)
 class _Scored:
-    """What a sample's scores are computed from: its own vector and factor, and those of the picks in order.
+    """Inputs for computing a sample's scores: its own vector and factor, and those of the picks in order.
 
     Attributes:
-        vector, factor, quality: of the sample; a quality of 1 where the run has none.
+        vector, factor, quality: of the sample; the quality is 1 if the run has none.
         picks: float32, (k, d).
         pick_factors: float64, (k,).
-        winning: float64, (k,), the score of each pick, its quality included; NaN where it was not picked by score.
+        winning: float64, (k,), the score of each pick, including its quality; NaN if it was not picked by score.
         scoring: which score.
     """
 
@@ -344,9 +345,9 @@ class _Scored:
     def of(
         connection: Connection, root: Path, run: Run, sample: dict[str, Any], factor: float | None
     ) -> "_Scored | None":
-        """Return it for a sample; None without scores, or where its quality cannot be read.
+        """Return the inputs for a sample; None without scores, or if its quality cannot be read.
 
-        None, too, where picks were exchanged in the end: their scores are not those of one order.
+        Also None if picks were exchanged at the end: their scores do not belong to one order.
         """
         path = root / run.folder / "picks_vectors.parquet"
         if run.strategy != "novelselect" or factor is None:
@@ -385,9 +386,9 @@ def _vectors(connection: Connection, root: Path, run: Run, ids: list[str]) -> di
 
 
 def _closest(scored: _Scored) -> dict[str, Any] | None:
-    """Return the pick at which a sample's score came nearest to the one that won; None without scores.
+    """Return the pick at which a sample's score was closest to the winning one; None without scores.
 
-    `share`, the part of the winning score, is None where scores may be negative.
+    `share`, the fraction of the winning score, is None if scores may be negative.
     """
     found = trajectory(
         scored.vector,
@@ -407,11 +408,11 @@ def _closest(scored: _Scored) -> dict[str, Any] | None:
 
 
 def _before(connection: Connection, root: Path, run: Run, sample: dict[str, Any], scored: _Scored) -> int | None:
-    """Return how many samples may have stood before one at the end, had there been a further pick.
+    """Return the number of samples that would be preferred to one at a further pick.
 
-    Exact where the samples that may are few enough to be scored, rounding aside; else a bound. None for a budget, a
-    quality, or a quota on a field of the records: what they say of all other samples is not in the lineage. None for
-    partitions: a further pick would change what each part picks.
+    Exact, except for rounding, if the candidates are few enough to be scored; otherwise an upper bound. None for a
+    budget, a quality, or a quota on a field of the records: their values for all other samples are not in the lineage.
+    None for partitions: a further pick would change what each part picks.
     """
     options = run.options
     if any(options.get(name) is not None for name in ("token_budget", "quality", "partitions")) or any(
@@ -449,14 +450,14 @@ def _before(connection: Connection, root: Path, run: Run, sample: dict[str, Any]
 
 
 def _why_in(run: Run, picked: dict[str, Any], facts: dict[str, Any]) -> list[str]:
-    words = [f"Chosen as pick {picked['rank']:,} of {run.k:,} by {run.strategy}."]
+    words = [f"Picked as number {picked['rank']:,} of {run.k:,} by {run.strategy}."]
     runner_up = facts["runner_up"]
     if picked["score"] is None and EXTENDS in run.options:
-        words.append(f"It was kept from the earlier subset {run.options[EXTENDS][:8]}, which this one extends.")
+        words.append(f"Kept from the earlier subset {run.options[EXTENDS][:8]}, which this one extends.")
     elif picked["rank"] == 1 and picked["score"] is None:
-        words.append(f"The first pick is drawn at random (seed {run.seed}), or given by the settings.")
+        words.append(f"The first pick is drawn at random (seed {run.seed}), or required by the settings.")
     elif picked["score"] is None:
-        words.append("It was given by the settings, or this strategy scores no candidates.")
+        words.append("It was required by the settings, or this strategy scores no candidates.")
     elif runner_up:
         later = f"later pick {runner_up['rank']:,}" if runner_up["rank"] else "never picked"
         words.append(
@@ -464,7 +465,7 @@ def _why_in(run: Run, picked: dict[str, Any], facts: dict[str, Any]) -> list[str
             f" {picked['margin']:.3g} ({later}): {_snippet(runner_up)}"
         )
     else:
-        words.append(f"Its score was {picked['score']:.6g}; no other sample could be picked.")
+        words.append(f"Its score was {picked['score']:.6g}; no other sample was eligible.")
     if picked["nearest_pick_id"]:
         words.append(
             f"The nearest sample picked before it is {picked['nearest_pick_id'][:8]} (pick"
@@ -472,21 +473,22 @@ def _why_in(run: Run, picked: dict[str, Any], facts: dict[str, Any]) -> list[str
         )
     covers = facts["covers"]
     if covers.get("samples") == 1:
-        words.append("It stands for itself alone: all other samples of the pool have a nearer pick.")
+        words.append("It is not the nearest pick of any other sample.")
     elif covers.get("samples"):
+        others = covers["samples"] - 1
         words.append(
-            f"It stands for {covers['samples']:,} samples of the pool that have no nearer pick, itself among them, up"
-            f" to distance {covers['farthest']:.4f}."
+            f"It is the nearest pick of {others:,} other {'sample' if others == 1 else 'samples'}, up to distance"
+            f" {covers['farthest']:.4f}."
         )
     return words
 
 
 def _why_out(run: Run, sample: dict[str, Any], facts: dict[str, Any]) -> list[str]:
     words = [f"Not among the {run.k:,} picks of {run.strategy}."]
-    words += [f"What ruled it out: {reason}." for reason in facts["ruled_out"]]
+    words += [f"Excluded because {reason}." for reason in facts["ruled_out"]]
     closest = facts["closest"]
     if closest:
-        won = f"the {closest['winning_score']:.6g} that won"
+        won = f"the winning {closest['winning_score']:.6g}"
         share = closest["share"]
         compared = (
             f"{closest['score'] - closest['winning_score']:+.3g} from {won}"
@@ -502,8 +504,8 @@ def _why_out(run: Run, sample: dict[str, Any], facts: dict[str, Any]) -> list[st
     if before == 0:
         words.append(f"It would be the next pick: k = {run.k + 1:,} lets it in.")
     elif before is not None:
-        samples = f"{before:,} samples" if before > 1 else "one sample"
-        words.append(f"By what is known of the scores at the end, at most {samples} stood before it.")
+        samples = f"{before:,} eligible samples" if before > 1 else "one eligible sample"
+        words.append(f"At the end, at most {samples} scored higher.")
     if facts["covered_by"]:
         names = "; ".join(
             f"pick {one['rank']:,} ({one['id'][:8]}) at cosine distance {one['distance']:.4f}"
@@ -519,10 +521,10 @@ def _why_out(run: Run, sample: dict[str, Any], facts: dict[str, Any]) -> list[st
 def _quality_needed(run: Run, closest: dict[str, Any]) -> str:
     field = run.options.get("quality")
     if field is None:
-        needed = f"a quality of its own over {1 / closest['share']:.4f} times that of the others (selection.quality)"
+        needed = f"a quality more than {1 / closest['share']:.4f} times the others' (selection.quality),"
     else:
-        needed = f"{field} over {closest['quality'] / closest['share']:.6g}, in place of {closest['quality']:.6g},"
-    return f"With {needed} it would have been picked there."
+        needed = f"{field} over {closest['quality'] / closest['share']:.6g} instead of {closest['quality']:.6g},"
+    return f"With {needed} it would have been picked at that pick or earlier."
 
 
 def _came_from(run: Run, sample: dict[str, Any], places: list[dict[str, Any]]) -> list[str]:
@@ -530,7 +532,7 @@ def _came_from(run: Run, sample: dict[str, Any], places: list[dict[str, Any]]) -
     words = [f"It is from {_place_of(sample)} (source {sample['source']})."]
     if others:
         named = ", ".join(others[:_OFFERED]) + (f" and {len(others) - _OFFERED} more" if len(others) > _OFFERED else "")
-        words.append(f"The same sample also stands at {named}.")
+        words.append(f"The same sample also occurs at {named}.")
     code = f"code {run.git_revision[:12]}" if run.git_revision else "no git revision"
     words.append(
         f"Run {run.run_id} of {run.started_at:%Y-%m-%d %H:%M}, snapshot {run.snapshot[:8]}, model {run.model}"

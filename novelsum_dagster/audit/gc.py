@@ -1,12 +1,12 @@
-"""What of a storage folder nobody needs any more, and its removal: `novelsum gc`.
+"""Garbage collection of a storage folder: `novelsum gc`.
 
 Belongs here: what is in use, what is not, removing it so that a kill at any moment does no harm. Does not: the rows
-that say whose data is gone (`store`), telling live runs (`liveness`), words for people (`cli.gc`).
+that record whose data was removed (`store`), detecting live runs (`liveness`), messages (`cli.gc`).
 
-In use is what the newest handles and the kept runs name, by key or by file. Removal goes in steps, each safe by itself:
-the lineage says first whose data will be gone; then every path gets a hidden name, records before the data that they
-name; then the hidden ones are deleted. A repeated gc goes on where one was killed. A path is opened part by part from
-the storage folder on, so that no link leads out of it. What gc does not know it leaves alone.
+In use is what the newest artifacts and the kept runs name, by key or by file. Removal has three steps, each safe by
+itself: the lineage records whose data will be removed; every path gets a hidden name, records before the data that they
+name; the hidden paths are deleted. After a kill, the next gc resumes. A path is opened component by component from
+the storage folder, so that no link leads out of it. Unknown files are left alone.
 """
 
 import errno
@@ -30,8 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from novelsum_dagster.artifacts.newest import newest_file
-from novelsum_dagster.artifacts.provenance import FOLDER as RECORDS
+from novelsum_dagster.artifacts.layout import OUTPUTS, RECORDS, newest_file, outputs_glob
 from novelsum_dagster.artifacts.provenance import Provenance
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import KEY_LENGTH, content_key, read_json
@@ -43,16 +42,6 @@ from novelsum_dagster.settings import Retention
 
 LEFTOVER_AGE = timedelta(hours=1)
 """Younger temporary files are never touched: another process may be writing them."""
-OUTPUTS = {
-    "cards": "card",
-    "changes": "changes",
-    "reports": "report",
-    "selections": "selection",
-    "novelty": "sample_novelty",
-    "density": "density",
-    "pool": "snapshot",
-}
-"""By folder, what outputs are called in it, as in `pool/snapshot=<key>`; another name is of an earlier layout."""
 KINDS = (
     "records",
     "checks",
@@ -62,7 +51,7 @@ KINDS = (
     "checkpoints",
     "leftovers",
 )
-"""In the order of removal: what names data goes before it."""
+"""In the order of removal: records before the data that they name."""
 _TABLES = ("runs", "run_outputs", "steps", "selections", "embeddings", "provenance")
 _RUN_KEYS = ("snapshot", "vectors", "density", "novelty", "selection", "report")
 """Columns of `run_outputs`, in the order of the key of the asset `lineage`."""
@@ -75,7 +64,7 @@ _STUDY = "study"
 
 @dataclass(frozen=True)
 class Item:
-    """A file or folder that is to go: its kind, its path in the storage folder, its bytes."""
+    """A file or folder to be removed: its kind, its path in the storage folder, its bytes."""
 
     kind: str
     path: str
@@ -84,13 +73,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Plan:
-    """What gc removes.
+    """What gc would remove.
 
     Attributes:
         items: in the order of removal.
-        runs: that lose data by it, oldest first.
-        kept: runs whose data stays, newest first.
-        live: runs that go on; nothing is removed while there are any.
+        runs: runs that lose data, oldest first.
+        kept: runs whose data is kept, newest first.
+        live: runs in progress; nothing is removed while there are any.
     """
 
     items: tuple[Item, ...]
@@ -99,14 +88,14 @@ class Plan:
     live: tuple[str, ...]
 
     def totals(self) -> dict[str, tuple[int, int]]:
-        """Return count and bytes by kind, of kinds that there are."""
-        of = {kind: [item.bytes for item in self.items if item.kind == kind] for kind in KINDS}
-        return {kind: (len(sizes), sum(sizes)) for kind, sizes in of.items() if sizes}
+        """Return (count, bytes) of each kind with at least one item."""
+        sizes_of = {kind: [item.bytes for item in self.items if item.kind == kind] for kind in KINDS}
+        return {kind: (len(sizes), sum(sizes)) for kind, sizes in sizes_of.items() if sizes}
 
 
 @dataclass
 class _Runs:
-    """What the lineage knows, by table; runs that only their own file knows are added."""
+    """The rows of the lineage, by table; runs that have only a run file are added."""
 
     tables: dict[str, list[dict[str, Any]]]
     retention: Retention
@@ -125,7 +114,7 @@ class _Runs:
 
     @cached_property
     def started(self) -> dict[str, datetime]:
-        """When each run started."""
+        """Start time of each run."""
         return {row["run_id"]: _as_time(row["started_at"]) for row in self.tables["runs"]}
 
     @cached_property
@@ -143,13 +132,13 @@ class _Runs:
 
     @cached_property
     def settled(self) -> float:
-        """When the newest finished run began, in seconds; work of before that was broken off is not gone on with."""
+        """Start of the newest finished run, in seconds; interrupted work from before then is never resumed."""
         return self.finished[0]["started_at"].timestamp() if self.finished else 0.0
 
 
 @dataclass
 class _InUse:
-    """What handles and kept runs name: keys of outputs, files and folders in the storage folder."""
+    """What artifacts and kept runs name: keys of outputs, files and folders in the storage folder."""
 
     root: Path
     keys: set[str] = field(default_factory=set)
@@ -159,20 +148,20 @@ class _InUse:
 
     @cached_property
     def ids(self) -> set[str]:
-        """Samples of all pools that stay."""
+        """Ids of the samples of all pools that are kept."""
         found: set[str] = set()
-        for path in self.root.glob("pool/snapshot=*/samples.parquet"):
+        for path in self.root.glob(outputs_glob("pool", "samples.parquet")):
             if path.parent.name.partition("=")[2] in self.keys:
                 found.update(_ids(path))
         return found
 
     @cached_property
     def tops(self) -> set[str]:
-        """Paths of two parts, as `pool/snapshot=<key>`, in which a file is named."""
+        """Paths of two components, e.g. `pool/snapshot=<key>`, in which a file is named."""
         return {"/".join(name.split("/")[:2]) for name in (*self.files, *self.places)}
 
     def follow(self, keys: set[str]) -> None:
-        """Add outputs and, by their records, their files and what they were made from."""
+        """Add outputs and, from their records, their files and inputs."""
         records: dict[str, list[Path]] = {}
         for path in self.root.glob(f"{RECORDS}/*/*.json"):
             records.setdefault(path.stem, []).append(path)
@@ -199,10 +188,10 @@ def plan(
         store: of the storage.
         retention: which finished runs keep their data.
         now: the time from which days count.
-        leftover_age: of temporary files that are taken to be those of killed processes.
+        leftover_age: age from which temporary files count as those of killed processes.
 
     Raises:
-        InputError: where there is no lineage, or what says what is in use is damaged.
+        InputError: if there is no lineage, or a file that decides what is in use is damaged.
     """
     root, live = store.root, tuple(live_runs(store.root))
     runs = _Runs(_tables(store), retention, now or datetime.now(UTC), live)
@@ -228,15 +217,15 @@ def collect(
     """Remove what `plan` returns, and return it. A run that starts meanwhile waits.
 
     Raises:
-        InputError: while a run is live; where something cannot be removed; as `plan` does.
+        InputError: while a run is live, if something cannot be removed, or as `plan` does.
     """
-    store.tables(())  # Where there is no lineage nothing is touched, not even a lock.
+    store.tables(())  # Without a lineage nothing is touched, not even a lock.
     try:
-        with store.alone():
+        with store.exclusive():
             found = plan(store, retention, now, leftover_age)
             if found.live:
                 raise InputError(
-                    f"run {', '.join(found.live)} is live: its process works on this storage. Nothing was removed; try"
+                    f"run {', '.join(found.live)} is live: its process uses this storage. Nothing was removed; try"
                     " again when it has ended"
                 )
             going = [item for item in found.items if not item.path.endswith(_HIDDEN)]
@@ -247,7 +236,7 @@ def collect(
         for path in _hidden(store.root):
             _delete(store.root, path)
     except OSError as error:
-        raise InputError(f"{store.root}: {error}; what is left goes with the next gc") from error
+        raise InputError(f"{store.root}: {error}; the next gc removes the rest") from error
     return found
 
 
@@ -255,13 +244,13 @@ def read_record_file(path: Path) -> Provenance:
     """Read a record.
 
     Raises:
-        InputError: where it is damaged: what it named would not be known to be in use.
+        InputError: if it is damaged: the files that it names would look unused.
     """
     try:
         return Provenance.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise InputError(
-            f"{path}: damaged ({str(error).splitlines()[0]}), so what it names is not known; nothing was removed"
+            f"{path}: damaged ({str(error).splitlines()[0]}), so what it names is unknown; nothing was removed"
         ) from error
 
 
@@ -286,15 +275,15 @@ def _in_use(root: Path, runs: _Runs) -> _InUse:
         if row["run_id"] in kept:
             keys |= used.add_record(Provenance.model_validate_json(row["record"]))
     for path in sorted(root.glob("assets/**/*.json")):
-        handle = _json(path)
-        keys.update(_keys(handle))
-        places = (handle.get(name) for name in ("folder", "file", "transformed_from"))
+        artifact = _json(path)
+        keys.update(_keys(artifact))
+        places = (artifact.get(name) for name in ("folder", "file", "transformed_from"))
         used.places.update(place for place in places if isinstance(place, str))
     used.follow(keys)
     used.models |= {row["folder"] for row in runs.tables["embeddings"] if row["vectors"] in used.keys}
     used.models |= {place for place in used.places if place.startswith("vectors/")}
     used.keys |= _cards(root, used.keys)
-    # Of a subset that is extended the picks are needed, and not the pool that it was chosen from.
+    # Of a subset that is extended, the picks are needed, but not its pool.
     used.keys |= _extended(root, runs, used.keys)
     return used
 
@@ -309,19 +298,19 @@ def _extended(root: Path, runs: _Runs, keys: set[str]) -> set[str]:
 
 
 def _cards(root: Path, keys: set[str]) -> set[str]:
-    """Return the cards of subsets that stay."""
+    """Return the cards of subsets that are kept."""
     records = [read_record_file(path) for path in root.glob(f"{RECORDS}/data_card/*.json")]
     return {made.output for made in records if made.inputs.get("selected_subset") in keys}
 
 
 def _loses(row: Mapping[str, Any], used: _InUse, runs: _Runs) -> bool:
-    """Return whether something of a run is not in use."""
+    """Return whether a run has data that is not in use."""
     folders = {one["folder"] for one in runs.tables["embeddings"] if one["vectors"] == row["vectors"]}
     return any(row[name] not in used.keys for name in _RUN_KEYS if name != "vectors") or not folders <= used.models
 
 
 def _named_items(root: Path, used: _InUse) -> Iterator[Item]:
-    """Yield records, verdicts and listings of outputs that are not in use; those of studies stay."""
+    """Yield records, verdicts and listings of outputs that are not in use; those of studies are kept."""
     yield from _unused(root, "landing", "pool", used)
     for kind, folder in (("records", RECORDS), ("checks", "checks")):
         for asset in _entries(root, folder):
@@ -380,7 +369,7 @@ def _leftovers(root: Path, age: timedelta, taken: set[str]) -> Iterator[Item]:
 
 
 def _walk(root: Path, pattern: re.Pattern[str] = _LEFT_BY_THE_DEAD) -> Iterator[str]:
-    """Yield all paths whose name has a pattern, in the folders that gc knows, and no paths within them."""
+    """Yield all paths whose name matches, in the folders known to gc, without paths inside of them."""
     known = {*OUTPUTS, "assets", "checkpoints", "checks", "landing", "runs", "vectors", RECORDS}
     waiting = deque([("", entry) for entry in _entries(root, "")])
     while waiting:
@@ -395,12 +384,12 @@ def _walk(root: Path, pattern: re.Pattern[str] = _LEFT_BY_THE_DEAD) -> Iterator[
 
 
 def _hidden(root: Path) -> list[str]:
-    """Return what an earlier gc, or this one, has given a hidden name."""
+    """Return the paths hidden by this gc or an earlier one."""
     return list(_walk(root, re.compile(rf"\..+{re.escape(_HIDDEN)}")))
 
 
 def _entries(root: Path, folder: str) -> "list[os.DirEntry[str]]":
-    """Return what is in a folder by name; nothing where it is none, or a link on the way. Links in it are left out."""
+    """Return the entries of a folder by name, without links; none if it or a parent is not a folder or is a link."""
     try:
         with _folder(root, folder), os.scandir(root / folder) as found:
             return sorted((entry for entry in found if not entry.is_symlink()), key=lambda entry: entry.name)
@@ -412,7 +401,7 @@ def _entries(root: Path, folder: str) -> "list[os.DirEntry[str]]":
 
 @contextmanager
 def _folder(root: Path, folder: str) -> Iterator[int]:
-    """Open a folder in the storage folder part by part, following no link."""
+    """Open a folder in the storage folder component by component, following no link."""
     handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for part in filter(None, folder.split("/")):
@@ -425,7 +414,7 @@ def _folder(root: Path, folder: str) -> Iterator[int]:
 
 
 def _hide(root: Path, path: str) -> None:
-    """Give a path a hidden name beside it, which no reader takes for data."""
+    """Rename a path to a hidden name, which readers ignore."""
     folder, _, name = path.rpartition("/")
     with _folder(root, folder) as handle, suppress(FileNotFoundError):
         hidden = f".{name.lstrip('.')}.{secrets.token_hex(4)}{_HIDDEN}"
@@ -446,7 +435,7 @@ def _item(root: Path, kind: str, path: str) -> Item:
 
 
 def _newest(path: Path) -> float:
-    """Return when something in a path changed last, in seconds."""
+    """Return the time of the last change within a path, in seconds."""
     return max((status.st_mtime for status in _statuses(path)), default=time.time())
 
 
@@ -460,7 +449,7 @@ def _statuses(path: Path) -> Iterator[os.stat_result]:
 
 
 def _keys(value: Any) -> Iterator[str]:
-    """Yield every key in a JSON value, save that of a subset that is extended."""
+    """Yield every key in a JSON value, except that of an extended subset."""
     if isinstance(value, str):
         if _KEY.fullmatch(value):
             yield value
@@ -478,7 +467,7 @@ def _ids(path: Path) -> list[str]:
         ids: list[str] = pq.read_table(path, columns=["id"], partitioning=None)["id"].to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{path}: damaged ({error}), so whose vectors are in use is not known; nothing was removed"
+            f"{path}: damaged ({error}), so the vectors in use are unknown; nothing was removed"
         ) from error
     return ids
 
@@ -489,8 +478,8 @@ def _json(path: Path) -> dict[str, Any]:
         if isinstance(value, dict):
             return value
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: damaged ({error}), so what it names is not known; nothing was removed") from error
-    raise InputError(f"{path}: damaged, so what it names is not known; nothing was removed")
+        raise InputError(f"{path}: damaged ({error}), so what it names is unknown; nothing was removed") from error
+    raise InputError(f"{path}: damaged, so what it names is unknown; nothing was removed")
 
 
 def _as_time(value: Any) -> datetime:

@@ -1,4 +1,4 @@
-"""What a finished run writes into the lineage.
+"""Rows that a finished run writes into the lineage.
 
 Belongs here: turning the pipeline's outputs into rows. Does not: the database (`store`).
 """
@@ -16,7 +16,7 @@ from novelsum_dagster.selection.subset import Subset
 
 
 class Outputs(NamedTuple):
-    """What a run made, by asset."""
+    """Outputs of a run, by asset."""
 
     raw_pool: PoolSnapshot
     embeddings: VectorSet
@@ -27,7 +27,7 @@ class Outputs(NamedTuple):
     novelsum_report: NovelSumReport
 
     def keys_of_run(self) -> list[str]:
-        """Return the keys that `run_outputs` has."""
+        """Return the keys stored in `run_outputs`."""
         return [
             self.distinct_pool.key,
             self.embeddings.key,
@@ -38,13 +38,13 @@ class Outputs(NamedTuple):
 _OF_POOL = ("folder", "read", "kept", "duplicates", "rejects", "near_duplicates", "near_duplicates_dropped")
 _OF_FILE = {"source", "file", "format", "form", "sha256", "complete", "read", "kept", "duplicates", "rejects"}
 _OF_VECTORS = {"folder", "model", "revision", "max_tokens", "dtype", "dimension", "samples"}
-"""What the database has of a file and of a pool's vectors; the rest is in the handles alone."""
+"""Columns that the database has of a file and of a pool's vectors; the rest is only in the artifacts."""
 
 
 def record_outputs(store: LineageStore, run_id: str, outputs: Outputs) -> None:
-    """Write all outputs of a run in one transaction; what an earlier run wrote already is left as it is."""
+    """Write all outputs of a run in one transaction; rows written by an earlier run are left unchanged."""
     read, vectors, snapshot, density, novelty, subset, report = outputs
-    # The two are one where no vectors were compared.
+    # The two are the same if no vectors were compared.
     pools = {pool.key: pool for pool in (read, snapshot)}.values()
     keys = {"vectors": vectors.key, "density": density.key, "novelty": novelty.key}
     store.keep_run(

@@ -1,6 +1,6 @@
-"""A run's subset made again from its record, and compared byte for byte: `novelsum reproduce`.
+"""Rebuilding a run's subset from its record, and comparing it byte for byte: `novelsum reproduce`.
 
-Belongs here: what is made again, from what, and the comparison. Does not: the record (`provenance`), how each step
+Belongs here: what is rebuilt, from what, and the comparison. Does not: the record (`provenance`), how each step
 works.
 """
 
@@ -39,21 +39,21 @@ from novelsum_dagster.selection.subset import Subset
 from novelsum_dagster.settings import Settings, problems
 
 _STEPS = ("raw_pool", "embeddings", "distinct_pool", "density", "selected_subset")
-"""Assets that lead to a subset, in order."""
+"""Assets from which a subset is built, in order."""
 _LATER = ("distinct_pool",)
-"""Those of them that runs of earlier releases do not have."""
+"""Those of them that are missing in runs of earlier releases."""
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A subset made again.
+    """A rebuilt subset.
 
     Attributes:
-        run: whose subset.
-        outputs: by asset, the keys recorded and made.
-        files: by name in the subset's folder, whether the bytes are equal; None for a file that one of them lacks.
-        embedded_again: whether the vectors were made again, too.
-        differences: what is other than it was then (versions, code), in words.
+        run: whose subset was rebuilt.
+        outputs: by asset, the keys recorded and rebuilt.
+        files: by name in the subset's folder, whether the bytes are equal; None for a file missing on one side.
+        embedded_again: whether the vectors were recomputed.
+        differences: versions and code that changed since the run, as text.
     """
 
     run: Run
@@ -64,7 +64,7 @@ class Reproduction:
 
     @property
     def is_equal(self) -> bool:
-        """Whether every key and every byte is."""
+        """Whether every key and every byte is equal."""
         return all(self.files.values()) and all(then == now for then, now in self.outputs.values())
 
 
@@ -72,7 +72,7 @@ def records_of(connection: Connection, run: Run) -> dict[str, Provenance]:
     """Return the records of a run's outputs, by asset.
 
     Raises:
-        InputError: where the run has none, being of an earlier version.
+        InputError: if the run has none, because it is of an earlier version.
     """
     rows = all_rows(connection, "SELECT asset, record FROM provenance WHERE run_id = ?", [run.run_id])
     found = {row["asset"]: Provenance.model_validate(json.loads(row["record"])) for row in rows}
@@ -85,18 +85,18 @@ def records_of(connection: Connection, run: Run) -> dict[str, Provenance]:
 def reproduce(
     records: Mapping[str, Provenance], run: Run, root: Path, base: Path, reporter: Reporter, embed_again: bool = False
 ) -> Reproduction:
-    """Make a run's subset again in a temporary folder and compare it with the one that is kept.
+    """Rebuild a run's subset in a temporary folder and compare it with the stored one.
 
     Args:
         records: of the run's outputs.
         run: the run.
-        root: the storage folder, which stays as it is.
-        base: folder that relative source paths start from.
+        root: the storage folder, which is not changed.
+        base: folder to which relative source paths refer.
         reporter: shows progress.
-        embed_again: make the vectors again, too; else those that are kept are used.
+        embed_again: recompute the vectors, too; otherwise the stored ones are used.
 
     Raises:
-        InputError: naming every source, vector file and file of the subset that is not as it was recorded.
+        InputError: naming every source, vector file and file of the subset that differs from its record.
     """
     settings = _settings_then(run, base)
     _require_unchanged(records, settings, root, embed_again)
@@ -125,7 +125,7 @@ def _require_unchanged(records: Mapping[str, Provenance], settings: Settings, ro
     found = hashed_sources(settings.pool.sources, settings.base, settings.s3, root)
     then = records["raw_pool"].inputs
     changed = [
-        f"{name}: is another file than it was" if name in found else f"{name}: is gone"
+        f"{name} has changed since" if name in found else f"{name} is missing"
         for name, sha256 in then.items()
         if found.get(name) != sha256
     ]
@@ -133,7 +133,7 @@ def _require_unchanged(records: Mapping[str, Provenance], settings: Settings, ro
         changed += damaged_files(root, records["embeddings"])
     changed += damaged_files(root, records["selected_subset"])
     if changed:
-        raise InputError("this run cannot be made again:\n" + "\n".join(f"  {line}" for line in changed))
+        raise InputError("this run cannot be rebuilt:\n" + "\n".join(f"  {line}" for line in changed))
 
 
 def _build(
@@ -145,7 +145,7 @@ def _build(
     reporter: Reporter,
     embed_again: bool,
 ) -> tuple[dict[str, str], Subset]:
-    """Return the keys of what leads to the subset, and the subset."""
+    """Return the keys of the outputs from which the subset is built, and the subset."""
     with reporter.step("reading") as progress:
         snapshot = build_snapshot(
             settings.pool,
@@ -165,7 +165,7 @@ def _build(
             work = Work(progress, device=settings.device)
             folder = scratch / vectors_of_pool(pool, settings.embedding, scratch, work).folder
     else:
-        # Not with `embed`: it would write to the storage where the model, or a sample's id, is another than then.
+        # Not with `embed`: it would write to the storage if the model or a sample's id changed since.
         folder = root / Path(next(iter(records["embeddings"].files))).parent
     vectors = load_vectors(folder, ids)
     key = vectors_key(ids, vectors)
@@ -226,4 +226,4 @@ def _differences(records: Mapping[str, Provenance]) -> list[str]:
         if asset in records
     ]
     pairs += [(name, made.versions.get(name), now.get(name)) for name in dict.fromkeys([*made.versions, *now])]
-    return [f"{name} was {then or 'not there'}, is {is_ or 'not there'}" for name, then, is_ in pairs if then != is_]
+    return [f"{name} was {then or 'missing'}, is {is_ or 'missing'}" for name, then, is_ in pairs if then != is_]

@@ -18,8 +18,8 @@ _JSON_FORMATS = ("json", "jsonl", "csv")
 
 
 def pool_of(connection: Connection, root: Path, run: Run) -> PoolSnapshot:
-    """Return the pool of a run; where it is not the newest, without the schemas of records that are Arrow rows."""
-    # The newest pools have what the database has not: the schemas of records that are Arrow rows.
+    """Return the pool of a run; if it is not the newest, without the schemas of records that are Arrow rows."""
+    # Only the newest pools have the schemas of records that are Arrow rows; the database has none.
     for asset in ("distinct_pool", "raw_pool"):
         newest = newest_or_none(root, asset, PoolSnapshot)
         if newest is not None and newest.key == run.snapshot:
@@ -29,7 +29,7 @@ def pool_of(connection: Connection, root: Path, run: Run) -> PoolSnapshot:
         [run.snapshot],
     )  # fmt: skip
     rows = all_rows(connection, "SELECT * EXCLUDE (snapshot) FROM source_files WHERE snapshot = ?", [run.snapshot])
-    # What a database of an earlier version has not is left to its default.
+    # Columns missing from a database of an earlier version take their defaults.
     files = [{name: value for name, value in row.items() if value is not None} for row in rows]
     optional = {"form": None, "sha256": None, "arrow_schema": None}
     return PoolSnapshot(
@@ -38,12 +38,12 @@ def pool_of(connection: Connection, root: Path, run: Run) -> PoolSnapshot:
 
 
 def can_read(pool: PoolSnapshot, name: str) -> bool:
-    """Return whether a field's values can be read of all samples of a pool that `pool_of` returned."""
+    """Return whether a field can be read for all samples of a pool returned by `pool_of`."""
     return name in COLUMNS or all(file.format in _JSON_FORMATS or file.arrow_schema for file in pool.files)
 
 
 def quality_of_sample(connection: Connection, root: Path, run: Run, id_: str) -> float | None:
-    """Return a sample's quality; 1 where the run has none, None where it cannot be read."""
+    """Return a sample's quality; 1 if the run has none, None if it cannot be read."""
     name = run.options.get("quality")
     if name is None:
         return 1.0
@@ -52,17 +52,17 @@ def quality_of_sample(connection: Connection, root: Path, run: Run, id_: str) ->
 
 
 def label_of_sample(connection: Connection, root: Path, run: Run, id_: str, column: str) -> str | None:
-    """Return a sample's label as quotas see it; None where it cannot be read."""
+    """Return a sample's label as counted by quotas; None if it cannot be read."""
     if column not in COLUMNS and not can_read(pool_of(connection, root, run), column):
         return None
     return str(_of_sample(connection, root, run, id_, column))
 
 
 def labels_of_picks(connection: Connection, root: Path, run: Run, column: str) -> list[str]:
-    """Return the label of every pick as quotas see it, in pick order.
+    """Return the label of every pick as counted by quotas, in pick order.
 
     Raises:
-        InputError: where the subset's records are missing or damaged.
+        InputError: if the subset's records are missing or damaged.
     """
     if column in COLUMNS:
         rows = connection.execute(

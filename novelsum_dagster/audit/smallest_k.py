@@ -1,10 +1,11 @@
-"""The smallest k that lets a sample in: a run's selection goes on from its picks until the sample is picked.
+"""The smallest k with which a sample is picked: a run's selection is extended from its picks until it picks the sample.
 
-Belongs here: that, exactly, with the run's qualities, caps and floors. Does not: why a sample was left out (`explain`).
+Belongs here: the exact search, with the run's qualities, caps and floors. Does not: why a sample was left out
+(`explain`).
 
-Without floors the picks of a larger k begin with those of a smaller one. Floors keep the last places free for labels
-that lack samples, so a larger k parts from the run's picks at the first place that was kept free; after it, it goes on
-as if there were no floors until its own places must be kept free.
+Without floors, the picks of a larger k begin with those of a smaller one. Floors reserve the last places for labels
+with too few samples, so a larger k diverges from the run's picks at the first reserved place; from there it continues
+as if there were no floors until its own places must be reserved.
 """
 
 from collections.abc import Sequence
@@ -28,15 +29,15 @@ from novelsum_dagster.selection.novelselect import novelselect
 from novelsum_dagster.selection.scoring import Scoring
 
 _TIMES_K = 4
-"""The selection goes on up to so many times its k."""
+"""The selection is extended up to this multiple of its k."""
 _LEAST_STEP = 16
 
 
 @dataclass(frozen=True)
 class SmallestK:
-    """What was found: `k`; or else `more_than`, up to which the sample is not in; or else, in words, why there is none.
+    """Result of the search: `k`, or `more_than` (no k up to this one), or the reason why there is none.
 
-    Exactly one of them is not None.
+    Exactly one of the fields is not None.
     """
 
     k: int | None = None
@@ -49,36 +50,36 @@ class SmallestK:
         if self.k is not None:
             return f"The smallest k that lets it in is {self.k:,}."
         if self.more_than is not None:
-            return f"The smallest k that lets it in is more than {self.more_than:,}: so far the selection went on."
+            return f"Not picked up to k = {self.more_than:,}, where the search stopped."
         return f"No smallest k is given: {self.none_because}."
 
 
 def smallest_k(
     connection: Connection, root: Path, run: Run, id_: str, progress: Progress = no_progress, times_k: int = _TIMES_K
 ) -> SmallestK:
-    """Return the smallest k, over that of the run, with which a sample of its pool that was left out is picked.
+    """Return the smallest k, above that of the run, with which a left-out sample of its pool is picked.
 
     Args:
         connection: to the lineage, for reading.
         root: the storage folder.
         run: which run.
         id_: of the sample.
-        progress: called with picks made, and those that are made at most.
-        times_k: up to how many times the run's k the selection goes on.
+        progress: called with the picks made and the largest possible number of picks.
+        times_k: multiple of the run's k up to which the selection is extended.
 
     Raises:
-        InputError: where vectors are missing or files damaged.
+        InputError: if vectors are missing or files damaged.
     """
     options = run.options
     if run.strategy != "novelselect":
-        return SmallestK(none_because=f"{run.strategy} scores no candidates, so there is nothing to go on with")
+        return SmallestK(none_because=f"{run.strategy} scores no candidates, so it cannot be extended")
     if options.get("token_budget") is not None:
         return SmallestK(none_because="the run counts tokens (selection.token_budget), not samples")
     if options.get("partitions") is not None:
-        return SmallestK(none_because="the run selected in parts (selection.partitions), which pick anew for each k")
+        return SmallestK(none_because="the run selected in parts (selection.partitions), whose picks differ for each k")
     if options.get("swap_rounds"):
         return SmallestK(
-            none_because="the run exchanged picks in the end (selection.swap_rounds); a larger k exchanges others"
+            none_because="the run exchanged picks at the end (selection.swap_rounds); a larger k exchanges others"
         )
     if id_ in options.get("must_exclude", ()):
         return SmallestK(none_because="the settings exclude it (selection.must_exclude), whatever k is")
@@ -93,7 +94,7 @@ def smallest_k(
 
 
 class _Selection:
-    """A run's selection, as it was asked for, with its picks."""
+    """A run's selection: its settings and its picks."""
 
     def __init__(
         self, connection: Connection, root: Path, run: Run, pool: PoolSnapshot, id_: str, progress: Progress
@@ -131,7 +132,7 @@ class _Selection:
             return SmallestK(none_because=full)
         path, end = self._until_picked(kept, end)
         at = self._free_k(path)
-        # Places that are kept free may let the sample in earlier, where its label lacks samples.
+        # Reserved places may let the sample in earlier, if its label has too few samples.
         before = end + 1 if at is None else at
         for k in range(len(self._picks) + 1, before) if self._lacks(kept) else ():
             if self._is_in(k, kept):
@@ -141,12 +142,12 @@ class _Selection:
             return SmallestK(at)
         if end < bound:
             return SmallestK(
-                none_because=f"the pool and the limits allow no more than {end:,} picks, and it is in none"
+                none_because=f"the pool and the limits allow at most {end:,} picks, and it is not among them"
             )
         return SmallestK(more_than=bound)
 
     def _room(self) -> int:
-        """Return how many picks the pool and the caps of each column allow."""
+        """Return the number of picks that the pool and the caps of each column allow."""
         n = len(self._vectors)
         open_ = np.ones(n, np.bool_)
         open_[self._excluded] = False
@@ -158,7 +159,7 @@ class _Selection:
         return most
 
     def _lacking(self, picks: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return how many places must be kept free after 0, 1, ... picks: the most that any column's floors lack."""
+        """Return the number of places to reserve after 0, 1, ... picks: the largest deficit of any column's floors."""
         most = np.zeros(len(picks) + 1, np.int64)
         for quota in self._quotas:
             labels = np.asarray(quota.labels)[picks]
@@ -169,14 +170,14 @@ class _Selection:
         return most
 
     def _kept(self) -> int:
-        """Return how many of the run's picks were made before a place was kept free: a larger k begins with them."""
+        """Return the number of picks made before a place was reserved: a larger k begins with them."""
         lacking = self._lacking(self._picks)
         made = np.arange(len(lacking))
         bound = np.flatnonzero((lacking > 0) & (made + lacking >= len(self._picks)))
         return max(int(bound[0]), self._given) if len(bound) else len(self._picks)
 
     def _free_k(self, path: NDArray[np.int64] | None) -> int | None:
-        """Return the smallest k that makes all picks of a path, the last one too, before it keeps places free."""
+        """Return the smallest k that makes all picks of a path before it reserves places."""
         if path is None:
             return None
         lacking = self._lacking(path)[:-1]
@@ -184,7 +185,7 @@ class _Selection:
         return max(len(path), int((made + lacking + 1)[lacking > 0].max(initial=0)))
 
     def _full_cap(self, kept: NDArray[np.int64]) -> str | None:
-        """Return, in words, the cap that these picks reach and that bars the sample; None if there is none."""
+        """Return the cap, as text, that these picks reach and that excludes the sample; None if there is none."""
         for quota in self._quotas:
             labels = np.asarray(quota.labels)
             label = str(labels[self._sample])
@@ -193,7 +194,7 @@ class _Selection:
         return None
 
     def _lacks(self, kept: NDArray[np.int64]) -> bool:
-        """Return whether the sample's label lacks samples after these picks, in any column."""
+        """Return whether the floor of the sample's label is unmet after these picks, in any column."""
         for quota in self._quotas:
             labels = np.asarray(quota.labels)
             floor = quota.floors.get(str(labels[self._sample]), 0)
@@ -202,10 +203,10 @@ class _Selection:
         return False
 
     def _until_picked(self, kept: NDArray[np.int64], end: int) -> tuple[NDArray[np.int64] | None, int]:
-        """Go on without floors; return the picks up to the sample, it too, or None if it is in none up to `end`.
+        """Extend without floors; return the picks up to and including the sample, or None if it is not picked by `end`.
 
-        In growing steps: each begins with a pass over the picks before it. Caps on several columns may together allow
-        fewer picks than those of each; `end` is returned as far as the selection can go on.
+        In growing steps: each begins with a pass over the earlier picks. Caps on several columns may together allow
+        fewer picks than each alone; the returned `end` is as far as the selection can be extended.
         """
         caps = [replace(quota, floors={}) for quota in self._quotas if quota.caps]
         made, step = kept, max(_LEAST_STEP, len(kept) // 8)
@@ -225,7 +226,7 @@ class _Selection:
         return None, end
 
     def _is_in(self, k: int, kept: NDArray[np.int64]) -> bool:
-        """Return whether the selection of k picks has the sample; one whose floors contradict each other has not."""
+        """Return whether a selection of k picks has the sample; False if its floors contradict each other."""
         try:
             return self._sample in self._select(k, kept, self._quotas, k)
         except ValueError:
@@ -250,7 +251,7 @@ class _Selection:
 
 
 def _factors(connection: Connection, run: Run, row_of: dict[str, int]) -> NDArray[np.float64]:
-    """Return the density factors as the selection had them, float64, (n,), in pool order."""
+    """Return the density factors used by the selection, float64, (n,), in pool order."""
     found = connection.execute(
         "SELECT id, mean_squared_distance FROM density WHERE density = ?", [run.density]
     ).fetchnumpy()

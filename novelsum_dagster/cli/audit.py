@@ -1,6 +1,6 @@
-"""The commands that ask the lineage: `novelsum why`, `diff`, `reproduce` and `rebuild-lineage`.
+"""The commands that query the lineage: `novelsum why`, `diff`, `reproduce` and `rebuild-lineage`.
 
-Belongs here: their arguments, words and JSON. Does not: the answers (`novelsum_dagster.audit`).
+Belongs here: their arguments, text output and JSON. Does not: the answers (`novelsum_dagster.audit`).
 """
 
 import json
@@ -26,15 +26,15 @@ def why(
     sample: Annotated[str, typer.Argument(help="Id or its beginning, FILE:LINE, or a piece of the text.")],
     run: _Run = None,
     smallest_k: Annotated[
-        bool, typer.Option("--smallest-k", help="Go on with the selection until it picks the sample; 4 k at most.")
+        bool, typer.Option("--smallest-k", help="Extend the selection until it picks the sample; 4 k at most.")
     ] = False,
     settings: SettingsFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say why a sample was chosen, or was not.
+    """Explain why a sample was picked or left out.
 
-    For a chosen one: rank, score, what came second and by how much, the nearest samples chosen before, what it stands
-    for, where it is from. For one left out: where it came closest, what stands for it, what ruled it out, and what
+    For a picked sample: rank, score, the runner-up and its margin, the nearest earlier picks, the samples whose nearest
+    pick it is, and its source. For one left out: where it came closest, its nearest pick, what excluded it, and what
     would let it in.
 
     Example: [bold]novelsum why 4f0c91[/], [bold]novelsum why pool.jsonl:17[/], [bold]novelsum why "binary search"[/]
@@ -73,7 +73,7 @@ def _with_smallest_k(connection: "Connection", root: Path, found: "Explanation")
         return replace(found, words=(*found.words, f"The smallest k that lets it in is its rank, {rank:,}."))
     if found.outcome != "left out":
         return replace(found, words=(*found.words, "No k lets it in: it is not in the pool."))
-    with new_reporter().step("going on") as progress:
+    with new_reporter().step("extending the selection") as progress:
         answer = smallest_k(connection, root, found.run, found.sample["id"], progress)
     first, *others = found.words
     facts = {**found.facts, "smallest_k": answer.k, "smallest_k_is_more_than": answer.more_than}
@@ -86,7 +86,7 @@ def diff(
     settings: SettingsFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what changed between the subsets of two runs: what entered, left and stayed, and why.
+    """Compare the subsets of two runs: which samples entered, left and stayed, and why.
 
     Example: [bold]novelsum diff 614f8acc 2dd77a51[/]
     """
@@ -116,15 +116,15 @@ def diff(
 def reproduce(
     run: Annotated[str | None, typer.Argument(help="Run, or the beginning of its id. Default: the newest.")] = None,
     embed_again: Annotated[
-        bool, typer.Option("--embed-again", help="Make the vectors again, too, in place of using those that are kept.")
+        bool, typer.Option("--embed-again", help="Recompute the vectors too, instead of using the stored ones.")
     ] = False,
     settings: SettingsFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a run's subset again from its record, and compare it byte for byte with the one that is kept.
+    """Rebuild a run's subset from its record, and compare it byte for byte with the stored one.
 
-    The settings, sources and seed are those of the run; sources that changed since are named, and nothing is made.
-    Exit code 1 says that the subset came out otherwise.
+    Uses the run's settings, sources and seed. If a source has changed since, it is named and nothing is rebuilt.
+    Exit code 1: the rebuilt subset differs.
 
     Example: [bold]novelsum reproduce 614f8acc[/]
     """
@@ -162,7 +162,7 @@ def reproduce(
 
 
 def rebuild_lineage(settings: SettingsFile = None) -> None:
-    """Make the lineage database anew from what every run wrote beside it; a damaged one is kept aside."""
+    """Rebuild the lineage database from the files that every run wrote beside it; a damaged one is set aside."""
     from novelsum_dagster.artifacts.outputs import exchange_runs
     from novelsum_dagster.lineage.models import build
     from novelsum_dagster.workspace import Workspace
@@ -196,19 +196,19 @@ def _print_reproduction(made: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Run {made.run.short}, made again", title_justify="left")
-    for column in ("output", "recorded", "made now", ""):
+    table = Table(title=f"Run {made.run.short}, rebuilt", title_justify="left")
+    for column in ("output", "recorded", "rebuilt", ""):
         table.add_column(column, overflow="fold")
     for name, (then, now) in made.outputs.items():
         table.add_row(name, then[:16], now[:16], "equal" if then == now else "differs")
     for name, equal in made.files.items():
         table.add_row(name, "", "", {True: "equal, byte for byte", False: "differs", None: "missing"}[equal])
     Console().print(table)
-    kept = "The kept vectors were used; --embed-again makes them again, too."
-    print("The vectors were made again." if made.embedded_again else kept)
+    kept = "The stored vectors were used; --embed-again recomputes them too."
+    print("The vectors were recomputed." if made.embedded_again else kept)
     for line in made.differences:
         print(f"Since then: {line}.")
-    print("The subset is the same, byte for byte." if made.is_equal else "The subset came out otherwise.")
+    print("The subset is the same, byte for byte." if made.is_equal else "The rebuilt subset differs.")
 
 
 def _print_changes(name: str, changes: Sequence[Any]) -> None:
@@ -242,7 +242,7 @@ def _print_measures(found: Any) -> None:
         table.add_row(row["set_name"], row["measure"], f"{row['a']:,.4f}", f"{row['b']:,.4f}")
     Console().print(table)
     if any(row["size_a"] != row["size_b"] for row in found.measures):
-        print("The sets have other sizes: the measures depend on it, and do not compare.")
+        print("The sets differ in size, so their values cannot be compared.")
 
 
 def _code(run: Any) -> str:

@@ -1,6 +1,6 @@
-"""The command `novelsum explore`: the local page over the lineage, and the pool as a file for embedding-atlas.
+"""The command `novelsum explore`: a local page over the lineage, and the pool exported for embedding-atlas.
 
-Belongs here: arguments, and streamlit's process. Does not: the page and the file (`explore`).
+Belongs here: arguments, and Streamlit's process. Does not: the page and the export (`explore`).
 """
 
 import os
@@ -33,10 +33,10 @@ def explore(
         typer.Option(help="Write the run's pool for embedding-atlas to this .parquet file, and open no page."),
     ] = None,
 ) -> None:
-    """Open a page on http://127.0.0.1:8501 that shows which samples were chosen, and why.
+    """Open a page on http://127.0.0.1:8501 that shows which samples were picked, and why.
 
-    It has the map of pool and subset, every sample's text and the reason for its outcome, the tables of the audit, and
-    what changed between two runs. It asks nothing of any other host.
+    It shows the map of pool and subset, every sample's text and the reason for its outcome, the audit tables, and
+    what changed between two runs. It makes no request to any other host.
 
     Example: [bold]novelsum explore[/], [bold]novelsum explore --export pool.parquet[/]
     """
@@ -45,7 +45,7 @@ def explore(
         _export(chosen.storage_path, run, export)
         return
     require_extra(_EXTRA, "novelsum explore", *_MODULES)
-    # The newest run is found by the page, which also says so if there is none.
+    # Without --run, the page looks up the newest run, and reports it if no run exists.
     os.environ.pop(RUN_VARIABLE, None)
     if run is not None:
         os.environ[RUN_VARIABLE] = _run_id(chosen.storage_path, run)
@@ -54,36 +54,37 @@ def explore(
 
 
 def page_beside(address: str, taken: int) -> list[list[str]]:
-    """Return the command that serves the page at a local address; none where another program listens or serves it.
+    """Return the command that serves the explore page at a local address.
 
-    Nor is there one where the extra `explore` is not installed, which is said.
+    The list is empty if another program listens or serves there, or if the extra `explore` is not installed (reported
+    on stderr).
 
     Args:
         address: of the page.
-        taken: port that another program is about to take.
+        taken: port that another program is about to use.
 
     Raises:
-        InputError: where the page would be at that port.
+        InputError: if the page would use that port.
     """
     place = urlsplit(address)
-    # The page answers to this name alone; elsewhere it is another program's to serve it.
+    # The page accepts this host name only; at any other address, another program serves it.
     if place.hostname != "127.0.0.1":
         return []
     if lacks(*_MODULES):
-        say(f"Links to the explore page will lead nowhere: {install_command(_EXTRA)}")
+        say(f"The explore page is not served, so links to it will not work: {install_command(_EXTRA)}")
         return []
     port = place.port or 80
     if port == taken:
         raise InputError(f"--port {port} is the explore page's (explore_url in the settings); name another")
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
-            say(f"Port {port} is in use: links to the explore page lead to whatever is there.")
+            say(f"Port {port} is in use: links to the explore page open the program that listens there.")
             return []
     return [streamlit_command(port)]
 
 
 def streamlit_command(port: int) -> list[str]:
-    """Return the command that serves the page, to this machine alone."""
+    """Return the command that serves the page on 127.0.0.1 only."""
     options = {
         "server.address": "127.0.0.1",
         "server.port": str(port),
@@ -102,7 +103,7 @@ def streamlit_command(port: int) -> list[str]:
         "theme.base": "light",
     }
     given = [f"--{name}={value}" for name, value in options.items()]
-    page = str(files(__package__).joinpath("explore", "page.py"))
+    page = str(files("novelsum_dagster").joinpath("explore", "page.py"))
     return [sys.executable, "-W", "ignore", "-m", "streamlit", "run", page, *given]
 
 

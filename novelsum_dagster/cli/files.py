@@ -1,4 +1,4 @@
-"""Options of the commands that read files at once (`measure`, `select`, `inspect`), and the command `inspect`."""
+"""Options of the commands that read files directly (`measure`, `select`, `inspect`), and the command `inspect`."""
 
 import json
 import tempfile
@@ -34,9 +34,9 @@ Columns = Annotated[
     ),
 ]
 Role = Annotated[
-    list[str] | None, typer.Option("--role", help="What another role means, as narrator=user. Repeat for several.")
+    list[str] | None, typer.Option("--role", help="Map an unknown role to a known one, e.g. narrator=user. Repeatable.")
 ]
-MaxRejects = Annotated[float, typer.Option(min=0, max=1, help="Fail when more than this part of the records is bad.")]
+MaxRejects = Annotated[float, typer.Option(min=0, max=1, help="Fail if more than this fraction of records is bad.")]
 MaxCharacters = Annotated[int, typer.Option(min=1, help="Longer samples are rejected.")]
 Rejects = Annotated[
     Path | None, typer.Option(help="Write rejected records with file, line and reason to this .jsonl or .parquet file.")
@@ -44,16 +44,14 @@ Rejects = Annotated[
 Text = Annotated[
     str, typer.Option(help="Text that is embedded: turns, prompt, response, or all (with system, tools, reasoning).")
 ]
-Long = Annotated[
-    str, typer.Option(help="Texts over the model's length: truncate, or windows (all is read, at a cost by length).")
-]
+Long = Annotated[str, typer.Option(help="Texts over the model's length: truncate, or windows (reads all; slower).")]
 Vectors = Annotated[
     Path | None,
-    typer.Option(help="File of your own vectors (.npy, .npz, .parquet, .safetensors), a row a record read."),
+    typer.Option(help="File of your own vectors (.npy, .npz, .parquet, .safetensors), one row per record read."),
 ]
 VectorsId = Annotated[str | None, typer.Option(help="Column by which --vectors and records are matched; else by row.")]
 Whiten = Annotated[
-    bool, typer.Option("--whiten", help="Whiten vectors by PCA: all directions in which they vary count alike.")
+    bool, typer.Option("--whiten", help="Whiten vectors by PCA, so that all directions of variance count equally.")
 ]
 Reduce = Annotated[int | None, typer.Option(min=1, help="Reduce vectors by PCA to this number of dimensions.")]
 Model = Annotated[str, typer.Option(help="Embedding model: the packaged one, a folder, or NAME@COMMIT on the hub.")]
@@ -76,10 +74,10 @@ DropNearDuplicates = Annotated[
 
 
 def near_duplicates_of(by: str | None, similarity: float | None, drop: bool) -> NearDuplicates:
-    """Return how near-duplicates are found and whether they are dropped, as the options say.
+    """Return the near-duplicate settings given by the options.
 
     Raises:
-        InputError: for an unknown way, or a similarity that nothing is compared by.
+        InputError: for an unknown method, or a similarity threshold without comparison by vectors.
     """
     given: dict[str, Any] = {"drop": drop}
     if by is not None or not drop:
@@ -88,7 +86,7 @@ def near_duplicates_of(by: str | None, similarity: float | None, drop: bool) -> 
         given["similarity"] = similarity
     rule: NearDuplicates = validated(NearDuplicates, **given)
     if similarity is not None and not rule.by_vectors:
-        raise InputError("--similarity is of vectors; give --near-duplicates embedding or both")
+        raise InputError("--similarity compares vectors; give --near-duplicates embedding or both")
     return rule
 
 
@@ -101,7 +99,7 @@ def pool_of(
     max_characters: int = 200_000,
     near_duplicates: NearDuplicates = _OFF,
 ) -> Pool:
-    """Return the settings of a pool of files, as the options say.
+    """Return the settings of a pool of files, from the options.
 
     Raises:
         InputError: for an unknown form or part, or an option for a file that is not among them.
@@ -136,9 +134,9 @@ def embedding_of(
     whiten: bool = False,
     reduce: int | None = None,
 ) -> Embedding:
-    """Return the settings of the embedding, as the options say."""
+    """Return the settings of the embedding, from the options."""
     if vectors_id is not None and vectors is None:
-        raise InputError("--vectors-id is for --vectors; name their file")
+        raise InputError("--vectors-id needs --vectors; name the file of the vectors")
     name, _, revision = (model, "", "") if vectors is not None else model.partition("@")
     embedding: Embedding = validated(
         Embedding,
@@ -155,9 +153,9 @@ def embedding_of(
 
 
 def inspect(
-    files: Annotated[list[Path] | None, typer.Argument(help="Files to look at; default: those of --settings.")] = None,
+    files: Annotated[list[Path] | None, typer.Argument(help="Files to inspect; default: those of --settings.")] = None,
     settings: Annotated[
-        Path | None, typer.Option("--settings", "-s", help="Look at the sources of this settings file.")
+        Path | None, typer.Option("--settings", "-s", help="Inspect the sources of this settings file.")
     ] = None,
     form: Form = None,
     columns: Columns = None,
@@ -168,7 +166,7 @@ def inspect(
     rejects: Rejects = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what files hold before anything is embedded: forms, columns, rejects, lengths, one sample of each form.
+    """Show what files contain before anything is embedded: forms, columns, rejects, lengths, one sample of each form.
 
     Example: [bold]novelsum inspect data/*.jsonl[/]
     """
@@ -206,13 +204,13 @@ def inspect(
 
 
 def say_read(snapshot: Any, root: Path, rejects: Path | None, duplicates: bool = True) -> None:
-    """Say what was left out of the files, and what no text model sees.
+    """Report which records were left out, and which content a text model cannot see.
 
     Args:
         snapshot: the pool.
         root: the storage folder.
-        rejects: the file that they are written to, if any.
-        duplicates: whether records that repeat a sample are left out, too.
+        rejects: the file that rejects are written to, if any.
+        duplicates: whether exact duplicates are left out, too.
     """
     for file in snapshot.files:
         left_out = [_count(file.rejects, "bad record")] if file.rejects or (duplicates and file.duplicates) else []
@@ -223,8 +221,8 @@ def say_read(snapshot: Any, root: Path, rejects: Path | None, duplicates: bool =
         for folded in file.folded if duplicates else ():
             differ = f"{_count(folded.records, 'duplicate')} {'differs' if folded.records == 1 else 'differ'}"
             say(
-                f"{file.file}: in {folded.column}, which is not read as training content, {differ} from the first"
-                f" (record {folded.position} repeats {folded.id}); --columns maps columns"
+                f"{file.file}: in column {folded.column}, which is not read as training content, {differ} from the"
+                f" sample kept (record {folded.position} repeats {folded.id}); --columns maps columns"
             )
         if file.with_media:
             media = _count(file.with_media, "sample")
@@ -242,14 +240,14 @@ def say_read(snapshot: Any, root: Path, rejects: Path | None, duplicates: bool =
 
 
 def say_near(snapshot: Any) -> None:
-    """Say how many samples are near-duplicates, where they were looked for."""
+    """Report the number of near-duplicates, if they were searched for."""
     if snapshot.near_duplicates:
         what = "left out" if snapshot.near_duplicates_dropped else "left in; --drop-near-duplicates leaves them out"
         say(f"{_count(snapshot.near_duplicates, 'near-duplicate')} {what}")
 
 
 def say_cut(cut: Any, embedding: Embedding) -> None:
-    """Say how many samples are longer than what the model reads; as a warning where much is not read."""
+    """Report how many samples exceed the model's input length; as a warning if much text is not read."""
     words = cut.words(embedding)
     if words is not None:
         say(("warning: " if cut.fraction > embedding.max_cut_fraction else "") + words)
@@ -286,7 +284,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _by_file(values: list[str], paths: list[Path], option: str, mark: str) -> dict[Path, str]:
-    """Return an option's value for each file: what has no file's name before the mark is for all."""
+    """Return an option's value for each file; a value without `FILE` before the mark applies to all."""
     found: dict[Path, str] = {}
     longest_first = sorted(paths, key=lambda path: -len(str(path)))
     for value in values:
@@ -294,7 +292,7 @@ def _by_file(values: list[str], paths: list[Path], option: str, mark: str) -> di
         if named is not None:
             found[named] = value.removeprefix(f"{named}{mark}")
         elif mark in (value if mark == "=" else value.partition("=")[0]):
-            raise InputError(f"{option}: {value.rpartition(mark)[0]} is none of the files")
+            raise InputError(f"{option}: {value.rpartition(mark)[0]} is not one of the files")
         else:
             found = {**dict.fromkeys(paths, value), **found}
     return found
@@ -316,7 +314,7 @@ def _mapping(text: str) -> dict[str, str]:
     names = [name for name, _ in pairs]
     wrong = next((name for name in names if name not in PARTS or names.count(name) > 1), None)
     if wrong is not None:
-        what = "is there twice" if wrong in PARTS else f"is none of the parts {', '.join(PARTS)}"
+        what = "is given twice" if wrong in PARTS else f"is not one of the parts {', '.join(PARTS)}"
         raise InputError(f"--columns: {wrong} {what}")
     return dict(pairs)
 
@@ -353,7 +351,7 @@ def _print_file(one: Any, cut: str | None) -> None:
 
 
 def _facts(one: Any, cut: str | None) -> Iterator[tuple[str, str]]:
-    """Yield what is known of a file, as rows of a table."""
+    """Yield the facts about a file, as rows of a table."""
     file = one.file
     unread = f", {file.unread:,} unread" if file.unread else ""
     yield "format", file.format

@@ -1,4 +1,4 @@
-"""The command that makes room: `novelsum gc`.
+"""The command `novelsum gc`, which deletes data of old runs.
 
 Belongs here: its arguments, table and JSON. Does not: what is removed (`audit.gc`).
 """
@@ -23,9 +23,9 @@ def gc(
     settings: SettingsFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove data of old runs, as the section retention of the settings says, and what killed processes left.
+    """Delete data of old runs, following `retention` in the settings, and leftovers of killed processes.
 
-    Without that section every finished run keeps its data. Nothing is removed while a run is live.
+    Without that section every finished run keeps its data. Nothing is deleted while a run is live.
 
     Example: [bold]novelsum gc --dry-run[/]
     """
@@ -49,7 +49,7 @@ def gc(
 
 @contextmanager
 def _of_s3(store: "LineageStore", mirror: "Mirror") -> Iterator[list[str]]:
-    """Make the local folder as S3 is, so that all is seen; then remove there the paths that the block names."""
+    """Fetch everything from S3, so that all of it is considered; then delete on S3 the paths that the block names."""
     from novelsum_dagster.artifacts.outputs import fetch_everything, remove
     from novelsum_dagster.lineage.store import RUN_FILES
     from novelsum_dagster.remote.lock import StorageLock
@@ -58,9 +58,9 @@ def _of_s3(store: "LineageStore", mirror: "Mirror") -> Iterator[list[str]]:
     with StorageLock(mirror.root, mirror.remote).held("gc"):
         with new_reporter().step("fetching folders") as progress:
             fetch_everything(mirror, progress)
-        store.take_in()
+        store.import_runs()
         yield removed
-        # They say whose data is gone, before it is.
+        # Sent first: the run files record whose data is removed before it is.
         mirror.put(*(path.relative_to(mirror.root).as_posix() for path in sorted(mirror.root.glob(RUN_FILES))))
         remove(mirror, removed)
 

@@ -1,4 +1,4 @@
-"""The command `novelsum`: everything that a terminal needs.
+"""The command `novelsum`: the command-line interface.
 
 Belongs here: arguments, tables, JSON, exit codes. Does not: the work (`oneshot`, `definitions`), the audit's and
 the studies' commands (`audit`, `study`).
@@ -7,12 +7,10 @@ Results go to standard output, everything else to standard error. Exit codes: 0 
 input, settings or arguments; 130 interrupted.
 """
 
-import contextlib
 import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -74,8 +72,8 @@ if TYPE_CHECKING:
 
 app = new_app(
     "How diverse is an instruction-tuning dataset, and which subset is most diverse?\n\n"
-    "[bold]measure[/] and [bold]select[/] work on files at once. [bold]run[/] curates a pool by a settings file, with"
-    " checks, lineage and reports; [bold]ui[/] shows it in the Dagster UI; [bold]study[/] tries the measures."
+    "[bold]measure[/] and [bold]select[/] work directly on files. [bold]run[/] curates a pool by a settings file, with"
+    " checks, lineage and reports; [bold]ui[/] shows it in the Dagster UI; [bold]study[/] evaluates the measures."
 )
 app.add_typer(study, name="study")
 
@@ -89,16 +87,16 @@ def _print_version(is_wanted: bool) -> None:
 @app.callback()
 def _common(
     _: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass
 
 
 _NEIGHBORS = "K: neighbours in the density factor."
-_DENSITY_POWER = "beta: weight of the density factor; 0 leaves it out."
+_DENSITY_POWER = "beta: weight of the density factor; 0 disables it."
 _PROXIMITY_POWER = "alpha: weight of near samples."
-_REPEAT = " Repeat for several."
+_REPEAT = " Repeatable."
 _Neighbors = Annotated[int, typer.Option(min=1, help=_NEIGHBORS)]
 _DensityPower = Annotated[float, typer.Option(min=0, help=_DENSITY_POWER)]
 _ProximityPower = Annotated[float, typer.Option(min=0, help=_PROXIMITY_POWER)]
@@ -114,24 +112,25 @@ _Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", ca
 
 @app.command()
 def run(settings: SettingsFile = None, as_json: AsJson = False) -> None:
-    """Curate a pool: read, embed, measure, select, check and record it, as the settings file says.
+    """Curate a pool as the settings file specifies: read, embed, measure, select, check and record it.
 
-    A run that was interrupted goes on at the last shard of vectors; a second run embeds only new samples.
+    An interrupted run resumes at the last shard of vectors; a second run embeds only new samples.
 
     Example: [bold]novelsum run --settings curation.yaml[/]
     """
     chosen = settings_in(settings)
     home, run_id = _prepare_home(chosen), str(uuid4())
     from novelsum_dagster.definitions import CURATE_JOB, build_defs
+    from novelsum_dagster.defs.dead_runs import open_instance
     from novelsum_dagster.engine.engine import engine_of
     from novelsum_dagster.workspace import Workspace
 
-    # What a step would refuse, storage that is in use or out of reach, or a missing device, is refused before all else.
+    # Fail before any work on what a step would refuse: storage in use or unreachable, a missing device.
     Workspace(chosen).hold(run_id)
     engine_of(chosen).device(chosen.device)
 
     job = build_defs(chosen, new_reporter()).resolve_job_def(CURATE_JOB)
-    with _instance(chosen) as instance:
+    with open_instance(Workspace(chosen)) as instance:
         result = job.execute_in_process(
             instance=instance,
             run_id=run_id,
@@ -140,7 +139,7 @@ def run(settings: SettingsFile = None, as_json: AsJson = False) -> None:
         )
     _say_checks(result)
     if _was_interrupted(result):
-        say("novelsum: interrupted; what was embedded is kept")
+        say("novelsum: interrupted; finished vectors are kept")
         raise typer.Exit(130)
     if not result.success:
         _say_failures(result)
@@ -173,7 +172,7 @@ def measure(
     sets: Annotated[list[Path], typer.Argument(help="Files (.json, .jsonl, .parquet; .gz, .zst), one set each.")],
     reference: Annotated[
         list[Path] | None,
-        typer.Option("--reference", "-r", help="The pool that defines density; repeat for several files."),
+        typer.Option("--reference", "-r", help="The pool that defines density; repeatable."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -187,7 +186,7 @@ def measure(
         list[float] | None, typer.Option(min=0, help=_PROXIMITY_POWER + _REPEAT + " [default: 1.0]")
     ] = None,
     neighbor_policy: Annotated[str, typer.Option(help="published, or self: drop only an equal point.")] = "published",
-    self_distance: Annotated[str, typer.Option(help="included (published), or excluded from a row.")] = "included",
+    self_distance: Annotated[str, typer.Option(help="included (published), or excluded from each row.")] = "included",
     density_side: Annotated[str, typer.Option(help="row (published), or column: the other sample's density.")] = "row",
     aggregate: Annotated[str, typer.Option(help="mean (published), or sum.")] = "mean",
     near_duplicates: NearDuplicatesBy = None,
@@ -212,10 +211,10 @@ def measure(
 ) -> None:
     """Measure the diversity of one or more sets, at equal size: NovelSum and the other measures.
 
-    Values depend on the number of samples, so larger sets are sampled down to the smallest. Samples that repeat count
-    as often as they are there. Without --reference, density comes from all sets together.
+    Values depend on the number of samples, so larger sets are sampled down to the smallest. Each repeated sample counts
+    every time it occurs. Without --reference, density comes from all sets together.
 
-    Give several values of K, beta or alpha to have NovelSum at every combination, for hardly more time than one.
+    Give several values of K, beta or alpha to get NovelSum at every combination; this takes hardly longer than one.
 
     Example: [bold]novelsum measure subset.jsonl random.jsonl --reference pool.parquet[/]
     """
@@ -239,7 +238,7 @@ def measure(
         folder_to_write("--output", output)
     embedding, reporter = embedding_of(model, text, long, vectors, vectors_id, whiten, reduce), new_reporter()
     if vectors is not None and (len(sets) > 1 or reference):
-        raise InputError("--vectors is for one set of files; select, or measure one set, without --reference")
+        raise InputError("--vectors takes one set of files: measure a single set, without --reference")
     near = near_duplicates_of(near_duplicates, similarity, drop_near_duplicates)
     paths = [*sets, *sorted(reference or [])]
     everything = pool_of(paths, form, columns, role, max_reject_fraction, max_characters, near)
@@ -291,19 +290,19 @@ def select(
     ],
     k: Annotated[int | None, typer.Option("-k", min=1, help="How many samples to choose.")] = None,
     token_budget: Annotated[
-        int | None, typer.Option(min=1, help="In place of -k: the most tokens that they may have together.")
+        int | None, typer.Option(min=1, help="Instead of -k: the most tokens that the subset may have in total.")
     ] = None,
     strategy: Annotated[
         str,
         typer.Option(help="novelselect, random, farthest, kmeans, kcenter, qdit, repr_filter, gist or duplicate."),
     ] = "novelselect",
     quality: Annotated[
-        str | None, typer.Option(help="Field of the records with a quality over 0, as meta.score.")
+        str | None, typer.Option(help="Field of the records with a quality above 0, e.g. meta.score.")
     ] = None,
     density_side: Annotated[
         str,
         typer.Option(
-            help="Whose density counts in novelselect: both (published code); column: the picks' (the paper's"
+            help="Whose density novelselect uses: both (published code); column: the picks' (the paper's"
             " equation); row: the candidate's; or objective: the increase of NovelSum."
         ),
     ] = "both",
@@ -314,7 +313,7 @@ def select(
     similarity: Similarity = None,
     drop_near_duplicates: DropNearDuplicates = False,
     nested: Annotated[
-        str, typer.Option(help="Columns that Parquet cannot hold unchanged: refuse, or json (their JSON text).")
+        str, typer.Option(help="Columns that Parquet cannot store unchanged: refuse, or json (stored as JSON text).")
     ] = "refuse",
     neighbors: _Neighbors = 10,
     density_power: _DensityPower = 0.5,
@@ -336,9 +335,9 @@ def select(
     rejects: Rejects = None,
     as_json: AsJson = False,
 ) -> None:
-    """Choose the k samples that make a subset most diverse, and write them as they were, in pick order.
+    """Select a diverse subset of k samples, and write its records unchanged, in pick order.
 
-    NovelSelect favours dense regions, so near-duplicates crowd the subset: leave them out where the pool has many.
+    NovelSelect favours dense regions, so near-duplicates crowd the subset: drop them if the pool has many.
 
     Example: [bold]novelsum select pool.jsonl more.parquet -k 1000 -o subset.jsonl[/]
     """
@@ -363,7 +362,7 @@ def select(
     powers = validated(NovelSum, neighbors=neighbors, density_power=density_power, proximity_power=proximity_power)
     to_stdout = str(output) == "-"
     if to_stdout and as_json:
-        raise InputError("--json prints to standard output; give --output a file")
+        raise InputError("--json prints to standard output; name a file with --output")
     if not to_stdout:
         output_writer(output)
         _refuse_input_as_output(output, pool)
@@ -409,10 +408,10 @@ def select(
             reached = choice.reached
             say(
                 f"NovelSum of the subset: {reached['novelsum']:.4f}, {reached['part_of_bound']:.0%} of"
-                f" {reached['upper_bound']:.4f}, which no subset of this size exceeds."
+                f" {reached['upper_bound']:.4f}, an upper bound for subsets of this size."
             )
         if worse := less_diverse(compared):
-            say(f"{worse}; compared were {names_of(compared)}.")
+            say(f"{worse}; measures compared: {names_of(compared)}.")
 
 
 def _say_transformed(dimension: int, embedding: Embedding) -> None:
@@ -429,7 +428,7 @@ def _nested(value: str) -> "Nested":
 
 
 def _write_chosen(records: "list[ChosenRecord]", output: Path | None, nested: "Nested") -> None:
-    """Write records to a file, or as JSON Lines to standard output; say what is in another form than it was read in."""
+    """Write records to a file, or as JSON Lines to standard output; report values whose representation changed."""
     from novelsum_dagster.pool.export import json_changes, record_line, write_records
 
     if output is None:
@@ -447,15 +446,18 @@ def ui(
     settings: SettingsFile = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 3000,
 ) -> None:
-    """Open the Dagster UI over the pool of a settings file, on http://127.0.0.1:3000.
+    """Open the Dagster UI for the pool of a settings file, on http://127.0.0.1:3000.
 
-    The page of [bold]novelsum explore[/] runs beside it, at the settings' explore_url: links in the UI lead there.
+    The page of [bold]novelsum explore[/] is served too, at the settings' explore_url: links in the UI open it.
     """
+    from novelsum_dagster.defs.dead_runs import open_instance
+    from novelsum_dagster.workspace import Workspace
+
     chosen = settings_in(settings)
     beside = page_beside(chosen.explore_url, port)
     require_free_port(port)
     _prepare_home(chosen)
-    with _instance(chosen):
+    with open_instance(Workspace(chosen)):
         say(f"The Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)")
     dev = ["dagster", "dev", "-m", "novelsum_dagster.definitions", "-h", "127.0.0.1", "-p", str(port)]
     raise typer.Exit(run_group([sys.executable, "-W", "ignore", "-m", *dev], *beside))
@@ -463,9 +465,9 @@ def ui(
 
 @app.command("demo-pool")
 def demo_pool(
-    folder: Annotated[Path, typer.Argument(help="Folder to write the files to; it is made where there is none.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write the files to; created if missing.")],
 ) -> None:
-    """Write a pool of real text to try things on: questions about installed packages, answered by their docs."""
+    """Write a demo pool of real text: questions about installed packages, answered from their documentation."""
     from novelsum_dagster.pool.demo import write_demo_pool
 
     counts = write_demo_pool(folder)
@@ -485,7 +487,7 @@ app.command()(restore)
 
 
 def main() -> None:
-    """Run the command line; mistakes of the user end in one line, not a traceback."""
+    """Run the command line; user errors print one line, not a traceback."""
     warnings.simplefilter("ignore")
     try:
         app()
@@ -504,7 +506,7 @@ def main() -> None:
 
 
 def _prepare_home(settings: Settings) -> str:
-    """Make sure that Dagster has a home with our instance settings; return it."""
+    """Create Dagster's home folder with our instance settings; return its path."""
     from importlib.resources import files
 
     from novelsum_dagster.common.files import write_bytes
@@ -517,13 +519,13 @@ def _prepare_home(settings: Settings) -> str:
         raise InputError("pool.sources is empty; list at least one path or dataset in the settings file")
     home = Path(os.environ.setdefault("DAGSTER_HOME", str(storage / "dagster")))
     if not (home / "dagster.yaml").exists():
-        text = files(__package__).joinpath("dagster.yaml").read_text() + _compute_logs(settings)
+        text = files("novelsum_dagster").joinpath("dagster.yaml").read_text() + _compute_logs(settings)
         write_bytes(text.encode(), home / "dagster.yaml")
     return str(home)
 
 
 def _compute_logs(settings: Settings) -> str:
-    """Return the part of dagster.yaml that keeps the steps' output on S3, where storage is there."""
+    """Return the section of dagster.yaml that stores the steps' output on S3, if the storage is there."""
     import yaml
 
     if settings.s3_place is None:
@@ -536,29 +538,16 @@ def _compute_logs(settings: Settings) -> str:
         "skip_empty_files": True,
     }
     manager = {"module": "dagster_aws.s3.compute_log_manager", "class": "S3ComputeLogManager", "config": config}
-    return "\n# What steps print is kept beside everything else.\n" + yaml.safe_dump({"compute_logs": manager})
-
-
-@contextlib.contextmanager
-def _instance(settings: Settings) -> Iterator[Any]:
-    """Open the Dagster instance, with runs closed whose process died."""
-    import dagster as dg
-
-    from novelsum_dagster.defs.dead_runs import close_dead_runs
-    from novelsum_dagster.workspace import Workspace
-
-    with dg.DagsterInstance.get() as instance:
-        close_dead_runs(instance, Workspace(settings))
-        yield instance
+    return "\n# Output of steps is stored beside everything else.\n" + yaml.safe_dump({"compute_logs": manager})
 
 
 def _refuse_input_as_output(output: Path, pool: list[Path]) -> None:
     if any(path.exists() and output.exists() and path.samefile(output) for path in pool):
-        raise InputError(f"{output}: is one of the inputs; write to another file")
+        raise InputError(f"{output} is one of the inputs; write to another file")
 
 
 def _say_checks(result: Any) -> None:
-    """Say which checks did not pass, what each expects and what it found; those that stop the run come last."""
+    """Report the checks that did not pass, with expectation and finding; blocking ones come last."""
     from novelsum_dagster.quality.suites import SUITES
 
     expected = {(suite.step, suite.name): f"expected: {suite.description} Found: " for suite in SUITES}
@@ -582,23 +571,23 @@ def _was_interrupted(result: Any) -> bool:
 
 
 def _say_failures(result: Any) -> None:
-    """Say why each step failed; a check that failed has been named, so that only its consequence is left to say."""
+    """Report why each step failed; failed checks are reported already, so only their consequence is."""
     for event in result.all_events:
         if event.is_step_failure:
             data = event.step_failure_data
             if data.user_failure_data:
                 text = data.user_failure_data.description
             elif data.error.cls_name == "DagsterAssetCheckFailedError":
-                say("novelsum: stopped by a check that failed: nothing is built on what does not pass it")
+                say("novelsum: stopped by a failed blocking check; later steps did not run")
                 continue
             else:
                 text = _mistake(data.error) or data.error.to_string()
             say(f"novelsum: {event.step_key} failed: {text}")
-    say("What was done before is kept: the next run goes on from there.")
+    say("Finished work is kept: the next run resumes from there.")
 
 
 def _mistake(error: Any) -> str | None:
-    """Return the message of the InputError that an error of Dagster is or came of; None if there is none."""
+    """Return the message of the InputError that a Dagster error is or was caused by; None if there is none."""
     names = {InputError.__name__, *(kind.__name__ for kind in InputError.__subclasses__())}
     while error is not None:
         if error.cls_name in names:
@@ -652,7 +641,7 @@ def _what_was_cut(settings: Settings) -> str | None:
 
 
 def _what_changed(settings: Settings, run_id: str) -> str | None:
-    """Return in a sentence what a run changed; None where it changed nothing, or is the first."""
+    """Return a sentence on what a run changed; None if it changed nothing, or is the first run."""
     from novelsum_dagster.artifacts.newest import read_newest
     from novelsum_dagster.audit.changes_words import summary
     from novelsum_dagster.audit.comparison import Changes
@@ -688,11 +677,11 @@ def _print_sets(title: str, rows: list[dict[str, Any]]) -> None:
         interval = f"{row['low']:.4f} to {row['high']:.4f}"
         table.add_row(row["set"], f"{row['samples']:,}", f"{row['novelsum']:.4f}", interval)
     Console().print(table)
-    print("interval: 95 % bootstrap; of the pool sample the range of ten draws")
+    print("Intervals are 95 % bootstrap; for the pool sample, the range of ten random draws.")
 
 
 def _print_measures(comparison: Any) -> None:
-    """Print a row a measure and a column a set, as many sets side by side as the terminal has room for."""
+    """Print one row per measure and one column per set, as many sets side by side as fit in the terminal."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,9 +1,9 @@
-"""What each step of a curation needs, before it starts: memory here, on a worker and on the device; room on disk.
+"""Resources that each step of a curation needs: memory here, on a worker and on the device; disk space.
 
-Belongs here: putting together what the steps say of themselves, by the same formulas by which they refuse work that
-would not fit. Does not: those formulas, where the numbers come from (`cli.plan`).
+Belongs here: combining the estimates of the steps, from the same formulas by which they refuse work that would not
+fit. Does not: those formulas, the sizes they start from (`cli.plan`).
 
-Figures are upper bounds where what a step holds is known by its arrays, and estimates for text and models.
+Figures are upper bounds for arrays, and estimates for text and models.
 """
 
 import os
@@ -22,39 +22,39 @@ from novelsum_dagster.pool import duplicates
 from novelsum_dagster.settings import Selection, Settings
 
 LIBRARIES = 2**30
-"""Python with Dagster, torch, FAISS and all else, loaded; every process has them."""
+"""Memory of a process with Python, Dagster, torch, FAISS and the other libraries loaded."""
 _BUFFERS = 96 * 2**20
-"""What libraries and files hold for a while in any step."""
+"""Temporary memory of libraries and file buffers in any step."""
 _BYTES_PER_TEXT = 2000
-"""Bytes of a sample's text where they are not known."""
+"""Assumed bytes of a sample's text, if unknown."""
 _TEXT_COPIES = 3
-"""A text is held as it was read, as a string of Python, and by the tokenizer in part."""
+"""Copies of a text in memory: as read, as a Python string, and partly in the tokenizer."""
 _MODEL_COPIES = 3
-"""The weights in float32, and in bfloat16 while these are tried, with room for what is computed."""
+"""Copies of the weights: float32, bfloat16 while it is tried, and activations."""
 _READ_BYTES = 300
-"""Memory for a record that was read: its id, whether it came before."""
+"""Memory per record read, for its id and for duplicate detection."""
 _TABLE_BYTES = 400
-"""Disk for a sample in the tables of ids, places, densities, novelties and scores."""
+"""Disk space per sample in the tables of ids, positions, densities, novelties and scores."""
 _PART_BYTES = 64
-"""Memory for a sample where parts of the pool select: its part, its place there, what is known of it in the end."""
+"""Memory per sample in a partitioned selection: its partition, its position there, its final scores."""
 _UNPACKED = 3
-"""A worker holds the index so often while it unpacks it: as it came, as FAISS reads it, as it is searched."""
+"""Copies of the index in a worker while it unpacks it: as received, as FAISS reads it, as it is searched."""
 _AHEAD = 2
-"""Parts of the pool that wait for a worker or are with it (`ray_spread`)."""
+"""Parts of the pool that are queued for a worker or being processed by it (`ray_spread`)."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """What one step needs at its peak, in bytes; None where it uses no such thing.
+    """Peak needs of one step, in bytes; None for a resource that it does not use.
 
     Attributes:
         step: the asset's name.
-        memory: of this machine.
-        worker: of each worker, where the engine is ray.
-        device: of a CUDA device, where the settings allow one.
+        memory: on this machine.
+        worker: on each worker, with the engine ray.
+        device: on a CUDA device, if the settings allow one.
         disk: that it adds to the storage folder.
-        store: of `worker`, what is in Ray's object store; on this machine that is in `memory`, where the engine is ray.
-        is_known: whether the model's size is; where not, `memory` and `worker` are without it, and `device` is None.
+        store: the share of `worker` in Ray's object store; on this machine it is included in `memory`.
+        is_known: whether the model's size is known; if not, `memory` and `worker` exclude it and `device` is None.
     """
 
     step: str
@@ -68,12 +68,12 @@ class Need:
 
 @dataclass(frozen=True)
 class Room:
-    """What there is.
+    """Available resources.
 
     Attributes:
         memory, disk: of this machine, in bytes.
-        device: memory of the device; None if there is none.
-        workers: of Ray that share this machine with the step.
+        device: memory of the device; None without a device.
+        workers: Ray workers that share this machine with the step.
     """
 
     memory: int
@@ -82,7 +82,7 @@ class Room:
     workers: int = 0
 
     def fits(self, need: Need) -> bool:
-        """Tell whether a step fits on this machine; what workers on others have is not known here."""
+        """Return whether a step fits on this machine; workers on other machines are not considered."""
         on_device = need.device is None or self.device is None or need.device <= self.device
         beside = 0 if need.worker is None else self.workers * (need.worker - need.store)
         return need.memory + beside <= self.memory and need.disk <= self.disk and on_device
@@ -90,13 +90,13 @@ class Room:
 
 @dataclass(frozen=True)
 class Size:
-    """What a plan is made for.
+    """The workload that a plan is made for.
 
     Attributes:
-        samples: in the pool.
+        samples: number of samples in the pool.
         dimension: of a vector.
-        text: bytes of all texts together; None takes 2,000 a sample.
-        weights: bytes of the model's weights in float32; None where they are not known.
+        text: bytes of all texts together; None assumes 2,000 per sample.
+        weights: bytes of the model's weights in float32; None if unknown.
     """
 
     samples: int
@@ -106,7 +106,7 @@ class Size:
 
     @property
     def texts(self) -> int:
-        """Bytes of all texts, known or not."""
+        """Bytes of all texts, known or assumed."""
         return self.samples * _BYTES_PER_TEXT if self.text is None else self.text
 
 
@@ -118,7 +118,7 @@ def plan(size: Size, settings: Settings, workers: int = 1) -> list[Need]:
     Args:
         size: of the pool.
         settings: of the curation.
-        workers: of the engine ray; 1 is a worker that has all.
+        workers: of the engine ray; a single worker holds everything.
     """
     on_device = settings.device.startswith("cuda")
     may_use_device = on_device or settings.device == "auto"
@@ -183,7 +183,7 @@ def plan(size: Size, settings: Settings, workers: int = 1) -> list[Need]:
 
 
 def _distinct(settings: Settings, n: int, d: int, held: int, may_use_device: bool) -> Need:
-    """Return what near-duplicates by vectors need; the pool's tables are linked, not copied, where the disk can."""
+    """Return what near-duplicates by vectors need; the pool's tables are hard-linked, not copied, where possible."""
     rows = 4 * n * d
     return Need(
         "distinct_pool",
@@ -196,7 +196,7 @@ def _distinct(settings: Settings, n: int, d: int, held: int, may_use_device: boo
 
 
 def room(settings: Settings, workers: int) -> Room:
-    """Return what this machine has for a curation, now; `workers` are those of the engine ray."""
+    """Return the resources currently available on this machine; `workers` are those of the engine ray."""
     import psutil
 
     is_local = settings.engine == "ray" and not (settings.ray.address or os.environ.get("RAY_ADDRESS"))
@@ -212,18 +212,18 @@ def room(settings: Settings, workers: int) -> Room:
 def _free_on_device(name: str) -> int | None:
     try:
         device = cuda_or_cpu(name)
-    except InputError:  # A plan may be for another machine.
+    except InputError:  # The plan may be for another machine.
         return None
     return None if device == "cpu" else free_device_memory(torch_device(device))
 
 
 def _picks(selection: Selection, n: int) -> int:
-    """Return how many picks there can be; a budget of tokens allows as many as there are samples."""
+    """Return the largest possible number of picks; a token budget allows up to all samples."""
     return n if selection.k is None else min(selection.k, n)
 
 
 def _stages(selection: Selection, n: int, k: int) -> list[tuple[int, int]]:
-    """Return out of how many samples how many are picked, one selection after the other; the last is the subset's."""
+    """Return (candidates, picks) of each selection in order; the last one makes the subset."""
     if selection.partitions is None:
         return [(n, k)]
     part = -(-n // selection.partitions)
@@ -232,16 +232,16 @@ def _stages(selection: Selection, n: int, k: int) -> list[tuple[int, int]]:
 
 
 def _selection(selection: Selection, n: int, d: int, k: int, workers: int) -> tuple[int, int, int]:
-    """Return what choosing takes beside the vectors: here, on a worker, in Ray's object store for all workers."""
+    """Return the memory of selecting besides the vectors: here, on a worker, in Ray's object store for all workers."""
     stages = _stages(selection, n, k)
     (parted, _), (last, _) = stages[0], stages[-1]
     own = -(-last // workers)
-    # A worker's rows are in the store, and copied out of it.
+    # A worker's rows are in the object store, and copied out of it.
     worker = 2 * 4 * own * d + _strategy_memory(selection, own, d, k)
     waiting = 4 * own * d * workers
     if selection.partitions is None:
         return 4 * n * d + _strategy_memory(selection, n, d, k), worker, waiting
-    # The rows of a part or of what the parts picked are copied out of the pool's, and made unit rows of.
+    # The rows of a part, or of the parts' picks, are copied from the pool's and normalised to unit length.
     here = max(2 * 4 * size * d + _strategy_memory(selection, size, d, picks) for size, picks in stages)
     rows = 4 * parted * d
     on_part = (_AHEAD + 1) * rows + _strategy_memory(selection, parted, d, stages[0][1])
@@ -249,7 +249,7 @@ def _selection(selection: Selection, n: int, d: int, k: int, workers: int) -> tu
 
 
 def _strategy_memory(selection: Selection, n: int, d: int, k: int) -> int:
-    """Return what choosing takes beside the vectors and the unit rows."""
+    """Return the memory of selecting besides the vectors and the unit rows."""
     if selection.strategy == "novelselect":
         from novelsum_dagster.selection.search import column as search_column
         from novelsum_dagster.selection.search import cpu as search_cpu

@@ -1,8 +1,8 @@
-"""Measuring and selecting files at once, without Dagster, settings file or storage folder.
+"""Measuring and selecting files directly, without Dagster, settings file or storage folder.
 
-Belongs here: what `novelsum measure` and `novelsum select` do. Does not: printing (`cli`), the maths.
+Belongs here: what `novelsum measure` and `novelsum select` do. Does not: printing (`cli.main`), the computations.
 
-Vectors are kept in the user's cache folder, so that a text is embedded once; everything else is temporary.
+Vectors are cached in the user's cache folder, so that a text is embedded once; everything else is temporary.
 """
 
 import tempfile
@@ -42,9 +42,9 @@ from novelsum_dagster.settings import Embedding, Measures, NovelSum, Pool, Selec
 
 @dataclass(frozen=True)
 class EmbeddedFiles:
-    """Files read and embedded: the snapshot lies under `root`, `vectors` is float32, (n, d), in its order.
+    """Files read and embedded: the snapshot lies under `root`; `vectors` is float32, (n, d), in snapshot order.
 
-    `cut` says what the model did not read of their texts.
+    `cut` counts the text that the model did not read.
     """
 
     snapshot: PoolSnapshot
@@ -53,10 +53,10 @@ class EmbeddedFiles:
     cut: Cut
 
     def records(self) -> tuple[Samples, list[str]]:
-        """Return every record that was read as a sample, one that repeats another too, and their ids."""
+        """Return every record read as a sample, including exact duplicates, and their ids."""
         table = self.snapshot.samples(self.root, ["id", "text"])
         texts, row_of = table["text"].to_pylist(), {id_: row for row, id_ in enumerate(table["id"].to_pylist())}
-        # A near-duplicate that was dropped has a place, and no row.
+        # A dropped near-duplicate has a position but no row.
         ids = [id_ for id_ in self.snapshot.table(self.root, "origins", ["id"])["id"].to_pylist() if id_ in row_of]
         rows = [row_of[id_] for id_ in ids]
         return Samples(self.vectors[rows], [texts[row] for row in rows]), ids
@@ -68,10 +68,10 @@ class Choice:
 
     Attributes:
         table: the picks.
-        records: as they were read.
-        rows: int64, (k,), of the pool.
+        records: the picked records, unchanged.
+        rows: int64, (k,), rows of the pool.
         factors: density factors of the pool's samples.
-        reached: what density_side `objective` reached, for which `objective_facts` is; empty for other selections.
+        reached: `objective_facts` of a selection with density_side `objective`; empty for other selections.
     """
 
     table: pa.Table
@@ -90,14 +90,14 @@ def embedded_files(
     rejects_file: Path | None = None,
     require: Callable[[PoolSnapshot, Path], None] | None = None,
 ) -> Iterator[EmbeddedFiles]:
-    """Read and embed files; what was read is gone after the block.
+    """Read and embed files; the snapshot is deleted when the block ends.
 
     Args:
-        pool: the files and what is let in.
+        pool: the files and the settings for reading them.
         embedding: the model.
         reporter: shows progress.
         device: as the setting `device`.
-        rejects_file: where the rejects are written if there are too many; default: in the cache.
+        rejects_file: where the rejects are written if they exceed the limit; default: in the cache folder.
         require: called with the snapshot and its root before anything is embedded.
 
     Raises:
@@ -133,10 +133,10 @@ def embedded_files(
 def choose(
     files: EmbeddedFiles, selection: Selection, settings: NovelSum, reporter: Reporter, device: str = "auto"
 ) -> Choice:
-    """Choose a subset.
+    """Select a subset.
 
     Args:
-        files: the pool, its own reference for density.
+        files: the pool, which is also the reference for density.
         selection: the settings of the selection.
         settings: of the measure.
         reporter: shows progress.
@@ -170,9 +170,9 @@ def choose(
 def beside_random(
     files: EmbeddedFiles, choice: Choice, selection: Selection, settings: NovelSum, reporter: Reporter, device: str
 ) -> tuple[Compared, ...]:
-    """Return the measures of a subset beside those of a random one of its size, the same as a report of it has.
+    """Return the measures of a subset and of a random one of the same size, the same as in a report.
 
-    Nothing is returned of a subset that is random, or is the whole pool.
+    The result is empty if the subset is random or the whole pool.
 
     Args:
         files: the pool.
@@ -205,14 +205,14 @@ def beside_random(
 
 
 def untransformed(embedding: Embedding) -> Embedding:
-    """Return the settings without PCA: sets that are compared are read one by one, and transformed together."""
+    """Return the settings without PCA: sets to compare are embedded one by one and transformed together afterwards."""
     return embedding.model_copy(update={"whiten": False, "reduce": None})
 
 
 def transformed(
     sets: Mapping[str, Samples], reference: NDArray[np.float32] | None, embedding: Embedding
 ) -> tuple[dict[str, Samples], NDArray[np.float32] | None]:
-    """Return sets and reference whitened or reduced as the settings say, by PCA of the reference.
+    """Return sets and reference whitened or reduced according to the settings, by PCA of the reference.
 
     Args:
         sets: by name.
@@ -220,11 +220,11 @@ def transformed(
         embedding: the settings.
 
     Raises:
-        InputError: where the vectors do not vary enough, or one equals their mean.
+        InputError: if the vectors vary too little, or one equals their mean.
     """
     if not embedding.whiten and embedding.reduce is None:
         return dict(sets), reference
-    # By name: the order of arguments must not change a value.
+    # Sorted by name: the order of arguments must not change a value.
     pool = np.concatenate([sets[name].vectors for name in sorted(sets)]) if reference is None else reference
     try:
         fitted = Whitening.of(distinct_rows(pool)[0], whiten=embedding.whiten, reduce=embedding.reduce)
@@ -236,7 +236,7 @@ def transformed(
         for name, samples in sets.items():
             found[name] = Samples(fitted.apply(samples.vectors), samples.texts)
     except NoDirection as error:
-        raise InputError(f"{name}: {error}; take that record out, or leave --whiten and --reduce out") from error
+        raise InputError(f"{name}: {error}; remove that record, or omit --whiten and --reduce") from error
     return found, moved
 
 
@@ -249,7 +249,7 @@ def compare(
     device: str,
     reporter: Reporter,
 ) -> Comparison:
-    """Measure sets at equal size with all measures, the others at their default settings.
+    """Measure sets at equal size with all measures, those other than NovelSum at their default settings.
 
     Args:
         sets: by name.
@@ -263,7 +263,7 @@ def compare(
     Raises:
         ValueError: as `measure_sets` does.
     """
-    # By name: k-means starts from samples by their place, and the order of arguments must not change a value.
+    # Sorted by name: k-means is seeded by position, and the order of arguments must not change a value.
     together = [sets[name].vectors for name in sorted(sets)]
     pool = np.concatenate(together) if reference is None else reference
     with reporter.step("preparing"):

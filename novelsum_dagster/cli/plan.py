@@ -1,6 +1,6 @@
-"""The command that tells what a curation needs before it starts: `novelsum plan`.
+"""The command `novelsum plan`, which estimates what a curation needs before it starts.
 
-Belongs here: its arguments, how large the pool and the vectors are, table and JSON. Does not: what steps need (`plan`).
+Belongs here: its arguments, the size of pool and vectors, table and JSON. Does not: what steps need (`needs`).
 """
 
 import json
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from novelsum_dagster.cli.needs import Need, Room, Size
 
 _UNKNOWN = "unknown until downloaded"
-"""What a step needs for a model that is not here yet."""
+"""Shown as the need of a step for a model that is not downloaded yet."""
 
 
 def plan(
     samples: Annotated[int | None, typer.Option(min=1, help="Samples in the pool. Default: counted.")] = None,
     dimension: Annotated[int | None, typer.Option(min=1, help="Of a vector. Default: the model's.")] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Plan for the engine ray with so many. Default: the settings'.")
+        int | None, typer.Option(min=1, help="Workers to plan for, with the engine ray. Default: the settings'.")
     ] = None,
     settings: SettingsFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what each step needs, in memory, on the GPU and on disk, and whether it fits here.
+    """Estimate what each step needs in memory, on the GPU and on disk, and whether it fits on this machine.
 
-    Steps refuse work that would not fit; this tells it before the first one starts.
+    Steps refuse work that would not fit; this command reports it before the first one starts.
 
     Example: [bold]novelsum plan --samples 396000 --dimension 4096[/]
     """
@@ -57,7 +57,7 @@ def plan(
 
 
 def _pool_size(settings: Settings) -> tuple[int, int | None]:
-    """Return the samples of the pool as it was read last, else the records of its sources; bytes of their texts."""
+    """Return the number of samples in the newest snapshot, else of records in the sources, and their texts' bytes."""
     from novelsum_dagster.artifacts.newest import newest_or_none
     from novelsum_dagster.pool.ingest import count_records
     from novelsum_dagster.pool.snapshot import PoolSnapshot
@@ -75,10 +75,10 @@ def _pool_size(settings: Settings) -> tuple[int, int | None]:
 
 
 def _model_folder(embedding: Embedding) -> Path | None:
-    """Return the folder of the model; None for one on the hub that is not here yet, or not whole.
+    """Return the folder of the model; None for a hub model that is not downloaded, or only in part.
 
     Raises:
-        InputError: for a hub model without a revision, or a folder that is no model's.
+        InputError: for a hub model without a revision, or a folder without a model.
     """
     from novelsum_dagster.common.files import read_json
     from novelsum_dagster.embedding.encoder import model_location
@@ -90,7 +90,7 @@ def _model_folder(embedding: Embedding) -> Path | None:
 
     try:
         folder = Path(snapshot_download(embedding.model, revision=embedding.revision, local_files_only=True))
-    except (OSError, ValueError):  # As the hub's client says that there is none.
+    except (OSError, ValueError):  # Raised by the hub's client if the model is not downloaded.
         return None
     index = folder / "model.safetensors.index.json"
     weights = set(read_json(index)["weight_map"].values()) if index.exists() else {"model.safetensors"}
@@ -98,14 +98,14 @@ def _model_folder(embedding: Embedding) -> Path | None:
 
 
 def _dimension(settings: Settings, folder: Path | None) -> int:
-    """Return the length of the model's vectors, as its last vectors or its configuration have it.
+    """Return the dimension of the model's vectors, from its newest vectors or its configuration.
 
     Args:
         settings: that name the model.
-        folder: of the model; None asks the hub for its configuration.
+        folder: of the model; None downloads its configuration from the hub.
 
     Raises:
-        InputError: where the configuration cannot be read, or does not say.
+        InputError: if the configuration cannot be read, or lacks the dimension.
     """
     from novelsum_dagster.common.files import read_json
     from novelsum_dagster.embedding.encoder import identify
@@ -133,12 +133,12 @@ def _dimension(settings: Settings, folder: Path | None) -> int:
             trust_remote_code=False,
         )
         return int(config.get_text_config().hidden_size)
-    except Exception as error:  # A damaged configuration raises many kinds.
-        raise InputError(f"the dimension of {model} is not known ({error}); give --dimension") from None
+    except Exception as error:  # A damaged configuration raises errors of many types.
+        raise InputError(f"the dimension of {model} is unknown ({error}); give --dimension") from None
 
 
 def _weights(folder: Path | None) -> int | None:
-    """Return the bytes of a model's files of weights; None for one that is not here."""
+    """Return the bytes of a model's weight files; None for a model that is not downloaded."""
     return None if folder is None else sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
@@ -172,10 +172,10 @@ def _print(size: "Size", workers: int | None, needs: "list[Need]", there: "Room"
     table.add_section()
     blank = [""] * len(own)
     table.add_row("all", "", *blank, "", _shown(sum(need.disk for need in needs)), "")
-    table.add_row("there is", _shown(there.memory), *blank, _shown(there.device), _shown(there.disk), "")
+    table.add_row("available", _shown(there.memory), *blank, _shown(there.device), _shown(there.disk), "")
     Console().print(table)
     if any(not there.fits(need) for need in needs):
-        say("A step that does not fit refuses before it works; docs/gpu.md says what makes it smaller.")
+        say("A step that does not fit fails before it starts work; docs/gpu.md explains how to reduce its needs.")
 
 
 def _shown(size: int | None) -> str:

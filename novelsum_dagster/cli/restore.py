@@ -1,6 +1,6 @@
-"""The command that brings a storage on S3 back to an empty machine: `novelsum restore`.
+"""The command `novelsum restore`, which copies a storage on S3 to an empty machine.
 
-Belongs here: its words. Does not: transfers (`remote`), the lineage's rows (`lineage.store`).
+Belongs here: its argument and messages. Does not: transfers (`remote`), the lineage's rows (`lineage.store`).
 """
 
 from novelsum_dagster.cli.terminal import SettingsFile, new_reporter, say, settings_in
@@ -9,9 +9,9 @@ from novelsum_dagster.common.progress import counted
 
 
 def restore(settings: SettingsFile = None) -> None:
-    """Fetch everything of a storage on S3 that this machine lacks, and make the lineage database anew from it.
+    """Fetch every file of a storage on S3 that is missing here, and rebuild the lineage database from them.
 
-    A run fetches what it needs by itself; this is for asking about all runs that there were.
+    A run fetches what it needs by itself; this command makes all earlier runs available to queries.
 
     Example: [bold]novelsum restore --settings curation.yaml[/]
     """
@@ -24,8 +24,8 @@ def restore(settings: SettingsFile = None) -> None:
     mirror, store = workspace.mirror, workspace.lineage
     if mirror is None:
         raise InputError(
-            f"storage is the folder {workspace.root}, not on S3: there is nothing to fetch. A damaged lineage is made"
-            " anew by novelsum rebuild-lineage"
+            f"storage is the folder {workspace.root}, not on S3: there is nothing to fetch. To rebuild a damaged"
+            " lineage database, run novelsum rebuild-lineage"
         )
     with (
         StorageLock(workspace.root, mirror.remote).held("restore"),

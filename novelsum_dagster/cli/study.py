@@ -1,4 +1,4 @@
-"""The commands `novelsum study ...`: trying the measures themselves.
+"""The commands `novelsum study ...`, which evaluate the measures.
 
 Belongs here: arguments, tables and JSON of the studies. Does not: the studies (`study`).
 """
@@ -22,7 +22,7 @@ from novelsum_dagster.cli.terminal import (
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.settings import Settings, settings_path
 
-study = new_app("Try the measures themselves: on simulated selections, and against the performance of models.")
+study = new_app("Evaluate the measures: on simulated selections, and against the performance of models.")
 
 
 @study.command()
@@ -30,14 +30,14 @@ def simulate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write tables and pictures to this folder.")
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Draws of every pool.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Number of draws of every pool.")] = 5,
     seed: Seed = 42,
     as_json: AsJson = False,
 ) -> None:
-    """Rank selections that a person can rank by eye, and count which measures agree.
+    """Rank simulated selections whose order is obvious, and count how often each measure agrees.
 
-    Pools in the plane and in 64 dimensions, uniform, clustered and of varying density; selections spread out, in one
-    cluster, of duplicates, of outliers, of dense areas only.
+    Pools in 2 and 64 dimensions: uniform, clustered and of varying density. Selections: spread out, in one cluster,
+    of duplicates, of outliers, of dense areas only.
 
     Example: [bold]novelsum study simulate --output simulation[/]
     """
@@ -68,7 +68,7 @@ def correlate(
     ] = None,
     table: Annotated[
         Path | None,
-        typer.Option(help="In place of a study: CSV (strategy, performance, and a column a measure) to correlate."),
+        typer.Option(help="Instead of a study: CSV (strategy, performance, and one column per measure) to correlate."),
     ] = None,
     list_sets: Annotated[bool, typer.Option("--list-sets", help="Only print the names of the study's sets.")] = False,
     sets: Annotated[
@@ -80,14 +80,14 @@ def correlate(
     ] = None,
     export: Annotated[
         Path | None,
-        typer.Option(help="Where the facts go, as CSV for study page. Default: study/tables in the storage folder."),
+        typer.Option(help="Folder for the results as CSV (study page). Default: study/tables in the storage folder."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Correlate all measures with performance, over sets that every strategy chose from a pool.
+    """Correlate all measures with performance, over sets that every strategy selected from a pool.
 
-    The pool is what [bold]novelsum run[/] last read and embedded; sets, training and the values of K, beta and alpha
-    are settings (study). What was done is kept: a study that was broken off goes on where it was.
+    The pool is the one that [bold]novelsum run[/] last read and embedded; sets, training and the values of K, beta and
+    alpha are settings (study). Finished work is kept: an interrupted study resumes.
 
     Example: [bold]novelsum study correlate --settings curation.yaml[/]
     """
@@ -97,7 +97,7 @@ def correlate(
         folder_to_write("--output", output)
     if table is not None:
         if performance is not None or list_sets:
-            raise InputError("--table has performance and sets of its own; leave --performance and --list-sets out")
+            raise InputError("--table has its own performance and sets; omit --performance and --list-sets")
         outcome, kept = read_scatter(table), None
     else:
         chosen = _with_performance(settings_in(settings), performance)
@@ -119,14 +119,14 @@ def correlate(
 
 @study.command()
 def page(
-    folders: Annotated[list[Path], typer.Argument(help="Folders that correlate --export has written; a pool each.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders written by correlate --export, one per pool.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The page, as study.html.")],
     as_json: AsJson = False,
 ) -> None:
-    """Write what one or several studies found as one HTML page, with its numbers beside it.
+    """Write the findings of one or several studies as one HTML page, with its numbers as files.
 
     Which measures predict performance, with and without length and near-duplicates held fixed; which selection beats
-    random; and what could have been seen at all.
+    random; and which effects the study could have detected.
 
     Example: [bold]novelsum study page tables -o study.html[/]
     """
@@ -177,14 +177,14 @@ def _write_sets(settings: Settings, folder: Path) -> None:
 
 
 def _pool(settings: Settings) -> tuple[Any, Any]:
-    """Return the pool and its vectors, as the last run left them."""
+    """Return the newest pool and its vectors."""
     from novelsum_dagster.artifacts.newest import newest_or_none, read_newest
     from novelsum_dagster.embedding.store import VectorSet
     from novelsum_dagster.pool.snapshot import PoolSnapshot
 
     root = settings.storage_path
     try:
-        # Storage of an earlier release has the pool as it was read.
+        # Storage of an earlier release has only the pool as read.
         distinct = newest_or_none(root, "distinct_pool", PoolSnapshot)
         pool = distinct or read_newest(root, "raw_pool", PoolSnapshot)
         return pool, read_newest(root, "embeddings", VectorSet)
@@ -219,10 +219,10 @@ def _print_simulation(rows: list[dict[str, Any]]) -> None:
     from novelsum_dagster.study.simulate import ALL
 
     pools = list(dict.fromkeys((row["pool"], row["dimensions"]) for row in rows if row["pool"] != ALL))
-    # Names in full would need more than 80 columns.
+    # Full names would need more than 80 columns.
     names = dict.fromkeys(pool for pool, _ in pools)
     table = Table(
-        title="Comparisons ranked as a person would",
+        title="Comparisons ranked as expected",
         caption="pools: " + ", ".join(f"{pool[0].upper()} {pool}" for pool in names),
         title_justify="left",
         caption_justify="left",

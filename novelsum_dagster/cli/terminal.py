@@ -1,7 +1,4 @@
-"""What every command of the terminal shares: words on stderr, progress, the settings file, options, child processes.
-
-Belongs here: that. Does not: any command.
-"""
+"""Shared parts of the commands: messages on stderr, progress, the settings file, options, child processes."""
 
 import contextlib
 import os
@@ -24,11 +21,11 @@ SettingsFile = Annotated[
     typer.Option("--settings", "-s", help=f"Settings file. Default: ${SETTINGS_VARIABLE}, else ./curation.yaml."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything that is drawn.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of all random draws.")]
 
 
 def new_app(explained: str) -> typer.Typer:
-    """Return a group of commands that all look alike."""
+    """Return a group of commands with a common style."""
     return typer.Typer(
         no_args_is_help=True,
         add_completion=False,
@@ -39,7 +36,7 @@ def new_app(explained: str) -> typer.Typer:
 
 
 def say(text: str) -> None:
-    """Print to standard error, which leaves standard output to results."""
+    """Print to standard error; standard output is for results."""
     print(text, file=sys.stderr)
 
 
@@ -54,12 +51,12 @@ def settings_in(path: Path | None) -> Settings:
     """Read the settings file in force, and pass its name on to Dagster's processes.
 
     Raises:
-        InputError: where there is none, or it has mistakes.
+        InputError: if the file is missing or invalid.
     """
     chosen = path.expanduser().resolve() if path else settings_path()
     if not chosen.exists():
         raise InputError(
-            f"{chosen}: no such settings file. The least one is:\n\n"
+            f"{chosen}: no such settings file. A minimal one is:\n\n"
             "pool:\n  sources:\n    - path: my-data/*.jsonl\nselection:\n  k: 1000\n"
         )
     settings = load_settings(chosen)
@@ -84,10 +81,10 @@ def validated(section: type[Any], /, **values: Any) -> Any:
 
 
 def folder_to_write(option: str, folder: Path) -> Path:
-    """Return a folder that may be written to, there already or not.
+    """Return a folder that can be written to, whether or not it exists yet.
 
     Raises:
-        InputError: where it is a file.
+        InputError: if it is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{option}: {folder} is a file; name a folder")
@@ -95,25 +92,25 @@ def folder_to_write(option: str, folder: Path) -> Path:
 
 
 def require_free_port(port: int) -> None:
-    """Refuse a port of this machine at which a program listens.
+    """Require that no program listens on a port of this machine.
 
     Raises:
-        InputError: naming it.
+        InputError: if one does.
     """
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise InputError(f"--port {port}: another program listens there; name another, or end that one")
+            raise InputError(f"--port {port}: another program listens there; choose another port, or stop that program")
 
 
 def run_group(command: list[str], *beside: list[str]) -> int:
-    """Run a command until it ends, or Ctrl-C, SIGTERM or a closed terminal ends it; return its exit code.
+    """Run a command until it exits, or until Ctrl-C, SIGTERM or a closed terminal stops it; return its exit code.
 
     Args:
         command: the program.
-        beside: programs that run as long as it does; all end with all their children.
+        beside: programs that run as long as it does; all are stopped with all their children.
     """
     signal.signal(signal.SIGTERM, _leave)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # As nohup has it: a closed terminal is to end nothing.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # Ignored under nohup.
         signal.signal(signal.SIGHUP, _leave)
     processes: list[subprocess.Popen[bytes]] = []
     try:
@@ -131,14 +128,14 @@ def _leave(received: int, _: object) -> None:
 
 
 def _heed_interrupts() -> None:
-    """Let SIGINT end a child gently, where a shell that started us in the background has it ignored."""
+    """Let SIGINT stop a child gracefully, even if a shell started us in the background with SIGINT ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _end_groups(processes: "list[subprocess.Popen[bytes]]") -> None:
-    """Ask process groups to end, and end those that have not within ten seconds."""
+    """Terminate process groups, and kill those that still run after ten seconds."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # A second Ctrl-C would leave programs running.
+        signal.signal(number, signal.SIG_IGN)  # A second Ctrl-C must not leave programs running.
     end = time.monotonic() + 10
     for number in (signal.SIGINT, signal.SIGKILL):
         for process in processes:

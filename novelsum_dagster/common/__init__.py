@@ -1,1 +1,1 @@
-"""What the package has in common: errors, files, progress, devices, memory. It knows nothing of the rest."""
+"""Shared utilities: errors, files, progress, devices, memory. Imports no other part of the package."""

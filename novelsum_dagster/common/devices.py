@@ -1,7 +1,6 @@
-"""Which device torch computes on.
+"""The device on which torch computes.
 
-Belongs here: the setting `device` and what it becomes on this machine, memory that is free there or runs out. Does not:
-anything that is computed.
+Belongs here: resolving the setting `device` on this machine, checks of the device's memory. Does not: any computation.
 """
 
 import ctypes
@@ -15,17 +14,17 @@ if TYPE_CHECKING:
     import torch
 
 _OUT_OF_MEMORY = ("out of memory", "_status_alloc_failed")
-"""What CUDA, torch's own memory and libraries as cuBLAS say, in lower case."""
-_INSTEAD = "end what else uses it, or use device cpu, or a smaller pool"
+"""Messages of CUDA, torch's allocator and libraries such as cuBLAS, in lower case."""
+_INSTEAD = "stop other programs that use it, use device cpu, or use a smaller pool"
 
 
 def cuda_or_cpu(wanted: str) -> str:
-    """Return the device of a step that MPS cannot do, for it has no float64.
+    """Return the device for a step that MPS cannot run, because it has no float64.
 
-    `auto` is CUDA where there is one, else the CPU; `mps` is the CPU; others stay.
+    `auto` is CUDA if available, else the CPU; `mps` is the CPU; others are unchanged.
 
     Raises:
-        InputError: where the device is not on this machine.
+        InputError: if this machine does not have the device.
     """
     if wanted == "auto":
         return "cuda" if _has_cuda() else "cpu"
@@ -33,10 +32,10 @@ def cuda_or_cpu(wanted: str) -> str:
 
 
 def accelerator_or_cpu(wanted: str) -> str:
-    """Return the device of a step that MPS can do: `auto` is CUDA where there is one, then MPS, then the CPU.
+    """Return the device for a step that MPS can run: `auto` is CUDA if available, then MPS, then the CPU.
 
     Raises:
-        InputError: where the device is not on this machine.
+        InputError: if this machine does not have the device.
     """
     if wanted != "auto":
         return _present(wanted)
@@ -47,7 +46,7 @@ def torch_device(name: str) -> "torch.device":
     """Return a device by name.
 
     Raises:
-        InputError: where torch cannot use it.
+        InputError: if torch cannot use it.
     """
     import torch
 
@@ -60,9 +59,9 @@ def torch_device(name: str) -> "torch.device":
 
 
 def free_device_memory(device: "torch.device") -> int | None:
-    """Return the bytes that this process can still take on a CUDA device; None on any other, with the machine's memory.
+    """Return the bytes that this process can still allocate on a CUDA device; None for devices in the machine's memory.
 
-    What torch has taken there and holds nothing in, it gives to whoever asks next.
+    Memory that torch has reserved but does not use counts as free.
     """
     if device.type != "cuda":
         return None
@@ -73,22 +72,22 @@ def free_device_memory(device: "torch.device") -> int | None:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Tell whether an error says that a device's memory ran out; torch has several kinds for that."""
+    """Return whether an error means that a device ran out of memory; torch has several types for that."""
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
 
 
 class DeviceMemory:
-    """What some work needs on a device: looked for at once, and where it runs out all the same, that is told.
+    """Memory guard for work on a device: fails early if too little is free, and turns out-of-memory errors into advice.
 
-    The work is done `with` it, at once or part by part.
+    The work runs inside `with` blocks on it, as a whole or in parts.
 
     Args:
-        device: where; only a CUDA device is asked, for any other has the machine's memory.
+        device: only a CUDA device is checked; any other uses the machine's memory.
         needed: bytes at the peak.
-        what: the work, as in "NovelSelect of 10 out of 100".
+        what: the work, e.g. "NovelSelect of 10 out of 100".
 
     Raises:
-        NotEnoughMemory: where so much is not free there, or torch finds no more within the work.
+        NotEnoughMemory: if less is free, or torch runs out of memory within the work.
     """
 
     def __init__(self, device: "torch.device", needed: int, what: str) -> None:
@@ -98,7 +97,7 @@ class DeviceMemory:
             raise NotEnoughMemory(f"{self._needs} and {readable_bytes(free)} are free there; {_INSTEAD}")
 
     def __enter__(self) -> None:
-        """Begin some of the work."""
+        """Begin a part of the work."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -111,12 +110,12 @@ class DeviceMemory:
 def _present(wanted: str) -> str:
     missing = (wanted.startswith("cuda") and not _has_cuda()) or (wanted == "mps" and not _has_mps())
     if missing:
-        raise InputError(f"device {wanted} is not on this machine; use auto or cpu")
+        raise InputError(f"this machine has no device {wanted}; use auto or cpu")
     return wanted
 
 
 def _has_cuda() -> bool:
-    # Without the driver there is no GPU, and torch, which takes seconds to load, need not be asked.
+    # Without the driver there is no GPU, and torch, which takes seconds to load, need not be imported.
     if not any(map(_loads, ("libcuda.so.1", "nvcuda.dll"))):
         return False
     import torch

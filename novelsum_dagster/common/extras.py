@@ -1,6 +1,6 @@
-"""The package's optional parts: which one a command needs, and how to install it.
+"""The package's optional extras: which one a command needs, and how to install it.
 
-Belongs here: refusing what needs an extra that is not installed. Does not: what the extras hold (pyproject.toml).
+Belongs here: the error for an extra that is not installed. Does not: the contents of the extras (pyproject.toml).
 """
 
 from importlib.util import find_spec
@@ -9,7 +9,7 @@ from novelsum_dagster.common.errors import InputError
 
 
 def lacks(*modules: str) -> list[str]:
-    """Return those of the modules that are not installed; none is imported."""
+    """Return the modules that are not installed, without importing any."""
     return [name for name in modules if find_spec(name) is None]
 
 
@@ -19,15 +19,15 @@ def install_command(extra: str) -> str:
 
 
 def require_extra(extra: str, user: str, *modules: str) -> None:
-    """Refuse to go on where a module of an extra is not installed.
+    """Require that the modules of an extra are installed.
 
     Args:
-        extra: of this package, as `ray`.
+        extra: of this package, e.g. `ray`.
         user: the command or setting that needs it, for the message.
-        modules: top-level modules that the extra brings.
+        modules: top-level modules of the extra.
 
     Raises:
-        InputError: naming what is missing, and the command that installs it.
+        InputError: naming the missing modules, and the command that installs them.
     """
     if missing := lacks(*modules):
         verb = "is" if len(missing) == 1 else "are"

@@ -1,7 +1,7 @@
-"""Writing so that a reader never sees half a file, and hashing what was written.
+"""Atomic writes, so that a reader never sees half a file, and content hashes.
 
 Belongs here: atomic writes of bytes, JSON, Parquet and folders; content hashes; which names stay within a folder. Does
-not: what the content means.
+not: the meaning of the content.
 """
 
 import hashlib
@@ -41,9 +41,9 @@ def file_hash(path: Path) -> str:
 
 
 def known_hash(path: Path) -> str:
-    """Return the SHA-256 of a file; one that did not change is read once by a process."""
+    """Return the SHA-256 of a file; an unchanged file is read only once per process."""
     status = path.stat()
-    # A program can set the time of a file's last change, and does where it copies one; not that of its entry.
+    # Programs can set a file's modification time (copying does), but not the change time of its inode.
     return _hash_of(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
@@ -54,7 +54,7 @@ def _hash_of(path: Path, *_identity: int) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` and move it there, whole, when the block ends without an error."""
+    """Yield a temporary path beside `path`, and rename it to `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
@@ -71,7 +71,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
-    """Yield a temporary folder inside `parent`; it is gone after the block unless `place_folder` moved it."""
+    """Yield a temporary folder inside `parent`; it is deleted after the block unless `place_folder` moved it."""
     parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=parent, prefix=".building-"))
     try:
@@ -81,9 +81,9 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 
 
 def place_folder(built: Path, destination: Path) -> None:
-    """Move a finished content-addressed folder into place; one that is there already keeps its files.
+    """Move a finished content-addressed folder into place; an existing one keeps its files.
 
-    Files that it has lost, or that a person has deleted because they were damaged, are put back.
+    Files missing from the existing folder, e.g. because they were damaged and deleted, are restored.
     """
     if destination.exists():
         for path in sorted(built.rglob("*")):
@@ -96,7 +96,7 @@ def place_folder(built: Path, destination: Path) -> None:
     try:
         built.rename(destination)
     except OSError:
-        if not destination.is_dir():  # Else another process placed the same content first.
+        if not destination.is_dir():  # Otherwise another process placed the same content first.
             raise
 
 

@@ -1,9 +1,9 @@
-"""Telling a run that works from one whose process died.
+"""Distinguishing live runs from runs whose process died.
 
-Belongs here: a lock that a process holds as long as it lives. Does not: what becomes of a dead run.
+Belongs here: a lock that a process holds as long as it lives. Does not: the treatment of dead runs.
 
-The operating system gives the lock back when the process ends, however it ends, so a lock file that nobody holds
-names a run that is over.
+The operating system releases the lock when the process ends, however it ends, so a lock file that nobody holds
+names a run that has ended.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _held: "dict[Path, BaseFileLock]" = {}
 
 
 def hold(root: Path, run_id: str) -> None:
-    """Mark a run, all steps of which this process runs, as alive until the process ends."""
+    """Mark a run as alive until this process, which runs all of its steps, ends."""
     from filelock import FileLock, Timeout
 
     path = _folder(root) / f"{run_id}.lock"
@@ -33,7 +33,7 @@ def hold(root: Path, run_id: str) -> None:
 
 
 def ended_runs(root: Path) -> Iterator[str]:
-    """Yield the runs that were marked and whose process has ended, each once."""
+    """Yield the marked runs whose process has ended, each once, and remove their marks."""
     from filelock import FileLock, Timeout
 
     for path in sorted(_folder(root).glob("*.lock")):
@@ -48,7 +48,7 @@ def ended_runs(root: Path) -> Iterator[str]:
 
 
 def live_runs(root: Path) -> list[str]:
-    """Return the runs that were marked and whose process lives; no mark is changed."""
+    """Return the marked runs whose process is alive, without changing any mark."""
     from filelock import FileLock, Timeout
 
     found = []
@@ -64,7 +64,7 @@ def live_runs(root: Path) -> list[str]:
 
 
 def dead_runs(root: Path) -> list[str]:
-    """Return the runs that were marked and whose process has ended; no mark is changed."""
+    """Return the marked runs whose process has ended, without changing any mark."""
     alive = set(live_runs(root))
     return [path.stem for path in sorted(_folder(root).glob("*.lock")) if path.stem not in alive]
 

@@ -1,6 +1,6 @@
-"""How much memory there is, and a clear word before work starts that would not fit.
+"""Available memory, and a clear error before work starts that would not fit.
 
-Belongs here: the limit of this process's machine or container, the refusal. Does not: what any work needs.
+Belongs here: the limit of the machine or container, the error. Does not: the needs of any work.
 """
 
 from pathlib import Path
@@ -8,15 +8,15 @@ from pathlib import Path
 from novelsum_dagster.common.errors import InputError
 
 _CGROUP = Path("/sys/fs/cgroup")
-"""Where Linux tells a container its limit (cgroup v2)."""
+"""Files with the memory limit of a container (cgroup v2)."""
 
 
 class NotEnoughMemory(InputError):
-    """Work does not fit; the message says what would."""
+    """Work does not fit into memory; the message says what would."""
 
 
 def available_memory() -> int:
-    """Return the bytes that this process can still take: the machine's, or the container's where that is less."""
+    """Return the bytes that this process can still allocate: the machine's, or the container's if that is less."""
     import psutil
 
     available = int(psutil.virtual_memory().available)
@@ -28,12 +28,12 @@ def available_memory() -> int:
 
 
 def require_memory(needed: int, what: str, instead: str) -> None:
-    """Raise `NotEnoughMemory` where `needed` bytes are not there.
+    """Raise `NotEnoughMemory` if `needed` bytes are not available.
 
     Args:
-        needed: bytes at the peak, on top of what is held already.
-        what: the work, as in "QDIT over 396,000 samples".
-        instead: what would fit, as a sentence without its full stop.
+        needed: bytes at the peak, in addition to those in use.
+        what: the work, e.g. "QDIT over 396,000 samples".
+        instead: what would fit, as a sentence without a full stop.
     """
     available = available_memory()
     if needed > available:
@@ -44,7 +44,7 @@ def require_memory(needed: int, what: str, instead: str) -> None:
 
 
 def readable_bytes(size: float) -> str:
-    """Return a size as people read it, as in "1.5 GiB"."""
+    """Return a size in readable units, e.g. "1.5 GiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

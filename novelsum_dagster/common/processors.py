@@ -1,4 +1,4 @@
-"""How many processors this process may use, on every supported system and Python.
+"""The number of processors that this process may use, on every supported system and Python version.
 
 Dividing the work among them is left to the callers.
 """
@@ -8,7 +8,7 @@ import sys
 
 
 def usable_processors() -> int:
-    """Return how many processors this process may use, at least one: its affinity where the system has one."""
+    """Return the number of processors that this process may use, by its CPU affinity where the system has one."""
     if sys.version_info >= (3, 13):
         return os.process_cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):

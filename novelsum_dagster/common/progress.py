@@ -1,6 +1,6 @@
-"""How long work tells what it has done: one callback, drawn as a bar in a terminal or as lines in a log.
+"""Progress reporting for long-running work: one callback, shown as a terminal bar or as log lines.
 
-Belongs here: the `Progress` callback, its log and terminal forms. Does not: any knowledge of what the work is.
+Belongs here: the `Progress` callback, its log and terminal forms. Does not: anything specific to the work.
 """
 
 import time
@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TextIO
 
 Progress = Callable[[int, int], None]
-"""Called as `progress(done, total)`; `total` 0 means that it is not known yet."""
+"""Called as `progress(done, total)`; a `total` of 0 means that it is not known yet."""
 
 
 def no_progress(done: int, total: int) -> None:
@@ -23,7 +23,7 @@ class Reporter(Protocol):
 
 
 def describe(name: str, done: int, total: int, seconds: float) -> str:
-    """Return one line: what is done, of how many, at what rate, and the time left."""
+    """Return one line: items done, total, rate, and the time left."""
     rate = done / seconds if seconds > 0 else 0.0
     if not total:
         return f"{name}: {done:,} done, {rate:,.0f}/s"
@@ -35,7 +35,7 @@ def describe(name: str, done: int, total: int, seconds: float) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, as in "1 file" and "2,000 files"."""
+    """Return a number with its noun, e.g. "1 file" or "2,000 files"."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
@@ -66,11 +66,11 @@ class LogReporter:
 
 
 class TerminalReporter:
-    """Draws a bar with time left on a stream; draws nothing where that is no terminal.
+    """Draws a bar with the time left on a stream; draws nothing if the stream is not a terminal.
 
     Args:
-        stream: where to draw. Dagster captures the process's standard error while a step runs, so a bar that shall
-            be seen needs a duplicate of it.
+        stream: where to draw. Dagster captures the process's standard error while a step runs, so a visible bar needs
+            a duplicate of it.
     """
 
     def __init__(self, stream: TextIO) -> None:

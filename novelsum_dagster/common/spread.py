@@ -1,18 +1,18 @@
-"""Work in parts that do not depend on each other.
+"""Work in independent parts.
 
-Belongs here: how such work is asked for, and the plain way to do it. Does not: other ways (`engine`).
+Belongs here: the interface for such work, and its serial implementation. Does not: other implementations (`engine`).
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 Spread = Callable[[Any, Iterable[Callable[[Any], Any]]], Iterator[Any]]
-"""Calls functions with what they share and yields what they return, in their order: `in_turn`, or an engine's.
+"""Calls functions with a shared object and yields their results in order: `in_turn`, or an engine's.
 
-Both the functions and what they share must be such that they can be sent to other processes.
+The functions and the shared object must be picklable.
 """
 
 
 def in_turn(shared: Any, asks: Iterable[Callable[[Any], Any]]) -> Iterator[Any]:
-    """Call one function after the other, in this process."""
+    """Call the functions one after the other, in this process."""
     return (ask(shared) for ask in asks)

@@ -1,6 +1,6 @@
-"""What starts runs by itself: the sensor `landing`, the schedule `recurate`, the condition that carries a change on.
+"""Automatic runs: the sensor `landing`, the schedule `recurate`, the condition that propagates a change downstream.
 
-Belongs here: when a run starts, and the words for why one does not. Does not: the listing and its cursor
+Belongs here: when a run starts, and the reason why one does not. Does not: the listing and its cursor
 (`pool.landing`), the job, runs that died (`defs.dead_runs`).
 """
 
@@ -11,7 +11,8 @@ from typing import Any
 
 import dagster as dg
 
-from novelsum_dagster.artifacts.newest import newest_file, newest_or_none
+from novelsum_dagster.artifacts.layout import newest_file
+from novelsum_dagster.artifacts.newest import newest_or_none
 from novelsum_dagster.artifacts.provenance import STEPS, code_version, read_record, settings_of
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import read_json
@@ -35,15 +36,15 @@ from novelsum_dagster.settings import Settings
 from novelsum_dagster.workspace import Workspace
 
 BATCH_TAG = "novelsum/batch"
-"""Tag of a run: how many files its batch has."""
+"""Tag of a run: the number of files in its batch."""
 FILES_TAG = "novelsum/files"
-"""Tag of a run: the first names of its batch."""
+"""Tag of a run: the first file names of its batch."""
 REASON_TAG = "novelsum/because"
-"""Tag of a run that the schedule started: what changed."""
+"""Tag of a run started by the schedule: what changed."""
 
 CARRY = (
     dg.AutomationCondition.any_deps_match(
-        # A new version, not only a new materialisation; and none by a run that makes this asset, too.
+        # A new version, not only a new materialisation, and not from a run that also materialises this asset.
         (dg.AutomationCondition.data_version_changed() & ~dg.AutomationCondition.executed_with_root_target())
         | dg.AutomationCondition.will_be_requested()
     )
@@ -54,7 +55,7 @@ CARRY = (
     & ~dg.AutomationCondition.in_progress()
     & dg.AutomationCondition.all_deps_blocking_checks_passed()
 )
-"""Condition of every asset but the first: what it is made from changed, is there, and passed its blocking checks."""
+"""Condition of every asset but the first: its inputs changed, exist, and passed their blocking checks."""
 
 
 def landing_sensor(settings: Settings, job: str, clock: Callable[[], float] = time.time) -> dg.SensorDefinition:
@@ -96,14 +97,14 @@ def landing_sensor(settings: Settings, job: str, clock: Callable[[], float] = ti
 
 
 def recurate_schedule(settings: Settings, job: str) -> dg.ScheduleDefinition | None:
-    """Return the schedule that starts a run at the settings' times unless nothing changed; None where there are none.
+    """Return the schedule that starts a run at the settings' times unless nothing changed; None without times.
 
     Args:
         settings: all settings.
         job: name of the job that is run.
 
     Raises:
-        InputError: where the times are not a cron schedule.
+        InputError: if the times are not a cron schedule.
     """
     times = settings.automation.schedule
     if times is None:
@@ -123,7 +124,7 @@ def recurate_schedule(settings: Settings, job: str) -> dg.ScheduleDefinition | N
         cron_schedule=times,
         execution_timezone=settings.automation.timezone,
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Starts a run unless files, settings and code are as they were at the last successful one.",
+        description="Starts a run unless files, settings and code are unchanged since the last successful one.",
     )
     def recurate(context: dg.ScheduleEvaluationContext) -> dg.SkipReason | dg.RunRequest:
         running = unfinished_run(context.instance, workspace, job)
@@ -143,11 +144,11 @@ def recurate_schedule(settings: Settings, job: str) -> dg.ScheduleDefinition | N
 
 
 def carry_sensor(settings: Settings, assets: dg.AssetSelection) -> dg.AutomationConditionSensorDefinition:
-    """Return the sensor that looks at the assets' conditions.
+    """Return the sensor that evaluates the assets' conditions.
 
     Args:
         settings: all settings.
-        assets: whose conditions count.
+        assets: whose conditions are evaluated.
     """
     is_on = settings.automation.carry
     return dg.AutomationConditionSensorDefinition(
@@ -171,8 +172,8 @@ def _nothing_new(instance: dg.DagsterInstance, workspace: Workspace, job: str, l
     if running is not None:
         return f"Nothing new since the last batch; run {running.run_id[:8]} is in progress."
     return (
-        f"Nothing new since the last batch ({files}), but its run made no pool: it failed, or was ended. Once the cause"
-        " is mended, start one by hand."
+        f"Nothing new since the last batch ({files}), but its run made no pool: it failed or was stopped. Fix the"
+        " cause, then start a run by hand."
     )
 
 
@@ -193,7 +194,7 @@ def _newest_key(workspace: Workspace) -> str:
 
 
 def _start_cursor(workspace: Workspace, listing: Listing, unusable: str | None) -> Cursor:
-    """Return a cursor that takes the newest pool as the last batch."""
+    """Return a cursor with the newest pool as the last batch."""
     pool = _newest_pool(workspace)
     key = pool.key if pool else ""
     sums = {file.file: file.sha256 or "" for file in pool.files} if pool else {}
@@ -202,10 +203,10 @@ def _start_cursor(workspace: Workspace, listing: Listing, unusable: str | None) 
 
 
 def _changes(workspace: Workspace, instance: dg.DagsterInstance, job: str) -> Iterator[str]:
-    """Yield in words what is other than at the last successful run.
+    """Yield a line for each change since the last successful run.
 
     Raises:
-        InputError: where a run would refuse the sources.
+        InputError: if a run would refuse the sources.
     """
     settings = workspace.settings
     listing = list_sources(settings.pool.sources, settings.base, settings.s3)
@@ -216,7 +217,7 @@ def _changes(workspace: Workspace, instance: dg.DagsterInstance, job: str) -> It
         return
     read = read_listing(workspace.root, pool.key)
     if read is None:
-        yield "what the pool was read from is not known"
+        yield "the files from which the pool was read are unknown"
     elif read != listing.marks:
         yield _words(read, listing)
     for source in settings.pool.sources:
@@ -234,24 +235,24 @@ def _words(read: dict[str, str], listing: Listing) -> str:
 
 
 def _changed_vectors(workspace: Workspace) -> Iterator[str]:
-    """Yield the file of one's own vectors where it is another than the newest vectors were read from."""
+    """Yield the file of the user's own vectors if it changed since the newest vectors were read."""
     own = workspace.settings.embedding
     newest = workspace.root / newest_file("embeddings")
     if own.vectors is not None and newest.exists():
         path = workspace.settings.base / Path(own.vectors).expanduser()
         if read_vectors(path, own.vectors_column, own.vectors_id).content_hash() != read_json(newest)["revision"]:
-            yield f"{own.vectors} is another file"
+            yield f"{own.vectors} has changed"
 
 
 def _stale_outputs(workspace: Workspace) -> Iterator[str]:
-    """Yield the outputs that other settings, other code or other inputs have made."""
+    """Yield the outputs that were built with other settings, code or inputs."""
     assets = [asset for asset in STEPS if not asset.startswith("study_")]
     keys = {asset: _key(workspace, asset) for asset in assets}
     for asset, key in keys.items():
         try:
             made = read_record(workspace.root, asset, key)
         except InputError:
-            yield f"{asset} is not there"
+            yield f"{asset} is missing"
             continue
         now = settings_of(asset, workspace.settings)
         changed = [name for name in {**made.settings, **now} if made.settings.get(name) != now.get(name)]

@@ -1,4 +1,4 @@
-"""The asset `data_card`: the subset ready to be handed on."""
+"""The asset `data_card`: the subset ready for publication."""
 
 import dagster as dg
 
@@ -46,7 +46,7 @@ def data_card(
         "novelsum_report": novelsum_report,
     }
     with recorded(context, workspace, used) as step:
-        # Read only where the embeddings' suites never ran.
+        # Read only if the embeddings' suites never ran.
         vectors = StoredVectors.of_pool(root, raw_pool, embeddings)
         of_pool = {"embeddings": Subject(embeddings, root, settings, raw_pool, vectors)}
         verdicts = [

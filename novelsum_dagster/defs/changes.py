@@ -1,4 +1,4 @@
-"""The asset `changes`: what a run changed, told to people."""
+"""The asset `changes`: what a run changed, as a report and a notification."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ from novelsum_dagster.workspace import Workspace
 def changes(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace], lineage: LineageRecord
 ) -> dg.MaterializeResult[Changes]:
-    """What changed since the newest earlier run with another pool or subset: files, samples, picks, measures."""
+    """Changes since the newest earlier run with a different pool or subset: files, samples, picks, measures."""
     root = workspace.root
     with recorded(context, workspace, {"lineage": lineage}) as step:
         made = build_changes(workspace.lineage, context.run.run_id)

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import dagster as dg
 
 from novelsum_dagster.artifacts.artifact import Artifact
+from novelsum_dagster.artifacts.layout import verdicts_file
 from novelsum_dagster.artifacts.outputs import publish
-from novelsum_dagster.artifacts.verdicts import Verdict, describe, verdicts_name
+from novelsum_dagster.artifacts.verdicts import Verdict, describe
 from novelsum_dagster.audit.comparison import Changes
 from novelsum_dagster.defs.io_manager import current_artifact
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
@@ -49,13 +50,13 @@ def _checks_of(step: str) -> dg.AssetChecksDefinition:
         context: dg.AssetCheckExecutionContext, workspace: dg.ResourceParam[Workspace]
     ) -> Iterator[dg.AssetCheckResult]:
         root = workspace.root
-        # Vectors are of the pool as it was read; what is made of them is of the pool that they left.
+        # Vectors belong to the pool as read; later outputs belong to the pool after comparing vectors.
         pool = "raw_pool" if step in _BEFORE_DISTINCT else "distinct_pool"
         snapshot = current_artifact(workspace, pool, PoolSnapshot)
         output = current_artifact(workspace, step, _OUTPUTS[step])
         vectors = pool_vectors(root, snapshot, output)[1] if isinstance(output, VectorSet) else None
         verdicts = check(step, Subject(output, root, workspace.settings, snapshot, vectors))
-        publish(workspace.mirror, verdicts_name(step, output.key))
+        publish(workspace.mirror, verdicts_file(step, output.key))
         for verdict in verdicts:
             if dg.AssetCheckKey(dg.AssetKey(step), verdict.name) in context.selected_asset_check_keys:
                 yield _result(verdict)

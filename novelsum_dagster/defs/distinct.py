@@ -21,7 +21,7 @@ from novelsum_dagster.workspace import Workspace
 
 
 def distinct_asset(settings: Settings) -> dg.AssetsDefinition:
-    """Return the asset; it works on the settings' device where vectors are compared."""
+    """Return the asset; it uses the settings' device if vectors are compared."""
     made = dg.asset(
         group_name="data",
         kinds={"numpy", "parquet"},
@@ -39,10 +39,10 @@ def distinct_pool(
     raw_pool: PoolSnapshot,
     embeddings: VectorSet,
 ) -> dg.MaterializeResult[PoolSnapshot]:
-    """The pool with its near-duplicates by text and by vectors, in it or dropped, as the settings say.
+    """The pool with its near-duplicates by text and by vectors, flagged or dropped according to the settings.
 
-    Where they say nothing of vectors, it is the pool as it was read. Of a pool that grew, new samples are compared with
-    all.
+    If vectors are not compared, it is the pool as read. For a grown pool, only new samples are compared with all
+    others.
     """
     root, settings = workspace.root, workspace.settings
     rule = settings.pool.near_duplicates

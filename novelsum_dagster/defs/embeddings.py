@@ -36,7 +36,7 @@ def embeddings_asset(settings: Settings) -> dg.AssetsDefinition:
 def embeddings(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace], raw_pool: PoolSnapshot
 ) -> dg.MaterializeResult[VectorSet]:
-    """A vector for each sample, transformed if so set. Only those without one are embedded; each shard is committed."""
+    """A vector for each sample, optionally transformed. Only new samples are embedded; each shard is committed."""
     with recorded(context, workspace, {"raw_pool": raw_pool}) as step:
         settings, mirror = workspace.settings, workspace.mirror
         pool = PoolAt(raw_pool, workspace.root, settings.base)

@@ -1,6 +1,6 @@
-"""What steps that use a GPU tell Dagster.
+"""Dagster pool and tags of steps that use a GPU.
 
-Belongs here: pool and tags. Does not: which device a step computes on (`devices`).
+Does not belong here: which device a step computes on (`common.devices`).
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from novelsum_dagster.settings import Settings
 
 GPU_POOL = "gpu"
-"""Dagster pool of the steps that use a GPU; dagster.yaml lets one run at a time, so that two never share a card."""
+"""Dagster pool of the steps that use a GPU; dagster.yaml limits it to one, so that two steps never share a GPU."""
 _TAGS = {
     "dagster-k8s/config": {"container_config": {"resources": {"limits": {"nvidia.com/gpu": "1"}}}},
     "dagster-ray/config": {"num_gpus": 1},
@@ -24,18 +24,18 @@ class GpuOp(TypedDict):
 
 
 NO_GPU = GpuOp(pool=None, op_tags=None)
-"""Of a step that uses none."""
+"""Arguments of a step that uses no GPU."""
 
 
 def gpu_op(settings: Settings, *, on_engine: bool = False) -> GpuOp:
-    """Return pool and tags of such a step.
+    """Return pool and tags of a step that computes on the settings' device.
 
-    The pool where it may compute on a card, also with device `auto`. The tags, which make a cluster keep a card for it
-    or wait until there is one, only where the settings ask for CUDA.
+    The pool is set if the step may compute on a GPU, including device `auto`. The tags, by which a cluster reserves a
+    GPU or waits for one, are set only if the settings request CUDA.
 
     Args:
         settings: all settings.
-        on_engine: whether the engine does the work; on Ray its workers have the cards, and the step needs none.
+        on_engine: whether the engine does the work; on Ray its workers have the GPUs, and the step needs none.
     """
     is_cuda = settings.device.startswith("cuda")
     keeps_card = is_cuda and not (on_engine and settings.engine == "ray")

@@ -1,4 +1,4 @@
-"""How an artifact reaches the next step: as JSON under `assets/`, never as a pickle.
+"""The IO manager: artifacts are passed between steps as JSON under `assets/`, never as pickles.
 
 Belongs here: the IO manager, errors of Dagster. Does not: reading the newest artifact (`artifacts.newest`), bulk data,
 which steps write themselves.
@@ -10,7 +10,8 @@ from typing import get_args, get_origin
 import dagster as dg
 
 from novelsum_dagster.artifacts.artifact import Artifact
-from novelsum_dagster.artifacts.newest import AnyArtifact, newest_file, read_newest
+from novelsum_dagster.artifacts.layout import newest_file
+from novelsum_dagster.artifacts.newest import AnyArtifact, read_newest
 from novelsum_dagster.artifacts.outputs import fetch_newest, fetch_output, publish
 from novelsum_dagster.artifacts.provenance import code_version, damaged_files, read_record
 from novelsum_dagster.common.errors import InputError
@@ -20,10 +21,10 @@ from novelsum_dagster.workspace import Workspace
 
 
 def current_artifact(workspace: Workspace, asset: str, kind: type[AnyArtifact]) -> AnyArtifact:
-    """Return an asset's newest artifact, wherever storage is; what it names is at hand.
+    """Return an asset's newest artifact, with its files fetched if storage is on S3.
 
     Raises:
-        dg.Failure: as `read_newest`, or where S3 fails.
+        dg.Failure: as `read_newest`, or if S3 fails.
     """
     try:
         fetch_newest(workspace.mirror, asset)
@@ -35,7 +36,7 @@ def current_artifact(workspace: Workspace, asset: str, kind: type[AnyArtifact]) 
 
 
 def newest_artifact(workspace: Workspace, asset: str, kind: type[AnyArtifact]) -> AnyArtifact | None:
-    """Return an asset's newest artifact, for a step that builds on what it made before; None without a sound one."""
+    """Return an asset's newest artifact, for a step that builds on its previous output; None without a valid one."""
     try:
         return current_artifact(workspace, asset, kind)
     except dg.Failure:
@@ -43,7 +44,7 @@ def newest_artifact(workspace: Workspace, asset: str, kind: type[AnyArtifact]) -
 
 
 def reusable_artifact(workspace: Workspace, asset: str, kind: type[AnyArtifact]) -> AnyArtifact | None:
-    """Return what a step made last; None where other code did, or its files are not what was written."""
+    """Return a step's last output; None if its code version differs, or its files are damaged."""
     newest = newest_artifact(workspace, asset, kind)
     if newest is None:
         return None
@@ -56,14 +57,14 @@ def reusable_artifact(workspace: Workspace, asset: str, kind: type[AnyArtifact])
 
 
 class ArtifactIOManager(dg.IOManager):
-    """Keeps the newest artifact of each asset in `root/assets/<asset>.json`, written atomically.
+    """Stores the newest artifact of each asset in `root/assets/<asset>.json`, written atomically.
 
     A partition's is in `root/assets/<asset>/<partition>.json`. An input of several partitions is annotated
     `dict[str, Artifact]`, by partition.
 
     Args:
         root: the storage folder.
-        mirror: where storage is on S3; an artifact is sent there last, once all that it names is there.
+        mirror: of storage on S3; an artifact is sent last, after all files that it names.
     """
 
     def __init__(self, root: Path, mirror: Mirror | None = None) -> None:
@@ -78,7 +79,7 @@ class ArtifactIOManager(dg.IOManager):
         publish(self._mirror, name)
 
     def load_input(self, context: dg.InputContext) -> Artifact | dict[str, Artifact]:
-        """Read the artifact that the input's type annotation names, or those of all partitions that it needs."""
+        """Read the artifact of the input's type annotation, or those of all partitions that it needs."""
         asset, kind = context.asset_key.to_user_string(), context.dagster_type.typing_type
         if get_origin(kind) is dict:
             of_partition: type[Artifact] = get_args(kind)[1]

@@ -1,4 +1,4 @@
-"""The asset `lineage`: the end of the pipeline, and its memory."""
+"""The asset `lineage`: the last step, which records the run's outputs in the lineage database."""
 
 import dagster as dg
 
@@ -20,7 +20,7 @@ from novelsum_dagster.workspace import Workspace
 
 
 class LineageRecord(Artifact):
-    """That a set of outputs is in the lineage database."""
+    """Record that a set of outputs is in the lineage database."""
 
     database: str
 
@@ -43,14 +43,14 @@ def lineage(
     selected_subset: Subset,
     novelsum_report: NovelSumReport,
 ) -> dg.MaterializeResult[LineageRecord]:
-    """Which samples came from where, how they were measured, which were chosen: tables and views in DuckDB."""
+    """Origins of samples, their measures, and the picks: tables and views in DuckDB."""
     outputs = Outputs(raw_pool, embeddings, distinct_pool, density, sample_novelty, selected_subset, novelsum_report)
     with recorded(context, workspace, outputs._asdict()) as step:
         store = workspace.lineage
         record_outputs(store, context.run.run_id, outputs)
         publish(workspace.mirror, run_file(context.run.run_id), *(store.export() if workspace.mirror else ()))
         with store.reading() as connection:
-            # Rows a sample are behind views, and counting those would read all files.
+            # Per-sample rows are behind views; counting them would read all files.
             found = connection.execute(
                 "SELECT table_name, estimated_size FROM duckdb_tables() ORDER BY table_name"
             ).fetchall()

@@ -1,6 +1,6 @@
 """The audit: the SQL models as assets, and their tests as checks.
 
-Belongs here: what Dagster shows of models. Does not: the models (`dbt_like_sql`), reading and building them
+Belongs here: the presentation of models in Dagster. Does not: the models (`dbt_like_sql`), reading and building them
 (`lineage.models`).
 """
 
@@ -29,11 +29,11 @@ GROUP = "audit"
 STEP = "audit"
 """The step's name in the lineage."""
 _ERRORS = {"unique", "not_null"}
-"""Tests whose failure is an error; that of others is a warning."""
+"""Tests whose failure is an error; failures of others are warnings."""
 
 
 def audit_assets() -> dg.AssetsDefinition:
-    """Return all models as one asset definition: one transaction builds those that are asked for."""
+    """Return all models as one asset definition; the selected ones are built in one transaction."""
     found = models()
 
     @dg.multi_asset(name=STEP, specs=[_spec(model) for model in found], can_subset=True)

@@ -38,9 +38,9 @@ def density(
     distinct_pool: PoolSnapshot,
     embeddings: VectorSet,
 ) -> dg.MaterializeResult[DensityTable]:
-    """How densely the sample space is filled around each sample: mean squared distance to its K nearest neighbours.
+    """Density around each sample: mean squared distance to its K nearest neighbours.
 
-    Of a pool that grew, new samples are compared with all, the others with the new ones only.
+    For a grown pool, new samples are compared with all others, and earlier samples only with the new ones.
     """
     searched: list[str] = []
     with recorded(context, workspace, {"distinct_pool": distinct_pool, "embeddings": embeddings}) as step:

@@ -17,7 +17,7 @@ _SHOWN = {"source", "file", "form", "read", "kept", "duplicates", "rejects", "un
 def raw_pool(
     context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace]
 ) -> dg.MaterializeResult[PoolSnapshot]:
-    """Every source read into one snapshot: distinct samples, duplicates with their partners, rejects with reasons."""
+    """All sources as one snapshot: distinct samples, duplicates with their partners, rejects with reasons."""
     settings = workspace.settings
     with recorded(context, workspace, {}) as step:
         with step.reporter.step("reading") as progress:

@@ -29,7 +29,7 @@ from novelsum_dagster.workspace import Workspace
 
 _PICTURES = {
     "novelty": "Histogram of novelty, pool and subset",
-    "map": "Map of the pool and the chosen samples",
+    "map": "Map of the pool and the picked samples",
     "coverage": "Share of each source in the pool and in the subset",
     "lengths": "Tokens, turns and characters, pool and subset",
 }
@@ -57,7 +57,7 @@ def novelsum_report(
     sample_novelty: NoveltyTable,
     selected_subset: Subset,
 ) -> dg.MaterializeResult[NovelSumReport]:
-    """NovelSum and the other measures of the selected subset beside a random one; a page to look at."""
+    """NovelSum and the other measures of the selected subset and a random one, with an HTML page."""
     root = workspace.root
     used = {
         "distinct_pool": distinct_pool,
@@ -108,7 +108,7 @@ def novelsum_report(
 
 
 def _explained(explanation: Explanation | None) -> dict[str, Any]:
-    """Return the metadata that says why measures differ, and what may help; none of a report of an earlier version."""
+    """Return metadata on why measures differ and what may help; empty for a report of an earlier version."""
     if explanation is None:
         return {}
     wanted = explanation.recommendation
@@ -120,7 +120,7 @@ def _explained(explanation: Explanation | None) -> dict[str, Any]:
 
 
 def _made_with(settings: Settings, subset: Subset) -> Settings:
-    """Return the settings with the strategy that chose the subset: the launchpad may have named another."""
+    """Return the settings with the strategy that selected the subset: the launchpad may have named another one."""
     selection = settings.selection.model_copy(update={"strategy": subset.settings.strategy})
     return settings.model_copy(update={"selection": selection})
 
@@ -135,7 +135,7 @@ def _to_picks(root: Path, subset: Subset) -> NDArray[np.float64]:
     """Return the cosine distance of each sample of the pool to the nearest pick: float64, (n,), in pool order.
 
     Raises:
-        InputError: where the file is gone or damaged.
+        InputError: if the file is missing or damaged.
     """
     path = root / subset.folder / "covering.parquet"
     try:
@@ -144,7 +144,7 @@ def _to_picks(root: Path, subset: Subset) -> NDArray[np.float64]:
         ].to_numpy()
     except (OSError, pa.ArrowException) as error:
         raise InputError(
-            f"{path}: gone or damaged ({error}); delete {path.parent}, and materialise selected_subset again"
+            f"{path}: missing or damaged ({error}); delete {path.parent}, and materialise selected_subset again"
         ) from None
     return found
 
@@ -157,12 +157,12 @@ def _fresh(
     density: DensityTable,
     subset: Subset,
 ) -> NDArray[np.int64] | None:
-    """Return the rows of a fresh selection of the subset's size, where the subset extends an earlier one."""
+    """Return the rows of a fresh selection of the subset's size, if the subset extends an earlier one."""
     then = subset.settings
     if EXTENDS not in then.options:
         return None
     selection = workspace.settings.selection.model_copy(update={"k": then.k, "seed": then.seed, "extend_by": None})
-    with step.reporter.step("selecting anew") as progress:
+    with step.reporter.step("fresh selection") as progress:
         picks = choose_from_pool(
             pool,
             workspace.root,

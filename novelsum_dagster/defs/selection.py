@@ -28,7 +28,7 @@ from novelsum_dagster.workspace import Workspace
 
 
 def selection_asset(settings: Settings) -> dg.AssetsDefinition:
-    """Return the asset; the launchpad shows the settings' values as defaults."""
+    """Return the asset; in the launchpad, the settings' values are the defaults."""
 
     class SelectionConfig(dg.Config):
         strategy: str = settings.selection.strategy
@@ -58,7 +58,7 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
         embeddings: VectorSet,
         density: DensityTable,
     ) -> dg.MaterializeResult[Subset]:
-        """The chosen samples in pick order, with the record of each pick, in their original form."""
+        """The picked samples in pick order, with the record of each pick and the original records."""
         root = workspace.root
         used = {
             "raw_pool": raw_pool,
@@ -67,7 +67,7 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
             "density": density,
         }
         with recorded(context, workspace, used, config=config) as step:
-            # Dagster stops what follows a failed check only within one run; this gate holds for every run.
+            # Dagster blocks the steps after a failed check only within one run; this gate works across runs.
             require_passed("raw_pool", Subject(raw_pool, root, workspace.settings))
             embedded = StoredVectors.of_pool(root, raw_pool, embeddings)
             require_passed("embeddings", Subject(embeddings, root, workspace.settings, raw_pool, embedded))
@@ -108,7 +108,7 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
                     "strategy": config.strategy,
                     **subset.reached(root),
                     "seed": config.seed,
-                    "map": picture(png(pool_map(*map_points(vectors, rows))), "Map of the pool and the chosen samples"),
+                    "map": picture(png(pool_map(*map_points(vectors, rows))), "Map of the pool and the picked samples"),
                     "first_picks": dg.MetadataValue.table(_first_rows(table)),
                     "path": dg.MetadataValue.path(str(root / subset.folder)),
                 },
@@ -118,7 +118,7 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
 
 
 def _earlier(workspace: Workspace, pool: PoolSnapshot) -> Earlier | None:
-    """Return the subset to extend; None where this is the first."""
+    """Return the subset to extend; None if this is the first one."""
     key = subset_to_extend(pool, newest_artifact(workspace, "selected_subset", Subset))
     if key is None:
         return None

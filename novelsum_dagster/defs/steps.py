@@ -1,4 +1,4 @@
-"""What every asset does around its work: it is recorded in the lineage, reports progress, and fails in plain words.
+"""The frame of every step: recording in the lineage, progress, and clear error messages.
 
 Belongs here: `Step`, metadata that several assets share. Does not: any one asset.
 """
@@ -36,9 +36,9 @@ class Step:
         run_id: of the run.
         workspace: of the curation.
         reporter: shows progress.
-        inputs: what the output is made from, by asset.
-        config: what the launchpad said.
-        output: the handle that was made.
+        inputs: artifacts that the output is built from, by asset.
+        config: values from the launchpad.
+        output: the artifact that was built.
     """
 
     name: str
@@ -49,10 +49,10 @@ class Step:
     config: Mapping[str, Any]
     output: Artifact | None = None
     datasets: tuple[Sequence[Dataset], Sequence[Dataset]] = ((), ())
-    """What was read and made, for OpenLineage."""
+    """Inputs and outputs, for OpenLineage."""
 
     def result(self, output: Artifact, **metadata: Any) -> dg.MaterializeResult[Any]:
-        """Record where the output is from; return what Dagster keeps: the handle, its key as version, and metadata."""
+        """Record the output's provenance; return the result for Dagster: the artifact, its key as version, metadata."""
         root, settings = self.workspace.root, self.workspace.settings
         made = record(root, settings, self.name, output, self.inputs, self.run_id, self.config)
         publish_output(self.workspace.mirror, made)
@@ -72,14 +72,14 @@ def recorded(
     name: str | None = None,
     config: dg.Config | None = None,
 ) -> Iterator[Step]:
-    """Check what the step is about to use, and record it in the lineage; a user's mistake is not retried.
+    """Check the step's inputs, and record the step in the lineage; user errors are not retried.
 
     Args:
         context: of the asset.
         workspace: of the curation.
-        inputs: what the step uses, by asset; of a partition as `asset[partition]`.
-        name: of a step that makes several assets; default: the asset's.
-        config: what the launchpad said.
+        inputs: artifacts that the step uses, by asset; of a partition as `asset[partition]`.
+        name: of a step that builds several assets; default: the asset's.
+        config: values from the launchpad.
     """
     name = name or context.asset_key.to_user_string()
     attempt = _begin(workspace, context.run.run_id, name)
@@ -103,7 +103,7 @@ def recorded(
         if isinstance(error, ValueError) or is_disk_full(error, workspace.root):
             raise dg.Failure(message, allow_retries=False) from error
         if isinstance(error, KeyboardInterrupt | dg.DagsterExecutionInterruptedError):
-            # A retry policy would otherwise start the step again that a person has just stopped.
+            # Otherwise the retry policy would restart a step that was stopped on purpose.
             raise dg.Failure(INTERRUPTED, allow_retries=False) from error
         raise
     workspace.lineage.end_step(context.run.run_id, name, attempt, step.output.key if step.output else None, None)
@@ -113,7 +113,7 @@ def recorded(
 
 
 def _begin(workspace: Workspace, run_id: str, name: str) -> int:
-    """Take the storage for a step's run and record that the step begins; return its attempt."""
+    """Lock the storage for a step's run and record the start of the step; return its attempt."""
     try:
         workspace.hold(run_id)
         if not workspace.steps_apart:
@@ -123,13 +123,13 @@ def _begin(workspace: Workspace, run_id: str, name: str) -> int:
     except Exception as error:
         if is_disk_full(error, workspace.root):
             raise dg.Failure(disk_full(workspace.root), allow_retries=False) from error
-        if isinstance(error, ValueError):  # Storage that is in use, S3, or a damaged file behind a view of the lineage.
+        if isinstance(error, ValueError):  # Storage in use, S3, or a damaged file behind a view of the lineage.
             raise dg.Failure(str(error), allow_retries=False) from error
         raise
 
 
 def _record_failure(workspace: Workspace, run_id: str, name: str, attempt: int, message: str) -> None:
-    """Record that a step failed; that this fails too, of the same cause perhaps, must not hide the cause."""
+    """Record that a step failed; a failure of recording must not hide the original error."""
     try:
         workspace.lineage.end_step(run_id, name, attempt, None, message)
         publish(workspace.mirror, run_file(run_id))
@@ -139,7 +139,7 @@ def _record_failure(workspace: Workspace, run_id: str, name: str, attempt: int, 
 
 
 def _read(made: Provenance) -> list[Dataset]:
-    """Return what an output was made from: assets, or the files that a pool was read from."""
+    """Return the inputs of an output: assets, or the source files of a pool."""
     return [Dataset(name, key or None) for name, key in made.inputs.items()]
 
 
@@ -155,12 +155,12 @@ def _made(made: Provenance, metadata: Mapping[str, Any]) -> Dataset:
 
 
 def column_schema(schema: pa.Schema, **descriptions: str) -> dg.TableSchema:
-    """Return an Arrow schema as Dagster shows it."""
+    """Return an Arrow schema in Dagster's form."""
     return dg.TableSchema(
         columns=[dg.TableColumn(field.name, str(field.type), descriptions.get(field.name)) for field in schema]
     )
 
 
 def picture(png: bytes, alternative: str) -> dg.MarkdownMetadataValue:
-    """Return a plot as metadata that the UI draws."""
+    """Return a plot as metadata for the UI."""
     return dg.MetadataValue.md(f"![{alternative}](data:image/png;base64,{base64.b64encode(png).decode()})")

@@ -37,7 +37,7 @@ def study_pool(
     distinct_pool: PoolSnapshot,
     embeddings: VectorSet,
 ) -> dg.MaterializeResult[StudyPool]:
-    """What the study's sets are chosen from: the pool without the samples held out for evaluation."""
+    """The pool from which the study's sets are selected, without the samples held out for evaluation."""
     settings = workspace.settings
     used = {"distinct_pool": distinct_pool, "embeddings": embeddings}
     with recorded(context, workspace, used) as step, step.reporter.step("study pool") as progress:
@@ -46,7 +46,7 @@ def study_pool(
 
 
 def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
-    """Return the study's assets; a partition is a set that the settings name."""
+    """Return the study's assets; each partition is a set named in the settings."""
     planned = recipes(settings.study)
     partitions = dg.StaticPartitionsDefinition(list(planned))
 
@@ -64,7 +64,7 @@ def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         embeddings: VectorSet,
         study_pool: StudyPool,
     ) -> dg.MaterializeResult[StudySet]:
-        """One set of the study, chosen by its strategy."""
+        """One set of the study, selected by its strategy."""
         data = StudyData(workspace.root, distinct_pool, embeddings, study_pool)
         recipe = planned[context.partition_key]
         with (
@@ -92,13 +92,13 @@ def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         study_pool: StudyPool,
         study_set: StudySet,
     ) -> dg.MaterializeResult[StudyMeasures]:
-        """All measures of one set, NovelSum at every K, beta and alpha; those of vectors under each representation."""
+        """All measures of one set: NovelSum at every K, beta and alpha; vector measures for each representation."""
         data = StudyData(workspace.root, distinct_pool, embeddings, study_pool)
         with recorded(context, workspace, _inputs(data, study_set)) as step:
             yardstick = study_yardstick(data, settings)
             found = measure_set(data, study_set, settings, yardstick, step.reporter)
             for one in views_of(data, settings, step.reporter).values():
-                view = represented(data, one)  # What is measured under it stays in the storage folder, for the tables.
+                view = represented(data, one)  # Its measures stay in the storage folder, for the tables.
                 measure_set(data, study_set, settings, study_yardstick(data, settings, view), step.reporter, view)
             return step.result(found, **{name: one.value for name, one in found.values.items()})
 
@@ -118,7 +118,7 @@ def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         study_pool: StudyPool,
         study_set: StudySet,
     ) -> dg.MaterializeResult[StudyPerformance]:
-        """The proxy for performance: what small models trained on one set cost on held-out text, in bits per byte."""
+        """The proxy for performance: bits per byte on held-out text, of small models trained on one set."""
         data = StudyData(workspace.root, distinct_pool, embeddings, study_pool)
         with recorded(context, workspace, _inputs(data, study_set)) as step, step.reporter.step("training") as progress:
             study, trained = settings.study, {}
@@ -147,7 +147,7 @@ def _correlation_of_proxies(settings: Settings) -> dg.AssetsDefinition:
         study_measures: dict[str, StudyMeasures],
         study_performance: dict[str, StudyPerformance],
     ) -> dg.MaterializeResult[StudyCorrelation]:
-        """How well each measure agrees with what the models trained on the sets achieve."""
+        """Correlation of each measure with the performance of models trained on the sets."""
         return _correlated(context, workspace, settings, study_measures, study_performance)
 
     return study_correlation
@@ -162,7 +162,7 @@ def _correlation_of_figures(settings: Settings) -> dg.AssetsDefinition:
         workspace: dg.ResourceParam[Workspace],
         study_measures: dict[str, StudyMeasures],
     ) -> dg.MaterializeResult[StudyCorrelation]:
-        """How well each measure agrees with the performance figures that the settings name."""
+        """Correlation of each measure with the performance figures named in the settings."""
         return _correlated(context, workspace, settings, study_measures, {})
 
     return study_correlation
@@ -178,7 +178,7 @@ def _correlated(
     used: dict[str, Artifact] = {f"study_measures[{name}]": one for name, one in measured.items()}
     used |= {f"study_performance[{name}]": one for name, one in trained.items()}
     with recorded(context, workspace, used) as step:
-        # In the order of the settings, whatever the order in which partitions were loaded.
+        # In the order of the settings, independent of the order in which partitions were loaded.
         names = [name for name in recipes(settings.study) if name in measured]
         ordered = {name: measured[name] for name in names}
         outcome = outcome_of(ordered, {name: trained[name] for name in names if name in trained}, settings)

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from novelsum_dagster.artifacts.layout import output_folder
 from novelsum_dagster.common.files import content_key, place_folder, temporary_folder, write_table
 from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.common.spread import Spread, in_turn
@@ -142,8 +143,8 @@ def _written(
         similar = pa.table({"id": ids, "similarity": pa.array(found.nearest, from_pandas=True)})
         write_table(similar, folder / "similar.parquet")
         write_table(found.neighbours.table(), folder / "neighbours.parquet")
-        place_folder(folder, root / "pool" / f"snapshot={key}")
-    facts = {"key": key, "folder": f"pool/snapshot={key}", "read_as": read.key, "near_duplicates": len(near)}
+        place_folder(folder, root / output_folder("pool", key))
+    facts = {"key": key, "folder": output_folder("pool", key), "read_as": read.key, "near_duplicates": len(near)}
     return read.model_copy(update={**facts, "near_duplicates_dropped": rule.drop})
 
 

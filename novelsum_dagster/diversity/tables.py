@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from novelsum_dagster.artifacts.artifact import Artifact
+from novelsum_dagster.artifacts.layout import output_folder
 from novelsum_dagster.common.files import KEY_LENGTH, content_key, write_table
 from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.common.spread import Spread, in_turn
@@ -224,9 +225,7 @@ def build_novelty(
 
 
 def _file(kind: str, key: str) -> str:
-    # DuckDB makes a column of the folder's name, which must not hide the table's own of that name.
-    name = "sample_novelty" if kind == "novelty" else kind
-    return f"{kind}/{name}={key}/{kind}.parquet"
+    return f"{output_folder(kind, key)}/{kind}.parquet"
 
 
 def _write(

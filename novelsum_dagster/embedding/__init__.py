@@ -1,1 +1,1 @@
-"""From a sample's text to its vector, embedded once and kept."""
+"""Embedding of samples: each text is embedded once, and its vector stored."""

@@ -1,4 +1,4 @@
-"""How much of the texts the model does not read, because they are longer than `max_tokens`."""
+"""Text that the model does not read, because it exceeds `max_tokens`."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from novelsum_dagster.settings import Embedding
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How many of some samples are cut, and how many of their tokens are never read.
+    """Numbers of truncated samples and of unread tokens.
 
     Attributes:
-        samples: all of them.
-        cut: those with tokens that are not read.
+        samples: number of samples.
+        cut: samples with tokens that are not read.
         tokens: of all texts, without special tokens.
-        unread_tokens: those that are not read.
+        unread_tokens: tokens that are not read.
     """
 
     samples: int
@@ -25,22 +25,22 @@ class Cut:
     unread_tokens: int
 
     def words(self, settings: Embedding) -> str | None:
-        """Return in a sentence what is not read, and the setting that would have it read; None where all is."""
+        """Return a sentence on the unread text, with the setting that reads it; None if all is read."""
         return cut_words(self.cut, self.samples, self.fraction, settings)
 
     @property
     def fraction(self) -> float:
-        """The part of all tokens that is not read, from 0 to 1; 0 where there are none."""
+        """The fraction of all tokens that is not read, from 0 to 1; 0 without tokens."""
         return self.unread_tokens / self.tokens if self.tokens else 0.0
 
 
 def cut_of(counts: ArrayLike, settings: Embedding, special_tokens: int) -> Cut:
-    """Return what is cut of texts with these numbers of tokens; nothing with windows or vectors of one's own.
+    """Return the truncation of texts with these numbers of tokens; none with windows or own vectors.
 
     Args:
         counts: tokens of each text without special tokens.
-        settings: limit, and how longer texts are read.
-        special_tokens: how many of `max_tokens` are special tokens.
+        settings: limit, and the handling of longer texts.
+        special_tokens: number of special tokens within `max_tokens`.
     """
     tokens = np.asarray(counts, dtype=np.int64)
     reads_all = settings.long == "windows" or settings.vectors is not None
@@ -50,12 +50,12 @@ def cut_of(counts: ArrayLike, settings: Embedding, special_tokens: int) -> Cut:
 
 
 def cut_words(cut: int, samples: int, fraction: float, settings: Embedding) -> str | None:
-    """Return in a sentence how many of some samples are cut, and the setting that prevents it; None if none is.
+    """Return a sentence with the number of truncated samples, and the setting that prevents it; None if none is.
 
     Args:
-        cut: samples that are cut.
-        samples: all of them.
-        fraction: the part of all tokens that is not read.
+        cut: truncated samples.
+        samples: number of samples.
+        fraction: the fraction of all tokens that is not read.
         settings: with the limit.
     """
     if not cut:

@@ -1,7 +1,7 @@
 """Embedding models behind one protocol.
 
 Belongs here: loading a model, its device and number type, its tokenizer. Does not: a model's files (`model_files`),
-what is kept (`store`), models that run in vLLM (`vllm_encoder`).
+stored vectors (`store`), models that run in vLLM (`vllm_encoder`).
 """
 
 import hashlib
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _BATCHING = 2
-"""Changes whenever a text's vector may, for the same model: 1 was padding to the longest text of a batch."""
+"""Raised whenever a text's vector may change for the same model: 1 was padding to the longest text of a batch."""
 _PADDING = 16
-"""Texts share a batch where their numbers of tokens are padded to the same multiple of this."""
+"""Texts share a batch if their numbers of tokens are padded to the same multiple of this."""
 _CPU_ROWS = 16
 """Rows of a batch on the CPU, whatever the settings: the last bits of a vector depend on it."""
 _TOKENIZED_AT_ONCE = 1000
 _LONG_AT_ONCE = 256
 """Texts whose windows are held and embedded together."""
 _LONG = -1
-"""In place of the padded length of a text that is read in windows."""
+"""Stands for the padded length of a text that is read in windows."""
 _Item = TypeVar("_Item")
 _LEAST_COSINE = 0.999
 _POOLING_MODES = {"mean": "mean", "last_token": "lasttoken", "position_weighted_mean": "weightedmean"}
-"""Names of sentence-transformers by ours."""
+"""Names in sentence-transformers by our names."""
 _LATER_FIELDS = {
     "pooling": "auto",
     "backend": "torch",
@@ -51,7 +51,7 @@ _LATER_FIELDS = {
     "reduce": None,
     "fitted_on": "",
 }
-"""Fields of `Model` that came later: with these values the key is what it was without them."""
+"""Fields of `Model` added later, with the values that leave the key unchanged."""
 _log = logging.getLogger(__name__)
 _PROBE = [
     "Write a Python function that merges two sorted lists.\ndef merge(a, b): return sorted(a + b)",
@@ -66,9 +66,9 @@ class Model:
     """What identifies an encoder: vectors of equal `Model` and text may be used together.
 
     `revision` is the SHA-256 of all files (`model_files.files_hash`) for the packaged model and folders; for a hub
-    model it is the commit, and `files` that SHA-256. `dtype` is the number type asked for (auto: whichever was chosen
-    when the first vector was made). Where PCA transforms the vectors (`whitening`), `fitted_on` is the key of the set
-    that it was fitted on and that is transformed.
+    model it is the commit, and `files` that SHA-256. `dtype` is the requested number type (auto: the one chosen for the
+    first vector). If PCA transforms the vectors (`whitening`), `fitted_on` is the key of the set that it was fitted on
+    and that is transformed.
     """
 
     name: str
@@ -88,14 +88,14 @@ class Model:
 
     @property
     def key(self) -> str:
-        """A short name that differs wherever one of the fields does."""
+        """A short name that differs whenever one of the fields does."""
         facts = {name: value for name, value in asdict(self).items() if value != _LATER_FIELDS.get(name)}
         digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:12]
         return f"{Path(self.name).name}-{digest}"
 
 
 class Encoder(Protocol):
-    """Turns texts into vectors."""
+    """An embedding model: turns texts into vectors."""
 
     @property
     def dimension(self) -> int: ...
@@ -107,16 +107,16 @@ class Encoder(Protocol):
     def device(self) -> str: ...
 
     def batches(self, texts: list[str]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-        """Yield the places of some texts and their vectors, float32, (n, dimension), until each text had its turn."""
+        """Yield positions of texts and their vectors, float32, (n, dimension), until all texts are done."""
         ...
 
 
 EncoderOf = Callable[[Embedding, str | None, str], Encoder]
-"""Makes the encoder that the settings name, of a number type, on a device, as `load_encoder` does."""
+"""Returns the encoder of the settings for a number type and a device, as `load_encoder` does."""
 
 
 def identify(settings: Embedding) -> Model:
-    """Return the identity of the model that the settings name, without loading it; a hub model is fetched.
+    """Return the identity of the model in the settings, without loading it; a hub model is fetched.
 
     Raises:
         InputError: as `model_location` does.
@@ -133,7 +133,7 @@ def identify(settings: Embedding) -> Model:
         backend=settings.backend,
         files=files if revision else "",
         text=settings.text,
-        # "all" has every part already, and parts have their own order in a text.
+        # "all" includes every part already, and the order of parts in a text is fixed.
         include=() if settings.text == "all" else tuple(sorted(set(settings.include))),
         long=settings.long,
     )
@@ -153,12 +153,12 @@ def model_location(settings: Embedding) -> Path:
 
 
 def token_counter(settings: Embedding) -> Any:
-    """Return a function from texts to their numbers of tokens, untruncated, special tokens left out.
+    """Return a function from texts to their numbers of tokens, untruncated, without special tokens.
 
-    Where vectors are given in place of a model, tokens are those of the packaged model.
+    With own vectors instead of a model, tokens are those of the packaged model.
 
     Raises:
-        InputError: for a model without a tokenizer that can be read.
+        InputError: for a model without a readable tokenizer.
     """
     tokenizer = _tokenizer(settings)
 
@@ -169,7 +169,7 @@ def token_counter(settings: Embedding) -> Any:
 
 
 def special_tokens(settings: Embedding) -> int:
-    """Return how many of `max_tokens` are special tokens, which the tokenizer adds to every text.
+    """Return the number of special tokens within `max_tokens`, which the tokenizer adds to every text.
 
     Raises:
         InputError: as `token_counter` does.
@@ -191,7 +191,7 @@ def _tokenizer(settings: Embedding) -> "Tokenizer":
 
 
 def load_encoder(settings: Embedding, dtype: str | None = None, device: str = "auto") -> Encoder:
-    """Return the encoder that the settings name, loaded.
+    """Return the loaded encoder of the settings.
 
     Args:
         settings: model, pooling, backend, dtype, batch size, token limit.
@@ -199,7 +199,7 @@ def load_encoder(settings: Embedding, dtype: str | None = None, device: str = "a
         device: as the setting `device`.
 
     Raises:
-        InputError: where the model cannot be loaded or the device or backend is not there.
+        InputError: if the model cannot be loaded, or the device or backend is missing.
     """
     if settings.backend == "vllm":
         from novelsum_dagster.embedding.vllm_encoder import VllmEncoder
@@ -212,13 +212,13 @@ class SentenceTransformerEncoder:
     """A sentence-transformers or Hugging Face model, loaded from safetensors without remote code.
 
     A plain Hugging Face encoder gets mean pooling, a causal language model (...ForCausalLM) the last token, unless the
-    settings say otherwise. With `position_weighted_mean` token t of the T that are read, special tokens among them, has
+    settings say otherwise. With `position_weighted_mean`, token t of the T tokens read, including special tokens, has
     the weight t / (1 + ... + T), as in SGPT (Muennighoff, 2022) and RDS+ (Ivison et al., 2025).
 
     Texts are then padded on the right, so that a token's position in the model is its position in the text; a
-    sentence-transformers model with its own pooling pads as it likes. Padding never counts.
+    sentence-transformers model with its own pooling uses its own padding side. Padding never counts.
 
-    On the CPU a text's vector is the same, bit for bit, whatever it is embedded with, for the same machine, library
+    On the CPU a text's vector is the same, bit for bit, whichever texts share its batch, for the same machine, library
     versions and number type: every batch that a text can be in has the same shape, and so the same kernels.
 
     Args:
@@ -228,7 +228,7 @@ class SentenceTransformerEncoder:
         device: as the setting `device`.
 
     Raises:
-        InputError: where the model cannot be loaded or the device is not there.
+        InputError: if the model cannot be loaded or the device is missing.
     """
 
     def __init__(self, settings: Embedding, dtype: str | None = None, device: str = "auto") -> None:
@@ -240,7 +240,7 @@ class SentenceTransformerEncoder:
         self.dtype = chosen
         if dtype is None and self.device.startswith("cpu") and _computes_with_bfloat16():
             self._try_bfloat16()
-        # Models that look words up in a table read texts of any length whole, and have no mask.
+        # Models with a static word table read texts of any length completely, and have no mask.
         self._reads_windows = settings.long == "windows" and "attention_mask" in self._model.preprocess(["a text"])
         if self._reads_windows:
             require_windows(self._model)
@@ -251,17 +251,17 @@ class SentenceTransformerEncoder:
         return int(self._model.get_embedding_dimension() or 0)
 
     def batches(self, texts: list[str]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-        """Yield places of texts of one padded length and their vectors, in an order that mixes the lengths.
+        """Yield positions of texts of one padded length and their vectors, in an order that mixes the lengths.
 
-        With `embedding.long` windows, a text over the limit is cut into consecutive windows of `max_tokens` tokens with
-        special tokens, of which the first is what is read otherwise. Its vector is the mean of the windows' vectors,
-        weighted by their tokens without special tokens, summed in float64, and scaled to length 1 only where the
-        model's own last module does that. A text within the limit has the vector that it has with truncate.
+        With `embedding.long` windows, a text over the limit is divided into consecutive windows of `max_tokens`
+        tokens with special tokens; the first window is what truncation would read. The text's vector is the mean of
+        the windows' vectors, weighted by their tokens without special tokens, summed in float64, and scaled to length 1
+        only if the model's own last module does that. A text within the limit has the same vector as with truncate.
 
-        Where a GPU's memory is too small for a batch, batches are halved from then on.
+        If a GPU's memory is too small for a batch, batches are halved from then on.
 
         Raises:
-            InputError: where it is too small for one text.
+            InputError: if it is too small for one text.
         """
         count = self._rows
         lengths = np.array(self._padded_lengths(texts), dtype=np.int64)
@@ -272,7 +272,7 @@ class SentenceTransformerEncoder:
         fitting = len(batches)
         rows = np.flatnonzero(lengths == _LONG).tolist()
         batches += [rows[start : start + _LONG_AT_ONCE] for start in range(0, len(rows), _LONG_AT_ONCE)]
-        # In order of length, the time left could not be told from the samples done.
+        # In order of length, the time left could not be estimated from the samples done.
         for number in np.random.default_rng(0).permutation(len(batches)):
             rows = batches[number]
             some = [texts[row] for row in rows]
@@ -287,7 +287,7 @@ class SentenceTransformerEncoder:
         done = 0
         while done < len(items):
             some = items[done : done + self._rows]
-            # On a GPU the last bits depend on more than the shape, and rows that nobody wants cost time.
+            # On a GPU the last bits depend on more than the shape, and filler rows cost time.
             filling = self._rows - len(some) if self.device.startswith("cpu") else 0
             try:
                 parts.append(encode(some + some[:1] * filling)[: len(some)])
@@ -297,7 +297,7 @@ class SentenceTransformerEncoder:
                 if not is_out_of_memory(error):
                     raise
                 words = str(error).splitlines()[0]
-            self._halve(words)  # Outside: the exception holds on to what did not fit.
+            self._halve(words)  # Outside of the handler: the exception keeps the tensors alive.
         return np.concatenate(parts)
 
     def _vectors_of_long(self, texts: list[str]) -> NDArray[np.float32]:
@@ -329,7 +329,7 @@ class SentenceTransformerEncoder:
         _log.warning("%s: memory is too small; batches of %d texts from here on (%s)", self.device, self._rows, words)
 
     def _padded_lengths(self, texts: list[str]) -> list[int]:
-        """Return the padded length of each text; `_LONG` for one that is read in windows."""
+        """Return the padded length of each text; `_LONG` for a text that is read in windows."""
         at_once = _LONG_AT_ONCE if self._reads_windows else _TOKENIZED_AT_ONCE
         lengths: list[int] = []
         for start in range(0, len(texts), at_once):
@@ -340,7 +340,7 @@ class SentenceTransformerEncoder:
     def _lengths_of_cut(self, texts: list[str]) -> list[int]:
         prompt = self._model.prompts.get(self._model.default_prompt_name or "")
         mask = self._model.preprocess(texts, prompt=prompt).get("attention_mask")
-        # Models that look words up in a table pad nothing, and have no mask.
+        # Models with a static word table do not pad, and have no mask.
         return [0] * len(texts) if mask is None else _padded(np.asarray(mask.sum(1))).tolist()
 
     def _lengths_of_windowed(self, texts: list[str]) -> list[int]:
@@ -371,7 +371,7 @@ class SentenceTransformerEncoder:
         model.max_seq_length = self._settings.max_tokens
         first: Any = model[0]
         if self._settings.max_tokens % _PADDING:
-            _pad_after_tokenizing(first)  # Tokenizers refuse to pad to a multiple that the limit is none of.
+            _pad_after_tokenizing(first)  # Tokenizers refuse to pad to a multiple if the limit is not one.
         else:
             processing = getattr(first, "processing_kwargs", {})
             first.processing_kwargs = {
@@ -387,11 +387,11 @@ class SentenceTransformerEncoder:
         from sentence_transformers.util import is_sentence_transformer_model
 
         if getattr(model.tokenizer, "pad_token", "none") is None:
-            # Causal language models come without; what stands there is masked.
+            # Causal language models have no padding token; any token works, because padding is masked.
             model.tokenizer.pad_token = model.tokenizer.eos_token
         is_own = is_sentence_transformer_model(location, local_files_only=True)
         if self._settings.pooling != "auto" or not is_own:
-            # On the left it would shift the positions of the tokens, which some models learn by.
+            # Padding on the left would shift the positions of the tokens, on which some models depend.
             model.tokenizer.padding_side = "right"
 
     def _try_bfloat16(self) -> None:
@@ -403,18 +403,18 @@ class SentenceTransformerEncoder:
 
 
 def _require_positions(model: "SentenceTransformer", settings: Embedding) -> None:
-    """Refuse more tokens, with their padding, than the model has positions for.
+    """Require that the model has positions for `max_tokens` with padding.
 
     Raises:
-        InputError: then; on a GPU the process could do nothing there any more once such a text was embedded.
+        InputError: if it has not; embedding such a text would leave the GPU unusable for this process.
     """
     config = getattr(getattr(model[0], "auto_model", None), "config", None)
     positions = config and getattr(config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions < 1:  # XLNet says -1, where any number will do.
+    if not isinstance(positions, int) or positions < 1:  # XLNet has -1: any number of positions.
         return
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and (padding := getattr(module, "padding_idx", None)) is not None:
-            positions -= padding + 1  # RoBERTa and those after it count from behind it.
+            positions -= padding + 1  # RoBERTa and its derivatives count from the padding id.
     fits = positions // _PADDING * _PADDING
     if settings.max_tokens > fits:
         raise InputError(
@@ -424,7 +424,7 @@ def _require_positions(model: "SentenceTransformer", settings: Embedding) -> Non
 
 
 def _pad_after_tokenizing(module: Any) -> None:
-    """Let a model's first module pad tokenized texts to a multiple of `_PADDING`."""
+    """Make a model's first module pad tokenized texts to a multiple of `_PADDING`."""
     from torch.nn.functional import pad
 
     tokenize = module.preprocess
@@ -448,10 +448,10 @@ def _pad_after_tokenizing(module: Any) -> None:
 
 
 def _pool_by(model: "SentenceTransformer", pooling: str) -> None:
-    """Replace a model's own pooling; what follows it, as normalisation, stays.
+    """Replace a model's own pooling; later modules, e.g. normalisation, are kept.
 
     Raises:
-        InputError: for a model without tokens that could be pooled.
+        InputError: for a model without a replaceable pooling.
     """
     from sentence_transformers.sentence_transformer.modules import Pooling
 
@@ -463,7 +463,7 @@ def _pool_by(model: "SentenceTransformer", pooling: str) -> None:
 
 
 def _computes_with_bfloat16() -> bool:
-    """Tell by the processor, not by a timing: two runs on one machine must choose alike."""
+    """Return whether the processor has bfloat16 arithmetic; not by timing, since runs on one machine must agree."""
     import torch
 
     known: Mapping[str, Any] = torch.cpu.get_capabilities()
@@ -476,7 +476,7 @@ def _encode(model: "SentenceTransformer", texts: list[str], batch_size: int) -> 
 
 
 def _forward(model: "SentenceTransformer", features: dict[str, Any]) -> NDArray[np.float32]:
-    """Return the vectors of tokenized texts, as `_encode` does of texts."""
+    """Return the vectors of tokenized texts; `_encode` does the same for texts."""
     import torch
 
     model.eval()
@@ -491,7 +491,7 @@ def _padded(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _quiet() -> None:
-    """Keep model loading from drawing its own bars over ours."""
+    """Disable progress bars of model loading, which would be drawn over ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging as words
 

@@ -1,4 +1,4 @@
-"""Causal language models: the small one from scratch, and those that the settings name.
+"""Causal language models: a small one from scratch, and those named in the settings.
 
 Belongs here: building a model with its tokenizer. Does not: training (`study.training`), gradients
 (`diversity.g_vendi`).
@@ -28,8 +28,8 @@ _WIDTH, _LAYERS, _HEADS = 128, 4, 4
 class LanguageModel:
     """A causal language model with its tokenizer.
 
-    `network` is a transformers model in float32 on `device`; `end` is the id of the token that stands before the first
-    text and after every text.
+    `network` is a transformers model in float32 on `device`; `end` is the id of the token before the first text
+    and after every text.
     """
 
     network: Any
@@ -41,16 +41,16 @@ class LanguageModel:
 def build_model(
     settings: Training, tokenizer: str | None = None, seed: int = 42, device: str = "auto", section: str = "training"
 ) -> LanguageModel:
-    """Return the untrained model: the one the settings name, else a Llama of about 1.3 million weights from scratch.
+    """Return the model named in the settings, else an untrained Llama of about 1.3 million weights.
 
-    The small one is 4 layers of 128 dimensions with 4 heads and tied embeddings; its weights depend on the seed, the
-    size of the tokenizer's vocabulary and nothing else. A named model is loaded from safetensors without remote code,
-    with its `tokenizer.json`. `section` is that of the settings which name the model, for errors.
+    The small one has 4 layers of 128 dimensions with 4 heads and tied embeddings; its weights depend only on the seed
+    and the size of the tokenizer's vocabulary. A named model is loaded from safetensors without remote code, with its
+    `tokenizer.json`. `section` is the section of the settings that names the model, for errors.
 
     Raises:
-        InputError: where the model cannot be loaded, a hub model has no revision, the context is longer than the
-            model's positions, or the device is not there.
-        ValueError: without a tokenizer, for a model from scratch.
+        InputError: if the model cannot be loaded, a hub model has no revision, the context is longer than the model's
+            positions, or the device is missing.
+        ValueError: for a model from scratch without a tokenizer.
     """
     device = accelerator_or_cpu(device)
     with reproducible(seed):
@@ -60,7 +60,7 @@ def build_model(
             network, loaded, end = _from_scratch(tokenizer, settings.context)
         else:
             raise ValueError("a model from scratch needs a tokenizer: pass what train_tokenizer returned")
-    loaded.encode_special_tokens = True  # Else a text that quotes the end token would end there.
+    loaded.encode_special_tokens = True  # Otherwise a text that quotes the end token would end there.
     loaded.no_truncation()
     loaded.no_padding()
     return LanguageModel(network.to(device), loaded, end, device)
@@ -105,19 +105,19 @@ def _pretrained(name: str, settings: Training, section: str) -> tuple[Any, "Toke
             use_safetensors=True,
             dtype=torch.float32,
         )
-    except Exception as error:  # The Rust library raises plain exceptions; damaged files, many others.
+    except Exception as error:  # The Rust library raises plain exceptions; damaged files raise many types.
         raise InputError(f"{section}.model: {name} cannot be loaded: {error}") from error
     return network, loaded, _checked_end(name, network, loaded, settings.context, section)
 
 
 def _checked_end(name: str, network: Any, tokenizer: "Tokenizer", context: int, section: str) -> int:
-    """Return the id of the model's end token, where model, tokenizer and context fit each other."""
+    """Return the id of the model's end token, after checking that model, tokenizer and context match."""
     config = network.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and context > positions:
         raise InputError(f"{section}.context: {context:,} tokens are more than the {positions:,} positions of {name}")
     if tokenizer.get_vocab_size() > network.get_input_embeddings().num_embeddings:
-        raise InputError(f"{section}.model: the tokenizer of {name} has tokens that the model does not know")
+        raise InputError(f"{section}.model: the tokenizer of {name} has tokens beyond the model's vocabulary")
     ends = config.eos_token_id
     end = ends[0] if isinstance(ends, list) else ends
     if end is None:
@@ -127,7 +127,7 @@ def _checked_end(name: str, network: Any, tokenizer: "Tokenizer", context: int, 
 
 @contextmanager
 def reproducible(seed: int) -> Iterator[None]:
-    """Seed PyTorch and keep it to deterministic algorithms; what was before comes back after (but for MPS's seed)."""
+    """Seed PyTorch and use deterministic algorithms; the previous state is restored afterwards (except MPS's seed)."""
     import torch
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # Without it, products on CUDA are not deterministic.

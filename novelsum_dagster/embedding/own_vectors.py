@@ -1,7 +1,7 @@
-"""Vectors of one's own in place of a model (`embedding.vectors`).
+"""The user's own vectors instead of a model (`embedding.vectors`).
 
-Belongs here: which row of a file is the vector of which sample, and what is wrong with a sample's vector. Does not:
-formats (`vector_files`), the store.
+Belongs here: matching rows of a file with samples, validating a sample's vector. Does not: formats (`vector_files`),
+the store.
 """
 
 import hashlib
@@ -24,19 +24,19 @@ from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.settings import Embedding
 
 BACKEND = "own"
-"""In `Model`, in place of the backend that runs a model."""
+"""Value of `Model.backend` for own vectors."""
 _DTYPE = "float32"
 _CHECKED_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class PoolAt:
-    """A pool, and where things are.
+    """A pool and its folders.
 
     Attributes:
         snapshot: the pool.
-        root: the storage folder that the pool is in.
-        base: the folder that relative paths in the settings start from.
+        root: the storage folder of the pool.
+        base: the folder to which relative paths in the settings refer.
     """
 
     snapshot: PoolSnapshot
@@ -55,15 +55,15 @@ class PoolAt:
 
 @dataclass(frozen=True, slots=True)
 class OwnVectors:
-    """The vectors of a pool, in a file of one's own.
+    """The vectors of a pool, in the user's file.
 
     Attributes:
-        pool: whose they are.
-        file: where they are.
+        pool: of the samples.
+        file: of the vectors.
         ids: samples in pool order, (n,).
-        rows: place of each sample's vector in the file, (n,).
-        model: under which the store keeps them. It differs wherever the file's content, the columns, the name given as
-            `embedding.model`, or a sample's row does.
+        rows: row of each sample's vector in the file, (n,).
+        model: identity under which they are stored. It differs whenever the file's content, the columns, the name given
+            as `embedding.model`, or a sample's row does.
     """
 
     pool: PoolAt
@@ -73,10 +73,10 @@ class OwnVectors:
     model: Model
 
     def add_to(self, store: VectorStore, shard_size: int) -> Iterator[tuple[int, tuple[str, ...]]]:
-        """Write the vectors that the store does not have, float32; yield how many, and the names of their files.
+        """Write the vectors missing from the store, float32; yield their number and the names of their files.
 
         Raises:
-            InputError: before anything is written, where a vector is not finite or is zero.
+            InputError: before anything is written, if a vector is not finite or is zero.
         """
         known = store.ids()
         missing = np.array([place for place, id_ in enumerate(self.ids) if id_ not in known], dtype=np.int64)
@@ -90,27 +90,26 @@ class OwnVectors:
     def _require_sound(self, places: NDArray[np.int64]) -> None:
         vectors = self.file.rows(self.rows[places])
         is_finite = np.isfinite(vectors).all(1)
-        for is_bad, what in ((~is_finite, "has NaN or infinite numbers"), (~vectors.any(1), "is 0 everywhere")):
+        for is_bad, what in ((~is_finite, "has NaN or infinite numbers"), (~vectors.any(1), "is all zeros")):
             if is_bad.any():
                 place = int(places[np.flatnonzero(is_bad)[0]])
                 raise InputError(
                     f"embedding.vectors: {self.file.path}: row {self.rows[place]:,} (from 0), the vector of"
-                    f" {self.pool.record(place)}, {what} as float32; embed that text again, or take the record out of"
-                    " the sources and its row out of the vectors"
+                    f" {self.pool.record(place)}, {what} as float32; embed that text again, or remove the record from"
+                    " the sources and its row from the vectors"
                 )
 
 
 def own_vectors(pool: PoolAt, settings: Embedding) -> OwnVectors:
     """Return the vectors of a pool in the file that `embedding.vectors` names.
 
-    Without `vectors_id`, a record's vector is in the row of its place among all records that were read, over all
-    sources in order; duplicates and rejects count. With it, it is in the row where that column of the file has the
-    value that the record has in its field of that name. A name that is no field of any record may be a column of the
-    samples: "id" is then the sample's id.
+    Without `vectors_id`, rows correspond to all records read, over all sources in order, including duplicates and
+    rejects. With it, a record's vector is in the row where that column of the file equals the record's field of the
+    same name. A name that is not a field of any record may be a column of the samples, e.g. "id", the sample's id.
 
     Raises:
-        InputError: for a file that cannot be read; where the numbers of rows and records differ, or ids are missing or
-            there twice.
+        InputError: for an unreadable file, if the numbers of rows and records differ, or if ids are missing or
+            duplicate.
     """
     assert settings.vectors is not None
     file = read_vectors(pool.base / Path(settings.vectors).expanduser(), settings.vectors_column, settings.vectors_id)
@@ -126,9 +125,9 @@ def _rows_by_place(pool: PoolAt, file: VectorFile) -> list[int]:
     read = pool.snapshot.read
     if len(file) != read:
         raise InputError(
-            f"embedding.vectors: {file.path} has {len(file):,} rows, and {read:,} records were read; row by row, every"
-            " record of all sources has one, in order, duplicates and rejects too. Give as many rows, or match by ids"
-            " with embedding.vectors_id"
+            f"embedding.vectors: {file.path} has {len(file):,} rows, but {read:,} records were read. Without ids there"
+            " must be one row per record of all sources, in order, including duplicates and rejects. Add the missing"
+            " rows, or match by ids with embedding.vectors_id"
         )
     before: dict[str, int] = {}
     count = 0
@@ -146,14 +145,14 @@ def _rows_by_id(pool: PoolAt, path: Path, ids: list[str | None], settings: Embed
     for known, where in ((ids, str(path)), (values, "the records")):
         twice = next((id_ for id_, count in Counter(known).items() if id_ is not None and count > 1), None)
         if twice is not None:
-            raise InputError(f"embedding.vectors_id: {where}: {name} {twice!r} is there twice; each must be there once")
+            raise InputError(f"embedding.vectors_id: {where}: {name} {twice!r} occurs twice; ids must be unique")
     missing = [row for row, value in enumerate(values) if value is None or value not in place]
     if missing:
         row = missing[0]
         what = f"has no {name}" if values[row] is None else f"has {name} {values[row]!r}, which {path} does not have"
         raise InputError(
             f"embedding.vectors_id: {pool.record(row)} {what}; {len(missing):,} of {len(values):,} samples have no"
-            " vector. Add their vectors, or take these records out of the sources"
+            " vector. Add their vectors, or remove these records from the sources"
         )
     return [place[value] for value in values if value is not None]
 
@@ -166,4 +165,4 @@ def _values(pool: PoolAt, name: str) -> list[Any]:
         return values
     if name in COLUMNS:
         return pool.column(name)
-    raise InputError(f"embedding.vectors_id: {name} is no field of any record; check its name")
+    raise InputError(f"embedding.vectors_id: {name} is not a field of any record; check its name")

@@ -1,10 +1,10 @@
-"""The vector store: what was embedded once is kept, a shard at a time, and never embedded again.
+"""The vector store: every sample is embedded once per model, and its vector stored in a shard.
 
-Belongs here: shards of vectors by sample id for one model, filling in what is missing, reading in any order.
+Belongs here: shards of vectors by sample id for one model, adding missing vectors, reading in any order.
 Does not: models (`encoder`).
 
 Layout: `vectors/<model key>/model.json` and `vectors/<model key>/<hash of ids>.parquet` with columns `id` and
-`vector` (fixed-size list of float32). A shard is written whole or not at all, so a killed run loses one at most.
+`vector` (fixed-size list of float32). A shard is written atomically, so a killed run loses one at most.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from novelsum_dagster.artifacts.artifact import Artifact, Key
+from novelsum_dagster.artifacts.layout import output_folder
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import KEY_LENGTH, read_json, write_json, write_table
 from novelsum_dagster.common.memory import require_memory
@@ -28,16 +29,16 @@ from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.settings import Embedding
 
 _BYTES_PER_ID = 400
-"""A sample's id as text, its place, and whether it was found."""
+"""Memory per sample for its id as text, its position, and whether it was found."""
 
 
 class VectorSet(Artifact):
     """The vectors of a pool, in its order.
 
     `embedded` of its `samples` were new to the store. `cut_samples` have texts that the model did not read to the end,
-    `unread_fraction` is the part of all tokens that it did not read. Where the vectors are of one's own, `model` is the
-    name given, `revision` the SHA-256 of their file, and `max_tokens` 0. Where PCA transforms them (`whitening`),
-    `transformed_from` is the folder of the vectors as the model gives them, and they vary in `rank` directions.
+    `unread_fraction` is the fraction of all tokens that it did not read. For the user's own vectors, `model` is the
+    name given, `revision` the SHA-256 of their file, and `max_tokens` 0. If PCA transforms them (`whitening`),
+    `transformed_from` is the folder of the model's vectors, and the transformed ones vary in `rank` directions.
     """
 
     folder: str
@@ -57,9 +58,9 @@ class VectorSet(Artifact):
     rank: int | None = None
 
     def files_in(self, root: Path, folder: Path) -> Iterable[Path]:
-        """Yield the files with vectors of the pool; a shard of other pools alone may go when they do."""
+        """Yield the files with vectors of the pool; shards of other pools alone can be removed with those."""
         files = list(super().files_in(root, folder))
-        samples = root / "pool" / f"snapshot={self.ids_from}" / "samples.parquet"
+        samples = root / output_folder("pool", self.ids_from) / "samples.parquet"
         if not samples.exists():
             return files
         ids = set(pq.read_table(samples, columns=["id"], partitioning=None)["id"].to_pylist())
@@ -77,7 +78,7 @@ class VectorStore:
         self.folder = root / self.name
 
     def dtype(self) -> str | None:
-        """Return the number type with which the kept vectors were made; None in an empty store."""
+        """Return the number type of the model that made the stored vectors; None for an empty store."""
         path = self.folder / "model.json"
         return str(read_json(path)["weights_dtype"]) if path.exists() else None
 
@@ -89,7 +90,7 @@ class VectorStore:
         return found
 
     def add(self, ids: Sequence[str], vectors: NDArray[np.float32], dtype: str) -> tuple[str, ...]:
-        """Commit one shard; return the names of the files that it is in, within the storage folder.
+        """Commit one shard; return the names of its files within the storage folder.
 
         Args:
             ids: sample ids, (n,).
@@ -120,13 +121,13 @@ def embed(
 
     Args:
         root: the storage folder.
-        settings: the model and how it is run.
+        settings: the model and its parameters.
         ids, texts: the pool in order, (n,).
         ids_from: key of the pool snapshot.
-        progress: called after every shard with samples done and to do.
-        committed: called with the names of the files of each shard, once it is whole.
+        progress: called after every shard with the numbers of samples done and in total.
+        committed: called with the names of the files of each shard, once it is complete.
         device: as the setting `device`.
-        encoder_of: makes the encoder; default: in this process.
+        encoder_of: returns the encoder; default: in this process.
     """
     store = VectorStore(root, identify(settings))
     known = store.ids()
@@ -134,7 +135,7 @@ def embed(
     used = "none"
     progress(0, len(missing))
     if missing:
-        # The model is loaded only where there is work; vectors of one store are all made with one number type.
+        # The model is loaded only if needed; all vectors of a store are computed with one number type.
         dtype = None if settings.dtype == "auto" else settings.dtype
         encoder = encoder_of(settings, store.dtype() or dtype, device)
         used = encoder.device
@@ -169,7 +170,7 @@ def vectors_key(ids: Sequence[str], vectors: NDArray[np.float32]) -> str:
 def _shards_of(
     batches: Iterable[tuple[list[int], NDArray[np.float32]]], size: int
 ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-    """Cut batches anew into shards of `size` rows, the last of what is left."""
+    """Regroup batches into shards of `size` rows; the last one may be smaller."""
     rows: list[int] = []
     parts: list[NDArray[np.float32]] = []
     for batch, vectors in batches:
@@ -189,7 +190,7 @@ def pool_vectors(root: Path, snapshot: PoolSnapshot, vectors: VectorSet) -> tupl
     """Return the pool's ids and vectors, in pool order: (n,) and float32 (n, d).
 
     Raises:
-        InputError: where the vectors belong to another snapshot.
+        InputError: if the vectors belong to another snapshot.
     """
     if vectors.ids_from not in (snapshot.key, snapshot.read_as):
         raise InputError(
@@ -203,11 +204,11 @@ def pool_vectors(root: Path, snapshot: PoolSnapshot, vectors: VectorSet) -> tupl
 def load_vectors(folder: Path, ids: Sequence[str]) -> NDArray[np.float32]:
     """Return the vectors of `ids` from a model's folder, in that order: float32, (len(ids), d).
 
-    Holds one shard beside the result.
+    Holds one shard in memory besides the result.
 
     Raises:
-        InputError: where some have none, or a shard is damaged.
-        NotEnoughMemory: where they would not fit into memory.
+        InputError: if vectors are missing, or a shard is damaged.
+        NotEnoughMemory: if they would not fit into memory.
     """
     place = {id_: row for row, id_ in enumerate(ids)}
     result: NDArray[np.float32] | None = None
@@ -219,7 +220,7 @@ def load_vectors(folder: Path, ids: Sequence[str]) -> NDArray[np.float32]:
             require_memory(
                 memory_needed(len(ids), rows.shape[1]),
                 f"holding {len(ids):,} vectors of {rows.shape[1]} dimensions",
-                "make the pool smaller, or take a machine with more",
+                "use a smaller pool, or a machine with more memory",
             )
             result = np.empty((len(ids), rows.shape[1]), dtype=np.float32)
         wanted = [(at, place[id_]) for at, id_ in enumerate(shard["id"].to_pylist()) if id_ in place]
@@ -233,17 +234,17 @@ def load_vectors(folder: Path, ids: Sequence[str]) -> NDArray[np.float32]:
 
 
 def memory_needed(samples: int, dimension: int) -> int:
-    """Return the bytes that the vectors of so many samples take once they are read, with the samples' ids."""
+    """Return the bytes of the vectors of this many samples in memory, including the samples' ids."""
     return samples * (4 * dimension + _BYTES_PER_ID)
 
 
 @dataclass(frozen=True)
 class StoredVectors:
-    """Vectors of a model's folder that turn into an array, float32, (len(ids), d), when NumPy asks for one.
+    """Lazily read vectors of a model's folder: NumPy converts them to an array, float32, (len(ids), d).
 
     Attributes:
         folder: of the model, `<storage>/<VectorSet.folder>`.
-        ids: samples, in the order wanted.
+        ids: samples, in the order of the rows.
     """
 
     folder: Path
@@ -259,7 +260,7 @@ class StoredVectors:
 
 
 def shards_with(shards: Iterable[Path], ids: Container[str]) -> list[Path]:
-    """Return the shards that hold a vector of one of the samples, or that cannot be read."""
+    """Return the shards that contain a vector of one of the samples, or that cannot be read."""
     found = []
     for path in shards:
         try:

@@ -1,11 +1,11 @@
-"""Files of vectors: those of one's own that are read, and those that the store's vectors are written to.
+"""Files of vectors: reading the user's own, and exporting those of the store.
 
-Belongs here: formats. Does not: whose vector a row is (`own_vectors`). Nothing is unpickled.
+Belongs here: formats. Does not: matching rows with samples (`own_vectors`). Nothing is unpickled.
 
 | format | vectors are |
 |---|---|
 | .npy | the array |
-| .npz, .safetensors | the array or tensor that the column names, else the only one beside the ids |
+| .npz, .safetensors | the array or tensor named by the column setting, else the only one besides the ids |
 | .parquet, .arrow, .feather | a column of lists of floats, else the only one |
 | folder of `datasets.save_to_disk` | the same |
 | .json | a list of lists of numbers |
@@ -41,7 +41,7 @@ _FORMATS = (
 _UNREADABLE = (
     OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, pa.ArrowException
 )  # fmt: skip
-"""What libraries raise for a damaged file."""
+"""Exceptions of the libraries for a damaged file."""
 _WRITTEN = (".npy", ".npz", ".parquet", ".safetensors")
 
 
@@ -50,10 +50,10 @@ class VectorFile:
     """Vectors in a file or folder.
 
     Attributes:
-        path: where they are.
-        files: those that were read.
-        vectors: float16, float32 or float64, (n, d); mapped from the disk where the format allows it.
-        ids: of the rows, as text, None for a row without; None where no column of ids was named.
+        path: file or folder.
+        files: the files read.
+        vectors: float16, float32 or float64, (n, d); memory-mapped if the format allows it.
+        ids: of the rows, as text, None for a row without one; None if no column of ids was named.
     """
 
     path: Path
@@ -65,12 +65,12 @@ class VectorFile:
         return len(self.vectors)
 
     def rows(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return some rows as float32; what is too large for it is infinite."""
+        """Return some rows as float32; values beyond its range become infinite."""
         with np.errstate(over="ignore"):
             return np.ascontiguousarray(self.vectors[places], dtype=np.float32)
 
     def content_hash(self) -> str:
-        """Return the SHA-256 of the file; of a folder, that of the list of its files as `sha256sum` prints it."""
+        """Return the SHA-256 of the file; for a folder, that of the list of its files as printed by `sha256sum`."""
         if self.files == (self.path,):
             return known_hash(self.path)
         lines = "".join(f"{known_hash(file)}  {file.relative_to(self.path).as_posix()}\n" for file in self.files)
@@ -82,12 +82,12 @@ def read_vectors(path: Path, column: str | None = None, id_column: str | None = 
 
     Args:
         path: file or folder.
-        column: array, tensor or column with the vectors; None takes the only one that there is.
+        column: array, tensor or column with the vectors; None takes the only one.
         id_column: array, tensor or column with the ids of the rows; None reads none.
 
     Raises:
-        InputError: for a file that is missing, damaged or of another format; for columns that are not there, or of
-            which it is not clear which is meant; for vectors that differ in length or are no floats.
+        InputError: for a file that is missing, damaged or of another format; for missing or ambiguous columns; for
+            vectors that differ in length or are not floats.
     """
     if path.is_dir():
         return _of_folder(path, column, id_column)
@@ -111,7 +111,7 @@ def export_vectors(root: Path, snapshot: PoolSnapshot, vectors: VectorSet, path:
             .safetensors, a tensor `vector`, and in the metadata `id`, the ids as a JSON list.
 
     Raises:
-        InputError: for another ending; as `pool_vectors` does.
+        InputError: for another ending, or as `pool_vectors` does.
     """
     if path.suffix not in _WRITTEN:
         raise InputError(f"{path}: vectors are written to {', '.join(_WRITTEN)}")
@@ -134,7 +134,7 @@ def export_vectors(root: Path, snapshot: PoolSnapshot, vectors: VectorSet, path:
 
 
 _Read = tuple[Any, list[str | None] | None]
-"""Vectors, and ids where a column of ids was named."""
+"""Vectors, and ids if a column of ids was named."""
 
 
 def _of_folder(path: Path, column: str | None, id_column: str | None) -> VectorFile:
@@ -150,8 +150,8 @@ def _of_folder(path: Path, column: str | None, id_column: str | None) -> VectorF
     unnumbered = sorted(file.name for file in files if not file.stem.isdecimal())
     if unnumbered:
         raise InputError(
-            f"embedding.vectors: {path} has {unnumbered[0]}, whose name is no number, so that its place is not known;"
-            " name the files 0.json, 1.json, …"
+            f"embedding.vectors: {path} has {unnumbered[0]}, whose name is not a number, so its order is unknown; name"
+            " the files 0.json, 1.json, …"
         )
     files.sort(key=lambda file: int(file.stem))
     parts = [_checked(file, _guarded(file, partial(_json, file, None, None))[0]) for file in files]
@@ -173,10 +173,10 @@ def _of_saved_dataset(path: Path, column: str | None, id_column: str | None) -> 
 
 
 def _guarded(path: Path, read: Callable[[], Any]) -> Any:
-    """Return what is read.
+    """Return the result of `read`.
 
     Raises:
-        InputError: for a file that cannot be read as what its name says.
+        InputError: for a file that cannot be read in the format of its name.
     """
     from safetensors import SafetensorError
 
@@ -212,7 +212,7 @@ def _named(path: Path, names: list[str], get: Callable[[str], Any], column: str 
     _require_name(path, names, id_column, "embedding.vectors_id", "arrays")
     ids = get(id_column)
     if ids.ndim != 1 or len(ids) != len(get(name)):
-        raise InputError(f"embedding.vectors_id: {path}: {id_column} is of shape {ids.shape}, not one id a vector")
+        raise InputError(f"embedding.vectors_id: {path}: {id_column} is of shape {ids.shape}, not one id per vector")
     return get(name), _as_text(ids.tolist())
 
 
@@ -285,7 +285,7 @@ def _json(path: Path, column: str | None, id_column: str | None) -> _Read:
             f" {widths[0]:,}"
         )
     with np.errstate(over="ignore"):
-        # Through float64: the decimals of a float32 are that float32 again.
+        # Via float64: the decimal digits of a float32 round-trip to the same float32.
         return np.array(found, dtype=np.float64).astype(np.float32), None
 
 
@@ -302,7 +302,7 @@ _READERS: Mapping[str, Callable[[Path, str | None, str | None], _Read]] = {
 
 def _checked(path: Path, vectors: Any) -> NDArray[np.floating[Any]]:
     if vectors.ndim != 2 or not vectors.shape[1]:
-        raise InputError(f"embedding.vectors: {path} is of shape {vectors.shape}; one row a vector is needed, (n, d)")
+        raise InputError(f"embedding.vectors: {path} is of shape {vectors.shape}; one row per vector is needed, (n, d)")
     if vectors.dtype not in (np.float16, np.float32, np.float64):
         raise InputError(f"embedding.vectors: {path} is of {vectors.dtype}; float16, float32 or float64 is needed")
     checked: NDArray[np.floating[Any]] = vectors
@@ -329,7 +329,7 @@ def _require_name(path: Path, names: list[str], name: str, setting: str, what: s
 def _refuse_names(path: Path, column: str | None, id_column: str | None) -> None:
     for name, setting in ((column, "vectors_column"), (id_column, "vectors_id")):
         if name is not None:
-            raise InputError(f"embedding.{setting}: {path} has rows of numbers and no names; leave {setting} out")
+            raise InputError(f"embedding.{setting}: {path} has rows of numbers without names; remove {setting}")
 
 
 def _is_list_of_floats(kind: pa.DataType) -> bool:
@@ -338,5 +338,5 @@ def _is_list_of_floats(kind: pa.DataType) -> bool:
 
 
 def _as_text(ids: list[Any]) -> list[str | None]:
-    """Return ids as they are compared: numbers as they are written."""
+    """Return ids as text for comparison; numbers in their decimal notation."""
     return [None if id_ is None else str(id_) for id_ in ids]

@@ -1,11 +1,11 @@
-"""The vectors of a pool, by a model or of one's own, as they are or transformed by PCA: the one place that chooses.
+"""The vectors of a pool, by a model or the user's own, raw or transformed by PCA: the only place that chooses.
 
-Belongs here: filling the store for a pool, what of its texts is cut. Does not: models (`encoder`), the store, PCA
+Belongs here: filling the store for a pool, truncation of its texts. Does not: models (`encoder`), the store, PCA
 (`whitening`).
 
-Transformed vectors have a folder of their own in the store, named after the pool's vectors that PCA was fitted on, with
-the map in `whitening.safetensors`. The model's vectors stay as they are, so that a pool which grows embeds new samples
-only; all are transformed again then.
+Transformed vectors have their own folder in the store, named after the pool's vectors on which PCA was fitted, with
+the map in `whitening.safetensors`. The model's vectors are kept, so a growing pool embeds only new samples; all are
+transformed again then.
 """
 
 from collections.abc import Callable
@@ -24,27 +24,27 @@ from novelsum_dagster.settings import Embedding
 
 
 class Models(Protocol):
-    """Where the model runs: the part of an engine (`engine.Engine`) that embeds."""
+    """The part of an engine (`engine.Engine`) that embeds."""
 
     def device(self, wanted: str) -> str:
-        """Return the device, where the settings name this one."""
+        """Return the device, given that of the settings."""
         ...
 
     def encoder(self, settings: Embedding, dtype: str | None, device: str) -> Encoder:
-        """Return the encoder that the settings name."""
+        """Return the encoder of the settings."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """How vectors are made.
+    """Parameters of computing vectors.
 
     Attributes:
-        progress: called after every shard with samples done and to do.
+        progress: called after every shard with the numbers of samples done and in total.
         fetched: called with the name of the store's folder, within the storage folder, before it is read.
-        committed: called with the names of the files of each shard, once it is whole.
+        committed: called with the names of the files of each shard, once it is complete.
         device: as the setting `device`.
-        engine: where the model runs; None: in this process.
+        engine: that runs the model; None: this process.
     """
 
     progress: Progress = no_progress
@@ -59,16 +59,16 @@ _MAP = "whitening.safetensors"
 
 
 def vectors_of_pool(pool: PoolAt, settings: Embedding, storage: Path, work: Work = _PLAIN) -> VectorSet:
-    """Return the vectors of a pool; those that the store does not have are embedded, or read from `embedding.vectors`.
+    """Return the vectors of a pool; missing ones are embedded, or read from `embedding.vectors`.
 
     Args:
         pool: the samples.
-        settings: the model, or the vectors of one's own.
+        settings: the model, or the user's own vectors.
         storage: the folder with the store.
-        work: how vectors are made.
+        work: parameters of computing vectors.
 
     Raises:
-        InputError: as `load_encoder` and `own_vectors` do; where the vectors cannot be transformed as the settings say.
+        InputError: as `load_encoder` and `own_vectors` do, or if the vectors cannot be transformed as configured.
     """
     if settings.vectors is None:
         model = identify(settings)
@@ -83,7 +83,7 @@ def vectors_of_pool(pool: PoolAt, settings: Embedding, storage: Path, work: Work
 
 
 def cut_of_pool(pool: PoolAt, settings: Embedding) -> Cut:
-    """Return what the model does not read of a pool's texts."""
+    """Return the truncation of a pool's texts."""
     special = 0 if settings.long == "windows" or settings.vectors is not None else special_tokens(settings)
     return cut_of(pool.column("text_tokens"), settings, special)
 
@@ -91,16 +91,16 @@ def cut_of_pool(pool: PoolAt, settings: Embedding) -> Cut:
 def _transformed(
     pool: PoolAt, found: VectorSet, model: Model, settings: Embedding, storage: Path, work: Work
 ) -> VectorSet:
-    """Return a pool's vectors whitened or reduced; those that the store has are not made again.
+    """Return a pool's vectors whitened or reduced; stored ones are reused.
 
     Raises:
-        InputError: where they do not vary enough, or one equals their mean.
+        InputError: if they vary too little, or one equals their mean.
     """
     fitted = replace(model, whiten=settings.whiten, reduce=settings.reduce, fitted_on=found.key)
     store, ids = VectorStore(storage, fitted), pool.column("id")
     work.fetched(store.name)
     if not (store.folder / _MAP).exists() or not store.ids().issuperset(ids):
-        # All of them: some that are there may be of another processor.
+        # All of them: existing ones may come from another processor.
         _transform(pool, found, store, settings, work)
     vectors = load_vectors(store.folder, ids)
     changed = {
@@ -114,7 +114,7 @@ def _transformed(
 
 
 def _transform(pool: PoolAt, found: VectorSet, store: VectorStore, settings: Embedding, work: Work) -> None:
-    """Fit PCA on a pool's vectors and write the transformed ones, then the map."""
+    """Fit PCA on a pool's vectors; write the transformed ones, then the map."""
     ids = pool.column("id")
     vectors = load_vectors(store.folder.parents[1] / found.folder, ids)
     name = "reduce" if settings.reduce is not None else "whiten"
@@ -128,8 +128,8 @@ def _transform(pool: PoolAt, found: VectorSet, store: VectorStore, settings: Emb
             rows = fitted.apply(vectors[part])
         except NoDirection as error:
             raise InputError(
-                f"embedding.{name}: the vector of {pool.record(start + error.row)} is the mean of the pool's, so that"
-                " nothing is left of it; take the record out of the sources, or leave the setting out"
+                f"embedding.{name}: the vector of {pool.record(start + error.row)} equals the mean of the pool's, so"
+                " nothing is left of it; remove the record from the sources, or remove the setting"
             ) from error
         work.committed(*store.add(ids[part], rows, found.dtype))
     fitted.save(store.folder / _MAP)

@@ -23,12 +23,12 @@ class VllmEncoder:
     """A model in vLLM.
 
     Args:
-        settings: model, pooling, dtype, token limit, and how longer texts are read.
+        settings: model, pooling, dtype, token limit, and the handling of longer texts.
         dtype: number type of the weights; None takes bfloat16.
-        device: as the setting `device`: auto or cuda. vLLM takes the first card that it sees.
+        device: as the setting `device`: auto or cuda. vLLM uses the first visible GPU.
 
     Raises:
-        InputError: where vLLM is not installed, the device is another, or the model cannot be loaded.
+        InputError: if vLLM is not installed, the device is another one, or the model cannot be loaded.
     """
 
     def __init__(self, settings: Embedding, dtype: str | None = None, device: str = "auto") -> None:
@@ -47,7 +47,7 @@ class VllmEncoder:
         return int(self._vectors(["dimension"]).shape[1])
 
     def batches(self, texts: list[str]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-        """Yield places of texts and their vectors, in order."""
+        """Yield positions of texts and their vectors, in order."""
         for start in range(0, len(texts), _AT_ONCE):
             some = texts[start : start + _AT_ONCE]
             yield list(range(start, start + len(some))), self._vectors(some)
@@ -80,10 +80,10 @@ def _load(settings: Embedding, dtype: str) -> Any:
         from vllm.config import PoolerConfig
     except ImportError as error:
         raise InputError(
-            f"embedding.backend: vllm is not installed ({error}); it needs an environment of its own: see docs/gpu.md"
+            f"embedding.backend: vllm is not installed ({error}); it needs a separate environment: see docs/gpu.md"
         ) from None
     location = str(model_location(settings))
-    # With auto vLLM pools and normalises as it finds the model to be; what is asked for is pooled and no more.
+    # With auto, vLLM pools and normalises as the model is configured; an explicit pooling is not normalised.
     asked = settings.pooling != "auto"
     pooler = PoolerConfig(pooling_type=_POOLING_TYPES[settings.pooling], use_activation=False) if asked else None
     try:

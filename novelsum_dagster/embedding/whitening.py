@@ -1,15 +1,15 @@
 """PCA of a pool's vectors: whitening, and reduction to fewer dimensions.
 
-Belongs here: fitting it, applying it. Does not: which vectors it is fitted on, and where they are kept
+Belongs here: fitting and applying it. Does not: which vectors it is fitted on, and where they are stored
 (`vectors_of_pool`).
 
-Of vectors with mean m and covariance C = V diag(l) V^T, the whitened vector of x is diag(l)^(-1/2) V^T (x - m), so
-that all directions count alike; a reduced one has the first coordinates of it, those of the largest l, and without
-whitening the factor l^(-1/2) is left out. Whitening with reduction is CRDS-W (Shu et al., "On Representation Redundancy
+For vectors with mean m and covariance C = V diag(l) V^T, the whitened vector of x is diag(l)^(-1/2) V^T (x - m), so
+that all directions count equally; a reduced one has its first coordinates, those of the largest l, and without
+whitening the factor l^(-1/2) is omitted. Whitening with reduction is CRDS-W (Shu et al., "On Representation Redundancy
 in Large-Scale Instruction Tuning Data Selection", arXiv 2602.13773; in its code scikit-learn's PCA, whiten=True).
 
 Sums are in float64. On another processor an eigenvector may differ in its last digits, and eigenvectors of nearly equal
-l in more; what is measured by transformed vectors is the same where the vectors are those that were stored.
+l in more digits; measures are reproducible from the stored transformed vectors.
 """
 
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ from novelsum_dagster.common.files import replacing
 
 _TILE = 4096
 _ROUNDING = float(np.finfo(np.float32).eps)
-"""Relative rounding of the vectors that are given: what varies less than it is not known."""
+"""Relative rounding error of the input vectors: smaller variation is not significant."""
 
 
 class NoDirection(ValueError):
-    """A vector that is the mean of all: what is left of it is rounding. `row` is its place."""
+    """A vector equals the mean of all, so only rounding errors are left of it; `row` is its row."""
 
     def __init__(self, row: int) -> None:
-        super().__init__(f"row {row} is the mean of the vectors that PCA was fitted on, so that nothing is left of it")
+        super().__init__(f"row {row} equals the mean of the vectors on which PCA was fitted, so nothing is left of it")
         self.row = row
 
 
@@ -40,13 +40,13 @@ class Whitening:
 
     Attributes:
         mean: float64, (d,).
-        matrix: float64, (d, k): eigenvectors of the covariance, one a column, those of the largest eigenvalues first;
-            of each the coordinate of the largest size is positive. With whitening they are divided by the standard
+        matrix: float64, (d, k): eigenvectors of the covariance, one per column, largest eigenvalues first; the
+            coordinate of largest magnitude of each is positive. With whitening they are divided by the standard
             deviation in their direction.
         deviations: float64, (k,): that standard deviation (over n - 1).
-        rank: of the covariance: directions in which vectors vary by more than the rounding of float32. The others are
-            left out.
-        whitens: whether standard deviations are divided by.
+        rank: of the covariance: directions in which vectors vary by more than the rounding of float32. Other
+            directions are left out.
+        whitens: whether the map divides by standard deviations.
     """
 
     mean: NDArray[np.float64]
@@ -65,7 +65,7 @@ class Whitening:
             reduce: k; None keeps every direction in which they vary.
 
         Raises:
-            ValueError: where they vary in fewer than `reduce` directions, or in none.
+            ValueError: if they vary in fewer than `reduce` directions, or in none.
         """
         mean = vectors.mean(axis=0, dtype=np.float64)
         covariance, squares = _covariance(vectors, mean)
@@ -78,7 +78,7 @@ class Whitening:
             possible = f"set it to {rank} or less" if rank else "there is nothing to whiten or reduce"
             raise ValueError(
                 f"{size:,} vectors of {dimension:,} dimensions vary in {rank:,} directions"
-                + (f", fewer than the {reduce:,} asked for" if reduce else "")
+                + (f", fewer than the {reduce:,} requested" if reduce else "")
                 + f"; {possible}"
             )
         kept = reduce or rank
@@ -90,10 +90,10 @@ class Whitening:
         """Return transformed vectors, float32, (n, k).
 
         Args:
-            vectors: float32, (n, d), of those that it was fitted on, or others.
+            vectors: float32, (n, d), those on which it was fitted, or others.
 
         Raises:
-            NoDirection: naming the first that equals the mean but for rounding, in the directions that are kept.
+            NoDirection: naming the first that equals the mean, up to rounding, in the directions kept.
         """
         found = np.empty((len(vectors), self.matrix.shape[1]), dtype=np.float32)
         own = np.linalg.norm(self.mean)
@@ -108,7 +108,7 @@ class Whitening:
         return found
 
     def save(self, path: Path) -> None:
-        """Write it to a .safetensors file: tensors `mean`, `matrix`, `deviations`, and `rank` and `whitens`, (1,)."""
+        """Write to a .safetensors file: tensors `mean`, `matrix`, `deviations`, and `rank` and `whitens`, (1,)."""
         from safetensors.numpy import save_file
 
         tensors = {
@@ -126,7 +126,7 @@ class Whitening:
         """Read what `save` wrote.
 
         Raises:
-            InputError: where it is damaged.
+            InputError: if it is damaged.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
@@ -137,7 +137,7 @@ class Whitening:
                 found["mean"], found["matrix"], found["deviations"], int(found["rank"][0]), bool(found["whitens"][0])
             )
         except (OSError, KeyError, SafetensorError) as error:
-            raise InputError(f"{path}: damaged ({error}); delete it, and the next run makes it again") from error
+            raise InputError(f"{path}: damaged ({error}); delete it, and the next run rebuilds it") from error
 
 
 def _covariance(vectors: NDArray[np.float32], mean: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
@@ -153,6 +153,6 @@ def _covariance(vectors: NDArray[np.float32], mean: NDArray[np.float64]) -> tupl
 
 
 def _with_signs(directions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Turn each column, (d, k), so that its coordinate of the largest size, the first of several, is positive."""
+    """Flip the sign of each column, (d, k), so that its (first) coordinate of largest magnitude is positive."""
     largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=0)[None], axis=0)
     return np.asarray(directions * np.where(largest < 0, -1.0, 1.0))

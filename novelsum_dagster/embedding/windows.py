@@ -1,6 +1,6 @@
 """Long texts as the mean of their windows (`embedding.long: windows`).
 
-Belongs here: cutting tokenized texts into windows, one vector from those of a text's windows. Does not: running a model
+Belongs here: dividing tokenized texts into windows, combining the vectors of windows. Does not: running a model
 (`encoder`, `vllm_encoder`).
 """
 
@@ -26,8 +26,8 @@ class Windows:
     """The windows of some texts: consecutive parts of at most `max_tokens` tokens, each with its own special tokens.
 
     Attributes:
-        features: of all windows, as the model takes them, tensors (w, longest) padded on one side.
-        owner: place of each window's text, ascending, int64 (w,).
+        features: model inputs of all windows, tensors (w, longest) padded on one side.
+        owner: index of each window's text, ascending, int64 (w,).
         lengths: tokens of each window with special tokens, int64 (w,).
     """
 
@@ -42,12 +42,12 @@ class Windows:
 
 
 def windows_of(model: "SentenceTransformer", texts: list[str]) -> Windows:
-    """Return the windows of texts; a default prompt of the model stands before each text, in its first window."""
+    """Return the windows of texts; a default prompt of the model precedes each text, in its first window."""
     prompt = model.prompts.get(model.default_prompt_name or "")
     features: dict[str, Any] = dict(model.preprocess(texts, prompt=prompt, processing_kwargs=_OVERFLOW))
     owner = np.asarray(features.pop(_OWNER), dtype=np.int64)
     shape = features["input_ids"].shape
-    # The rest is not of single windows: the kind of input, the length of the prompt.
+    # Other features do not belong to single windows: the kind of input, the length of the prompt.
     tensors = {name: value for name, value in features.items() if getattr(value, "shape", None) == shape}
     return Windows(tensors, owner, np.asarray(features["attention_mask"].sum(1), dtype=np.int64))
 
@@ -59,7 +59,7 @@ def mean_of_windows(
 
     Args:
         vectors: of the windows, (w, d).
-        owner: place of each window's text, ascending from 0 without gaps, (w,).
+        owner: index of each window's text, ascending from 0 without gaps, (w,).
         tokens: of each window without special tokens, at least 1, (w,).
         normalise: scale the mean to length 1.
     """
@@ -68,17 +68,17 @@ def mean_of_windows(
     means = np.add.reduceat(weights * vectors, starts) / np.add.reduceat(weights, starts)
     if normalise:
         lengths = np.linalg.norm(means, axis=1, keepdims=True)
-        # Windows that cancel each other out have no direction.
+        # A mean of windows that cancel each other out has no direction.
         means = np.divide(means, lengths, out=means, where=lengths > 0)
     return means.astype(np.float32)
 
 
 def require_windows(model: "SentenceTransformer") -> None:
-    """Refuse a model whose texts cannot be cut into windows.
+    """Require a model whose texts can be divided into windows.
 
     Raises:
-        InputError: where its tokenizer does not return what it cuts off, or it leaves its default prompt out of the
-            mean, which a text's later windows do not have.
+        InputError: if its tokenizer does not return the overflow, or the model excludes its default prompt from the
+            mean, which later windows do not have.
     """
     from sentence_transformers.sentence_transformer.modules import Pooling
 
@@ -87,7 +87,7 @@ def require_windows(model: "SentenceTransformer") -> None:
     prompt = model.prompts.get(model.default_prompt_name or "")
     if prompt and any(isinstance(module, Pooling) and not module.include_prompt for module in model):
         raise InputError(
-            "embedding.long: windows cannot be had for a model that leaves its prompt out of its vectors; use truncate"
+            "embedding.long: windows does not support a model that excludes its prompt from its vectors; use truncate"
         )
 
 

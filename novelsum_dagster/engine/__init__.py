@@ -1,1 +1,1 @@
-"""Where the heavy work runs: in this process, or on Ray. Only this package imports Ray."""
+"""Engines that run the heavy work: in this process, or on Ray. Only this package imports Ray."""

@@ -1,6 +1,6 @@
-"""The engines behind one protocol, and the one that the settings name.
+"""The `Engine` protocol, the local engine, and the choice by the settings.
 
-Belongs here: `Engine`, work in this process, the choice. Does not: Ray itself (`ray_cluster` and those beside it).
+Belongs here: `Engine`, work in this process, the choice. Does not: Ray itself (`ray_cluster`, `ray_engine`).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,18 +18,18 @@ from novelsum_dagster.settings import Embedding, Settings
 
 
 class Engine(Protocol):
-    """Does the three kinds of work that a cluster helps with; what comes out is the same on every engine."""
+    """The three kinds of work that can run on a cluster; results are the same on every engine."""
 
     def device(self, wanted: str) -> str:
-        """Return the device of the work below, where the settings name this one.
+        """Return the device on which the engine works, given that of the settings.
 
         Raises:
-            InputError: where it can have no such device.
+            InputError: if the engine cannot have such a device.
         """
         ...
 
     def encoder(self, settings: Embedding, dtype: str | None, device: str) -> Encoder:
-        """Return the encoder that the settings name, as `load_encoder` does."""
+        """Return the encoder of the settings, as `load_encoder` does."""
         ...
 
     def search(
@@ -39,7 +39,7 @@ class Engine(Protocol):
         ...
 
     def spread(self, shared: Any, asks: Iterable[Callable[[Any], Any]]) -> Iterator[Any]:
-        """Call functions with what they share, and yield what they return in their order, as `in_turn` does."""
+        """Call functions with a shared object, and yield their results in order, as `in_turn` does."""
         ...
 
 
@@ -57,7 +57,7 @@ class LocalEngine:
 
 
 def engine_of(settings: Settings) -> Engine:
-    """Return the engine that the settings name; nothing is started before it has work."""
+    """Return the engine of the settings; nothing is started before there is work."""
     if settings.engine == "local":
         return LocalEngine()
     from novelsum_dagster.engine.ray_engine import RayEngine

@@ -1,9 +1,9 @@
-"""The Ray cluster: starting or reaching it, starting workers, waiting for them, and telling when it is lost.
+"""The Ray cluster: starting it or connecting to it, starting workers, waiting for them, and detecting its loss.
 
 Belongs here: what every kind of work on Ray needs. Does not: the work.
 
-What is sent between processes is pickled by Ray. It goes from this program to its own workers; nothing that is stored
-is pickled, and nothing pickled is read from storage.
+Ray pickles the data sent between processes, which are this program and its own workers. Nothing that is stored is
+pickled, and nothing pickled is read from storage.
 """
 
 import gc
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     import ray
 
 _LOOK_SECONDS = 5.0
-"""How often the cluster is looked after."""
+"""Interval between checks that the cluster is alive."""
 _ROOM_SECONDS = 0.2
-"""How often it is asked whether it has room."""
+"""Interval between checks for free resources."""
 _REACH_SECONDS = 5.0
-"""How long it may take to answer."""
+"""Timeout for a connection to the cluster."""
 _ADDRESS = "RAY_ADDRESS"
 """Ray's own variable for its address; set in every job that a cluster runs."""
 
@@ -40,17 +40,17 @@ _T = TypeVar("_T")
 
 
 class WorkerLost(Exception):
-    """A worker, or what it was to return, is gone; a new one may do the work."""
+    """A worker or its result was lost; a new worker may do the work."""
 
 
 class Cluster:
-    """A connection to a cluster, of which a process has one; Ray ends it with the process.
+    """The connection of this process to a cluster; Ray closes it when the process ends.
 
     Args:
-        settings: the address, the workers and what each may use.
+        settings: the address, the workers and their resources.
 
     Raises:
-        InputError: where the cluster cannot be reached, or it has no room for the workers.
+        InputError: if the cluster cannot be reached, or lacks resources for the workers.
     """
 
     def __init__(self, settings: Ray) -> None:
@@ -72,10 +72,10 @@ class Cluster:
         self._require_room(there, "this machine" if address is None else f"the cluster at {address}")
 
     def await_room(self) -> None:
-        """Wait until what the workers need is free; others may have it, or workers of the last step that are ending.
+        """Wait until the resources for the workers are free; other jobs or ending workers may still use them.
 
         Raises:
-            InputError: where the cluster is lost.
+            InputError: if the cluster is lost.
         """
         import ray
 
@@ -95,7 +95,7 @@ class Cluster:
         Args:
             kind: the class.
             arguments: of the class.
-            options: of the Ray actor, beside what the settings give each worker.
+            options: of the Ray actor, besides the settings of each worker.
         """
         import ray
 
@@ -106,12 +106,12 @@ class Cluster:
         return started
 
     def get(self, reference: "ray.ObjectRef[Any]") -> Any:
-        """Wait for what a worker returns.
+        """Wait for the result of a worker.
 
         Raises:
-            WorkerLost: where the worker ended before it was done.
-            InputError: where the cluster is lost.
-            Exception: what the work itself raised.
+            WorkerLost: if the worker ended before it was done.
+            InputError: if the cluster is lost.
+            Exception: raised by the work itself.
         """
         import ray.exceptions
 
@@ -123,19 +123,19 @@ class Cluster:
             except ray.exceptions.GetTimeoutError:
                 continue
             except ray.exceptions.RayTaskError as error:
-                # The cause is what the work raised; Ray's own message is a traceback.
+                # The cause is the exception of the work; Ray's own message is a traceback.
                 raise error.cause from error
             except (ray.exceptions.RayError, OSError) as error:
                 self.require_alive()
                 raise WorkerLost(str(error).splitlines()[0]) from error
 
     def require_alive(self) -> None:
-        """Refuse to go on where the head of the cluster, or this machine's part of it, is gone.
+        """Require that the head of the cluster and its process on this machine respond.
 
         Raises:
-            InputError: then; the process is disconnected, so that a later step may connect anew.
+            InputError: if they do not; the process is disconnected, so that a later step can reconnect.
         """
-        # Asking Ray would end this process where they are gone.
+        # If they have ended, a call to Ray would end this process.
         for what, place in (("its head", self._head), ("its process on this machine", self._node)):
             try:
                 socket.create_connection(place, timeout=_REACH_SECONDS).close()
@@ -144,21 +144,21 @@ class Cluster:
 
                 ray.shutdown()
                 raise InputError(
-                    f"the Ray cluster is lost: {what} ({place[0]}:{place[1]}) does not answer any more. What was done"
-                    " is kept; start the cluster again, or set engine: local, and run again to go on"
+                    f"the Ray cluster is lost: {what} ({place[0]}:{place[1]}) no longer responds. Finished work is"
+                    " kept; start the cluster again, or set engine: local, and run again to resume"
                 ) from None
         self._looked = time.monotonic()
 
     def watched(self, stream: Iterator[_T]) -> Iterator[_T]:
-        """Yield what comes out of Ray Data, and look after the head meanwhile.
+        """Yield the output of Ray Data, and check meanwhile that the cluster is alive.
 
         Raises:
-            InputError: where the cluster is lost.
-            Exception: what the work itself raised.
+            InputError: if the cluster is lost.
+            Exception: raised by the work itself.
         """
         while True:
             coming: Future[_T | None] = Future()
-            # Ray Data cannot be waited for with a time limit, and a thread can be left behind.
+            # Ray Data has no timeout for waiting, and a thread can be abandoned.
             threading.Thread(target=_next, args=(stream, coming), daemon=True).start()
             while not wait([coming], _LOOK_SECONDS).done or time.monotonic() - self._looked > _LOOK_SECONDS:
                 self.require_alive()
@@ -177,10 +177,10 @@ class Cluster:
             )
 
     def _missing(self, there: dict[str, float]) -> str:
-        """Say what the workers need and what there is of it; nothing where there is enough."""
+        """Return the missing resources as text; empty if there are enough."""
         wanted = {"CPU": self.cpus * self.workers, "GPU": self.gpus * self.workers}
         return " and ".join(
-            f"{number:g} {name}s together, of {there.get(name, 0):g}"
+            f"{number:g} {name}s in total, of {there.get(name, 0):g}"
             for name, number in wanted.items()
             if number > there.get(name, 0) + 1e-9
         )
@@ -201,19 +201,19 @@ def _next(stream: "Iterator[_T]", coming: "Future[_T | None]") -> None:
 def _connect(address: str | None) -> None:
     """Connect this process, unless it is connected; without an address, start a cluster of this machine alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray ends this process so many seconds after the head is gone; a minute would be too few to record that.
+    # Ray ends this process this many seconds after losing the head; a minute would be too short to record that.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "3600")
     # Ray would otherwise start a cluster of its own where one was lost.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     if address is None:
-        # Read when Ray is imported: a cluster of one machine then listens on 127.0.0.1 only.
+        # Read when Ray is imported: makes a cluster of one machine listen on 127.0.0.1 only.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
     import ray._private.worker
 
     if ray.is_initialized():
         return
-    # Ray prints what it tells of lost workers, and standard output is for what was asked for.
+    # Ray prints messages about lost workers, but standard output is for results.
     ray._private.worker.print_to_stdstream = _note
     if address not in (None, "auto"):
         _require_answer(address)
@@ -230,8 +230,8 @@ def _connect(address: str | None) -> None:
             place = f"the cluster at {address} cannot be reached" if address else "Ray cannot start here"
             raise InputError(
                 f"ray.address: {place} ({str(error).splitlines()[0]}); this machine must be one of its nodes, the"
-                " versions of Ray and Python the same, and RAY_AUTH_MODE=token set here where the cluster asks for one,"
-                " as those do that `ray start` makes"
+                " versions of Ray and Python the same, and RAY_AUTH_MODE=token set here if the cluster requires it, as"
+                " clusters of `ray start` do"
             ) from error
 
 
@@ -240,16 +240,16 @@ def _note(data: dict[str, Any], ignore_prefix: bool = False) -> None:
 
 
 def _require_answer(address: str) -> None:
-    """Refuse an address where nothing listens, which Ray would try for a minute."""
+    """Refuse an address where nothing listens; Ray would retry it for a minute."""
     try:
         socket.create_connection(_place(address), timeout=_REACH_SECONDS).close()
     except (OSError, ValueError) as error:
-        raise InputError(f"ray.address: {address} does not answer ({error}); is the cluster running?") from None
+        raise InputError(f"ray.address: {address} does not respond ({error}); is the cluster running?") from None
 
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keep this program's own answer to SIGTERM, which Ray replaces."""
+    """Restore this program's own handler of SIGTERM, which Ray replaces."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

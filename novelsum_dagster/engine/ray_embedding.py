@@ -1,6 +1,6 @@
-"""Embedding by Ray Data: a pool of workers, each with the model, fed and emptied as a stream.
+"""Embedding with Ray Data: a pool of workers, each with the model, that processes a stream of blocks.
 
-Belongs here: cutting texts into blocks, the pool of workers. Does not: the model (`embedding.encoder`), which pads and
+Belongs here: dividing texts into blocks, the pool of workers. Does not: the model (`embedding.encoder`), which pads and
 batches as without Ray, so that a text's vector does not depend on its block.
 """
 
@@ -22,22 +22,22 @@ from novelsum_dagster.engine.ray_spread import TRIES, lost_again, spread
 from novelsum_dagster.settings import Embedding
 
 _BLOCK_BATCHES = 16
-"""Batches of the model in a block: what is lost with a worker, and sent at a time."""
+"""Batches of the model per block, the unit that is sent, and lost with a worker."""
 _AHEAD = 2
-"""Blocks that a worker has at a time; more wait until the earlier ones are taken in."""
+"""Blocks that a worker has at a time; more wait until earlier ones are done."""
 _PROBLEM = "problem"
-"""Column of a block that a worker cannot embed, in place of its vectors."""
+"""Column that replaces the vectors of a block that a worker cannot embed."""
 
 
 class RayEncoder:
     """A model on every worker.
 
     Args:
-        cluster: where the workers are.
-        settings, dtype, device: as `load_encoder` takes them, on each worker; one of them chooses the number type.
+        cluster: of the workers.
+        settings, dtype, device: as for `load_encoder`, on each worker; one of the workers chooses the number type.
 
     Raises:
-        InputError: as `load_encoder` does; where the cluster is lost.
+        InputError: as `load_encoder` does, or if the cluster is lost.
     """
 
     def __init__(self, cluster: Cluster, settings: Embedding, dtype: str | None, device: str) -> None:
@@ -46,7 +46,7 @@ class RayEncoder:
         [(self.dimension, self.dtype, self.device)] = spread(cluster, (settings, dtype, device), [_facts])
 
     def batches(self, texts: list[str]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-        """Yield places of texts and their vectors, float32, (n, d), as workers are done with them."""
+        """Yield positions of texts and their vectors, float32, (n, d), as workers complete them."""
         for block in self._cluster.watched(self._embedded(texts)):
             if _PROBLEM in block.column_names:
                 raise InputError(block[_PROBLEM][0].as_py())
@@ -61,7 +61,7 @@ class RayEncoder:
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         with warnings.catch_warnings():
-            # Ray 2.64 will take back `max_task_retries`; so far nothing replaces it, and pyproject.toml stays below.
+            # Ray 2.64 will remove `max_task_retries` without a replacement; pyproject.toml requires an earlier version.
             warnings.simplefilter("ignore")
             embedded = ray.data.from_arrow(self._blocks(texts)).map_batches(
                 _Embedder,
@@ -71,7 +71,7 @@ class RayEncoder:
                 compute=ray.data.ActorPoolStrategy(size=self._cluster.workers, max_tasks_in_flight_per_actor=_AHEAD),
                 num_cpus=self._cluster.cpus,
                 num_gpus=self._cluster.gpus,
-                # Lost workers are started again as often as that happens; a block that ends every one of them is not.
+                # Lost workers are always restarted, but a block that ends every worker is not retried forever.
                 max_task_retries=TRIES,
             )
         try:
@@ -80,7 +80,7 @@ class RayEncoder:
             raise lost_again() from error
 
     def _blocks(self, texts: list[str]) -> list[pa.Table]:
-        """Return texts of about one length together, so that few batches are filled up, in an order that mixes them."""
+        """Return blocks of texts of similar length, so that few batches need padding, in mixed order."""
         size = _BLOCK_BATCHES * self._settings.batch_size
         places = np.argsort([len(text) for text in texts], kind="stable")
         blocks = [places[start : start + size].tolist() for start in range(0, len(places), size)]
@@ -91,14 +91,14 @@ class RayEncoder:
 
 
 def _own_threads() -> int:
-    """Return on how many threads this process would embed: on fewer, the last bits of some vectors are others."""
+    """Return the number of threads with which this process would embed: it affects the last bits of some vectors."""
     import torch
 
     return torch.get_num_threads()
 
 
 def _facts(asked: tuple[Embedding, str | None, str]) -> tuple[int, str, str]:
-    """Return what a model is like where the workers are: dimension, number type, device."""
+    """Return dimension, number type and device of the model on a worker."""
     encoder = load_encoder(*asked)
     return encoder.dimension, encoder.dtype, encoder.device
 
@@ -112,8 +112,8 @@ class _Embedder:
 
     @cached_property
     def _encoder(self) -> Encoder:
-        # Not made at once: what is raised there is raised again and again, and never told.
-        # Threads of several workers would otherwise keep each other's cores busy with waiting.
+        # Created lazily: an exception in the constructor would be raised repeatedly, and never reported.
+        # The thread limit keeps threads of several workers from busy-waiting on each other's cores.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         import torch
 
@@ -127,7 +127,7 @@ class _Embedder:
             for rows, found in self._encoder.batches(texts):
                 vectors[rows] = found
         except InputError as error:
-            # Of what is raised, Ray Data tells its own words only.
+            # Of an exception, Ray Data reports only its own message.
             return pa.table({"place": block["place"], _PROBLEM: [str(error)] * len(texts)})
         column = pa.FixedSizeListArray.from_arrays(vectors.ravel(), self._encoder.dimension)
         return pa.table({"place": block["place"], "vector": column})

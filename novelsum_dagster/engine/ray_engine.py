@@ -26,13 +26,13 @@ class RayEngine:
     """Workers of a Ray cluster, which is started or connected to when there is work.
 
     Args:
-        settings: the address, the workers and what each may use.
+        settings: the address, the workers and their resources.
 
-    Every method that works raises an InputError where the cluster cannot be reached, has no room for the workers, or is
-    lost.
+    Every method that uses the cluster raises an InputError if it cannot be reached, lacks resources for the workers, or
+    is lost.
 
     Raises:
-        InputError: where Ray is not installed.
+        InputError: if Ray is not installed.
     """
 
     def __init__(self, settings: Ray) -> None:
@@ -44,10 +44,10 @@ class RayEngine:
         return Cluster(self._settings)
 
     def device(self, wanted: str) -> str:
-        """Return the device of a worker: it has no GPU but what Ray gives it, and torch numbers that from 0.
+        """Return the device of a worker: it has only the GPUs assigned by Ray, which torch numbers from 0.
 
         Raises:
-            InputError: for a CUDA device, where the settings give workers none.
+            InputError: for a CUDA device, if the settings give workers none.
         """
         is_cuda = wanted.startswith("cuda")
         if self._settings.gpus_per_worker:
@@ -67,5 +67,5 @@ class RayEngine:
         return RaySearch(self._cluster, candidates, weights, device, threads)
 
     def spread(self, shared: Any, asks: Iterable[Callable[[Any], Any]]) -> Iterator[Any]:
-        """Call functions on the workers, each of which holds what they share."""
+        """Call functions on the workers, each of which holds the shared object."""
         return spread(self._cluster, shared, asks)

@@ -3,8 +3,8 @@
 Belongs here: one broadcast of the last picks and one gather of the best two for each pick, lost workers. Does not: the
 search within a part (`search.cpu`, `search.torch_device`), which is the same as without Ray.
 
-A part's best two are the exact best two of its rows, whatever the other parts are, for a score depends on the row and
-the picks alone. So the best two of all parts are those of the pool, score for score.
+A part's best two are the exact best two of its rows, independent of the other parts, because a score depends only on
+the row and the picks. So the best two of all parts are those of the pool, with equal scores.
 """
 
 from functools import cached_property
@@ -22,21 +22,21 @@ from novelsum_dagster.selection.picks import Remaining
 from novelsum_dagster.selection.search.base import Candidates, Found, Round, Search
 
 _LOSSES = 5
-"""Workers that one part may lose one after the other without an answer."""
+"""Number of consecutive workers that one part may lose without a response."""
 
 
 class RaySearch(Search):
     """The search for the next pick, by workers.
 
     Args:
-        cluster: where the workers are.
+        cluster: of the workers.
         candidates, weights: as for every search.
-        device: of each worker, as `local_search` takes it.
-        threads: of each worker; None takes as many as it may use CPUs.
+        device: of each worker, as for `local_search`.
+        threads: of each worker; None takes as many as its CPUs.
 
     Raises:
         ValueError: as `local_search` does.
-        InputError: where the cluster is lost, or its workers again and again.
+        InputError: if the cluster is lost, or its workers repeatedly.
     """
 
     def __init__(
@@ -57,17 +57,17 @@ class RaySearch(Search):
         self._is_new = False
 
     def close(self) -> None:
-        """End the workers."""
+        """Stop the workers."""
         for part in self._parts:
             part.close()
 
     def allow(self, allowed: NDArray[np.bool_]) -> None:
-        """Look only at candidates that are allowed, bool, (n,); picks never are."""
+        """Restrict the search to allowed candidates, bool, (n,); picks never are."""
         super().allow(allowed)
         self._allowed, self._is_new = allowed.copy(), True
 
     def _take(self, row: NDArray[np.float32], factor: float, own: int) -> None:
-        """Nothing: workers are told of picks when they are asked for the next."""
+        """No-op: picks are sent with the next request."""
 
     def _best(self) -> Found | None:
         for part in self._parts:
@@ -94,7 +94,7 @@ class RaySearch(Search):
 
 
 class _Part:
-    """Rows `first` to `last` of the candidates, and the worker that searches them; a lost one is replaced."""
+    """Rows `first` to `last` of the candidates, and the worker that searches them; a lost worker is replaced."""
 
     def __init__(self, cluster: Cluster, candidates: Candidates, first: int, last: int, made: tuple[Any, ...]) -> None:
         self.first, self._last = first, last
@@ -103,7 +103,7 @@ class _Part:
 
     def _start(self) -> None:
         part = self._candidates.part(self.first, self._last)
-        # Not restarted by Ray: what it knew would be lost, and `answer` does more than start another.
+        # Not restarted by Ray: the state would be lost; `answer` starts another worker and replays the picks.
         self._worker = self._cluster.worker(_Worker, part, *self._made, max_restarts=0, max_task_retries=0)
         self._told = 0
 
@@ -114,7 +114,7 @@ class _Part:
             ray.kill(self._worker)
 
     def ask(self, what: str, picks: NDArray[np.int64], allowed: NDArray[np.bool_] | None, is_new: bool) -> None:
-        """Tell the worker of picks that it has not heard of, and of what is allowed, and ask it for something."""
+        """Send the worker new picks, the allowed candidates, and a request."""
         self._asked = what, picks, allowed
         new = picks[self._told :]
         own = np.where((new >= self.first) & (new < self._last), new - self.first, -1)
@@ -125,7 +125,7 @@ class _Part:
         self._told = len(picks)
 
     def answer(self) -> Any:
-        """Return what was asked for; where the worker is lost, another takes its part and all picks so far."""
+        """Return the response; if the worker is lost, another one takes over its part and all picks so far."""
         for _ in range(_LOSSES):
             try:
                 return self._cluster.get(self._reply)
@@ -137,22 +137,22 @@ class _Part:
                 self.ask(what, picks, allowed, True)
         raise InputError(
             f"ray: {_LOSSES} workers were lost one after the other ({lost}); they may have too little memory: raise"
-            " ray.workers, so that each has fewer rows. What was picked is kept; run again to go on"
+            " ray.workers, so that each has fewer rows. Finished picks are kept; run again to resume"
         )
 
 
 class _Worker:
-    """A part's search, in a process of its own."""
+    """The search of a part, in its own process."""
 
     def __init__(self, part: Candidates, weights: NDArray[np.float64], device: str, threads: int) -> None:
         self._made = part, weights, device, threads
 
     @cached_property
     def _search(self) -> Search:
-        # Not made at once: Ray tells little of what is raised there.
+        # Created lazily: Ray reports little about exceptions in a constructor.
         threadpool_limits(1, user_api="blas")
         part, weights, device, threads = self.__dict__.pop("_made")
-        # What Ray hands over can only be read, and compiled code would be compiled for that anew.
+        # Arrays from Ray are read-only, for which the kernels would be compiled again.
         own = Candidates(part.rows.copy(), part.factor.copy(), part.quality.copy(), part.unit, part.scoring)
         return local_search(own, weights.copy(), device, threads)
 
@@ -164,7 +164,7 @@ class _Worker:
         own: NDArray[np.int64],
         allowed: NDArray[np.bool_] | None,
     ) -> Found | Remaining | None:
-        """Take new picks, (m, d), and what is allowed of the part, if that changed; return the best or what remains."""
+        """Apply new picks, (m, d), and the allowed rows if they changed; return the best two or the final scores."""
         for row, one, index in zip(rows.copy(), factor.tolist(), own.tolist(), strict=True):
             self._search.take(row, one, index)
         if allowed is not None:

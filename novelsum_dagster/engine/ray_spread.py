@@ -1,6 +1,6 @@
-"""Work in parts, side by side on workers.
+"""Work in independent parts, in parallel on workers.
 
-Belongs here: handing out, order, back-pressure. Does not: what the parts are.
+Belongs here: distribution, order, back-pressure. Does not: the content of the parts.
 """
 
 from collections import deque
@@ -11,22 +11,22 @@ from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.engine.ray_cluster import Cluster, WorkerLost
 
 _AHEAD = 2
-"""Parts that a worker has at a time: the next one is there when it is done with one."""
+"""Parts that a worker has at a time, so that the next one is available when it completes one."""
 TRIES = 3
-"""How often Ray starts a lost worker again, and does its part again."""
+"""Number of times that Ray restarts a lost worker and repeats its part."""
 
 
 def spread(cluster: Cluster, shared: Any, asks: Iterable[Callable[[Any], Any]]) -> Iterator[Any]:
-    """Call functions on workers and yield what they return, in their order.
+    """Call functions on workers and yield their results in order.
 
     Args:
-        cluster: where the workers are.
-        shared: what every function is called with; put into Ray's object store once.
-        asks: the functions, made as workers become free.
+        cluster: of the workers.
+        shared: argument of every function; put into Ray's object store once.
+        asks: the functions, consumed as workers become free.
 
     Raises:
-        InputError: where the cluster is lost, or its workers again and again.
-        Exception: what a function raised.
+        InputError: if the cluster is lost, or its workers repeatedly.
+        Exception: raised by a function.
     """
     import ray
 
@@ -52,18 +52,17 @@ def spread(cluster: Cluster, shared: Any, asks: Iterable[Callable[[Any], Any]]) 
 
 
 def lost_again() -> InputError:
-    """Return what is told where workers were lost as often as they are started again."""
+    """Return the error for workers that died on every retry."""
     return InputError(
-        "ray: workers were lost again and again; they may have too little memory: lower ray.workers. What was done is"
-        " kept"
+        "ray: workers were lost repeatedly; they may have too little memory: lower ray.workers. Finished work is kept"
     )
 
 
 class _Worker:
-    """Holds what is shared, in a process of its own."""
+    """Holds the shared object, in its own process."""
 
     def answer(self, there: list[Any], ask: Callable[[Any], Any]) -> Any:
-        """Call a function with what is shared, which is fetched once; in a list Ray leaves that to us."""
+        """Call a function with the shared object, fetched once; Ray does not fetch references inside a list."""
         import ray
 
         if not hasattr(self, "_shared"):

@@ -1,7 +1,7 @@
-"""A local page over the lineage: which samples were chosen, and why (`novelsum explore`).
+"""A local page over the lineage: which samples were picked, and why (`novelsum explore`).
 
-Streamlit puts this folder first on the module path of the page's process: name no module here as a library is named.
+Streamlit puts this folder first on the module path of the page's process: no module here may have a library's name.
 """
 
 RUN_VARIABLE = "NOVELSUM_EXPLORE_RUN"
-"""Environment variable that names the run shown at first; without it, the newest."""
+"""Environment variable that names the run shown initially; default: the newest."""

@@ -1,8 +1,8 @@
-"""A run's pool as a file for embedding-atlas, another viewer of embeddings.
+"""Export of a run's pool for embedding-atlas, another viewer of embeddings.
 
-Belongs here: the file's columns and each sample's nearest neighbours. Does not: the page, the map's making.
+Belongs here: the file's columns and each sample's nearest neighbours. Does not: the page, computing the map.
 
-The form is that of embedding-atlas' documentation (https://apple.github.io/embedding-atlas/tool.html, "Visualizing
+The format is that of embedding-atlas' documentation (https://apple.github.io/embedding-atlas/tool.html, "Visualizing
 Embeddings"): `--x`, `--y` and `--text` name columns, and `--neighbors` one of `{"ids": [...], "distances": [...]}`,
 where ids are rows of the file, from 0.
 """
@@ -25,10 +25,10 @@ from novelsum_dagster.lineage.runs import Run
 
 NEIGHBORS = 15
 EXACT = 50_000
-"""Samples up to which neighbours are exact; beyond, they are looked for in a twentieth of the pool."""
+"""Samples up to which neighbours are exact; beyond, a twentieth of the pool is searched."""
 _TILE = 1024
 _TRAINED_ON = 40
-"""Points a list that its centre is found with."""
+"""Training points per inverted list."""
 
 
 def export(connection: Connection, root: Path, run: Run, path: Path) -> int:
@@ -41,28 +41,28 @@ def export(connection: Connection, root: Path, run: Run, path: Path) -> int:
         path: the file, .parquet: id, x, y, text, source, tokens, picked, rank, neighbors.
 
     Raises:
-        InputError: where the run has no map, or samples no vectors.
+        InputError: if the run has no map, or samples no vectors.
     """
-    of = load_map(connection, root, run)
-    places = pa.table({"row": np.arange(len(of.x)), "id": of.ids})
+    pool = load_map(connection, root, run)
+    places = pa.table({"row": np.arange(len(pool.x)), "id": pool.ids})
     connection.register("explored_places", places)
     found: Any = connection.sql(
         "SELECT samples.text FROM explored_places AS places"
         " LEFT JOIN samples ON samples.id = places.id AND samples.snapshot = ? ORDER BY places.row",
         params=[run.snapshot],
     )
-    vectors = load_vectors(root / run.vectors_folder, of.ids.to_pylist())
-    names: Any = pa.array(of.sources, pa.string())
+    vectors = load_vectors(root / run.vectors_folder, pool.ids.to_pylist())
+    names: Any = pa.array(pool.sources, pa.string())
     table = pa.table(
         {
-            "id": of.ids,
-            "x": of.x,
-            "y": of.y,
+            "id": pool.ids,
+            "x": pool.x,
+            "y": pool.y,
             "text": found.to_arrow_table()["text"],
-            "source": names.take(pa.array(of.source)),
-            "tokens": of.tokens,
-            "picked": of.rank > 0,
-            "rank": pa.array(of.rank, mask=of.rank == 0),
+            "source": names.take(pa.array(pool.source)),
+            "tokens": pool.tokens,
+            "picked": pool.rank > 0,
+            "rank": pa.array(pool.rank, mask=pool.rank == 0),
             "neighbors": neighbors(vectors, NEIGHBORS),
         }
     )
@@ -75,14 +75,14 @@ def neighbors(vectors: NDArray[np.float32], count: int) -> pa.StructArray:
 
     Args:
         vectors: float32, (n, d).
-        count: of neighbours; fewer where there are no more.
+        count: of neighbours; fewer in a smaller pool.
 
-    Distances are cosine distances. Up to `EXACT` rows no neighbour is missed.
+    Distances are cosine distances. Up to `EXACT` rows, neighbours are exact.
     """
     units = unit_rows(searchable_rows(vectors, "vectors"))
     count = max(0, min(count, len(units) - 1))
     squared, ids = _nearest(units, count + 1)
-    # A row's own place among equal rows is not always the first, and may be beyond the last.
+    # Among equal rows, the row itself is not always the first, and may be missing.
     own = ids == np.arange(len(units))[:, None]
     own[~own.any(axis=1), -1] = True
     kept, distances = ids[~own], squared[~own] / 2
@@ -95,7 +95,7 @@ def neighbors(vectors: NDArray[np.float32], count: int) -> pa.StructArray:
 
 
 def _nearest(units: NDArray[np.float32], count: int) -> Found:
-    """Return squared distances and rows of the nearest, the row itself among them."""
+    """Return squared distances and rows of the nearest rows, including the row itself."""
     search: Callable[[NDArray[np.float32], int], Found]
     if len(units) > EXACT:
         import faiss

@@ -1,7 +1,6 @@
-"""The tables of the audit that the explorer shows, each from one model in the lineage database.
+"""The audit tables of the explorer, each from one model in the lineage database.
 
-Belongs here: their queries, by parameters, and what a reader must know of each. Does not: the models (`dbt_like_sql`),
-the page.
+Belongs here: their parameterised queries and explanations. Does not: the models (`dbt_like_sql`), the page.
 """
 
 import io
@@ -16,7 +15,7 @@ from novelsum_dagster.lineage.query import Connection, all_rows
 from novelsum_dagster.lineage.runs import Run, removed_runs
 
 MISSES = 1_000
-"""Samples that the table of near misses has at most."""
+"""Maximum number of samples in the table of near misses."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +23,15 @@ class AuditTable:
     """One table.
 
     Attributes:
-        model: the table or view that it reads; there may be none in a database of an earlier version.
-        query: what it reads; its one parameter is what `of` names.
-        of: the key of the run that limits it; None reads all runs.
-        about: one sentence for its reader.
+        model: the table or view that it reads; it may be missing in a database of an earlier version.
+        query: with one parameter, the value of `limited_by`.
+        limited_by: the key of the run to which rows are limited; None reads all runs.
+        about: one sentence of explanation for readers.
     """
 
     model: str
     query: str
-    of: Literal["run_id", "snapshot", "selection"] | None
+    limited_by: Literal["run_id", "snapshot", "selection"] | None
     about: str
 
 
@@ -42,8 +41,8 @@ TABLES = {
         "SELECT rank, id, source, tokens, turns, score, margin, runner_up_id, nearest_distance, nearest_pick_id,"
         " nearest_pick_rank, density_factor, quality, file, line FROM picks WHERE selection = ? ORDER BY rank",
         "selection",
-        "Every pick, in pick order. Score: what it won with; margin: by how much, over the runner-up; nearest"
-        " distance: cosine distance to the nearest sample picked before it.",
+        "Every pick, in pick order. Score: its winning score; margin: its lead over the runner-up; nearest"
+        " distance: cosine distance to the nearest earlier pick.",
     ),
     "near misses": AuditTable(
         "selection_audit",
@@ -51,22 +50,22 @@ TABLES = {
         " FROM selection_audit WHERE run_id = ? AND NOT picked AND score IS NOT NULL"
         f" ORDER BY score DESC, id LIMIT {MISSES}",
         "run_id",
-        f"Samples left out with the highest known scores, {MISSES:,} at most. Where a score is not exact, it is an"
-        " upper bound from an earlier pick.",
+        f"Samples left out with the highest known scores, {MISSES:,} at most. A score that is not exact is an upper"
+        " bound from an earlier pick.",
     ),
     "sources": AuditTable(
         "source_coverage",
         "SELECT source, pool_samples, pool_share, subset_samples, subset_share, share_ratio, pool_tokens,"
         " subset_tokens FROM source_coverage WHERE run_id = ? ORDER BY pool_samples DESC, source",
         "run_id",
-        "Each source's share of the pool and of the subset. A ratio over 1: the selection prefers this source.",
+        "Each source's share of the pool and of the subset. A ratio above 1: the selection prefers this source.",
     ),
     "lengths": AuditTable(
         "length_bias",
         "SELECT unit, pool_median, subset_median, median_ratio, pool_mean, subset_mean, mean_ratio"
         " FROM length_bias WHERE run_id = ? ORDER BY unit",
         "run_id",
-        "Length and turns in the pool and in the subset. A ratio over 1: the selection prefers longer samples.",
+        "Length and turns in the pool and in the subset. A ratio above 1: the selection prefers longer samples.",
     ),
     "rejects": AuditTable(
         "rejects_by_reason",
@@ -89,7 +88,7 @@ TABLES = {
         "SELECT run_id, started_at, set_name, measure, set_size, measured, low, high, change, relative_change,"
         " previous_set_size FROM measure_drift ORDER BY started_at DESC, run_id, measure, set_name",
         None,
-        "Every measure in every run, newest first, and its change since the run before. Measures depend on the size"
+        "Every measure in every run, newest first, and its change since the previous run. Measures depend on the size"
         " of the set: compare equal sizes.",
     ),
     "runs": AuditTable(
@@ -99,20 +98,20 @@ TABLES = {
         " max(bytes)::BIGINT AS bytes_of_vectors FROM run_costs"
         " GROUP BY run_id, started_at, run_finished ORDER BY started_at DESC",
         None,
-        "What each run took, newest first, those that failed included.",
+        "Duration and size of each run, newest first, including failed runs.",
     ),
     "steps": AuditTable(
         "run_costs",
         "SELECT step, status, seconds, attempts, failed_attempts, bytes, step_started_at"
         " FROM run_costs WHERE run_id = ? ORDER BY step_started_at",
         "run_id",
-        "The steps of the chosen run. A step whose output was there already takes next to no time.",
+        "The steps of the chosen run. A step whose output existed already takes almost no time.",
     ),
 }
 
 
 def read_table(connection: Connection, name: str, run: Run) -> pa.Table | None:
-    """Return one of `TABLES` for a run; None where the database has no such model.
+    """Return one of `TABLES` for a run; None if the database has no such model.
 
     Args:
         connection: to the lineage, for reading.
@@ -120,7 +119,7 @@ def read_table(connection: Connection, name: str, run: Run) -> pa.Table | None:
         run: the chosen run.
 
     Raises:
-        InputError: where another version built the model, with other columns.
+        InputError: if another version built the model, with different columns.
     """
     import duckdb
 
@@ -134,11 +133,11 @@ def read_table(connection: Connection, name: str, run: Run) -> pa.Table | None:
     if not known:
         return None
     try:
-        found: Any = connection.sql(table.query, params=[getattr(run, table.of)] if table.of else [])
+        found: Any = connection.sql(table.query, params=[getattr(run, table.limited_by)] if table.limited_by else [])
         return found.to_arrow_table()
     except duckdb.BinderException as error:
         raise InputError(
-            f"the model {table.model} was built by another version of novelsum; the next run builds it again"
+            f"the model {table.model} was built by another version of novelsum; the next run rebuilds it"
         ) from error
 
 

@@ -2,8 +2,8 @@
 
 Belongs here: drawing arrays with plotly. Does not: which samples (`pool_map`), the page.
 
-Plotly reads a small subset of HTML in texts and names, links among it: all that comes from data is escaped. Arrays are
-given as NumPy's, which travel as bytes, not as numbers in words.
+Plotly interprets a small subset of HTML in texts and names, including links: all text from data is escaped. Arrays are
+passed as NumPy arrays, which are sent as bytes, not as decimal text.
 """
 
 import html
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 Colour = Literal["picked or not", "source"]
 TIPS = 30_000
-"""Samples drawn up to which pointing at any shows its text; beyond, only at picks, or the page would be slow."""
+"""Up to this number of samples, all have tooltips; beyond, only picks, to keep the page fast."""
 NAMED = 9
 """Sources with a colour of their own; all others share one."""
 BARS = 20
 """Sources whose shares are drawn; the table has all."""
 POOL, PICK, FOUND = "#9fb0c0", "#0b4f8a", "#d62728"
-# Told apart by people with any colour vision; in print by their lightness.
+# Distinguishable with any colour vision, and in print by their lightness.
 _COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#7f6bb3", "#8c6d31", "#17becf", "#b5bd00")
 _OTHERS = "#a0a0a0"
 _TIP_LINE, _FEW = 75, 2_000
@@ -34,15 +34,15 @@ _HEIGHT = 640
 
 
 def map_figure(
-    of: PoolMap, rows: NDArray[np.int64], colour: Colour, found: int | None = None
+    pool: PoolMap, rows: NDArray[np.int64], colour: Colour, found: int | None = None
 ) -> "tuple[go.Figure, list[NDArray[np.int64]]]":
     """Draw samples: the pool as small circles, picks as larger diamonds with an edge.
 
     Args:
-        of: the map.
-        rows: int64: which samples to draw.
-        colour: what a colour means.
-        found: a row to draw a ring around.
+        pool: the map.
+        rows: int64: samples to draw.
+        colour: meaning of colours.
+        found: a row to mark with a ring.
 
     Returns:
         The figure; and for each of its traces, in order, the rows of its points.
@@ -50,54 +50,56 @@ def map_figure(
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    curves = _draw_pool(figure, of, rows, colour) + _draw_picks(figure, of, rows[of.rank[rows] > 0], colour)
+    curves = _draw_pool(figure, pool, rows, colour) + _draw_picks(figure, pool, rows[pool.rank[rows] > 0], colour)
     if found is not None:
         ring = {"color": FOUND, "size": 20, "symbol": "circle-open", "opacity": 1.0, "line": {"width": 3}}
         curves.append(np.array([found]))
-        _add(figure, of, curves[-1], "sample looked up", ring, True)
-    # A constant revision: the figure after a search or a filter keeps the place that a person has zoomed to.
+        _add(figure, pool, curves[-1], "sample looked up", ring, True)
+    # A constant revision keeps the zoom after a search or a filter.
     figure.update_layout(**_layout(), uirevision="map")
     return figure, curves
 
 
-def _draw_pool(figure: "go.Figure", of: PoolMap, rows: NDArray[np.int64], colour: Colour) -> list[NDArray[np.int64]]:
-    """Draw what was not picked; a source that has nothing but picks still has its place in the legend."""
-    picked = of.rank[rows] > 0
+def _draw_pool(figure: "go.Figure", pool: PoolMap, rows: NDArray[np.int64], colour: Colour) -> list[NDArray[np.int64]]:
+    """Draw samples that were not picked; a source with only picks still has a legend entry."""
+    picked = pool.rank[rows] > 0
     size = 6 if len(rows) <= _FEW else 4 if len(rows) <= TIPS else 3
     curves = []
-    for name, shade, mine in _groups(of, rows, colour):
+    for name, shade, mine in _groups(pool, rows, colour):
         chosen = rows[mine & ~picked]
         count = len(rows[mine]) if colour == "source" else len(chosen)
         marker = {"color": shade, "size": size, "opacity": 0.55, "symbol": "circle"}
         if count:
-            _add(figure, of, chosen, f"{_escaped(name, 40)} ({count:,})", marker, len(rows) <= TIPS)
+            _add(figure, pool, chosen, f"{_escaped(name, 40)} ({count:,})", marker, len(rows) <= TIPS)
             curves.append(chosen)
     return curves
 
 
-def _groups(of: PoolMap, rows: NDArray[np.int64], colour: Colour) -> list[tuple[str, str, NDArray[np.bool_]]]:
+def _groups(pool: PoolMap, rows: NDArray[np.int64], colour: Colour) -> list[tuple[str, str, NDArray[np.bool_]]]:
     if colour == "picked or not":
         return [("pool", POOL, np.ones(len(rows), dtype=bool))]
-    codes = of.source[rows]
-    groups = [(name, _COLOURS[code], codes == code) for code, name in enumerate(of.sources[:NAMED])]
-    return [*groups, (f"{len(of.sources) - NAMED:,} other sources", _OTHERS, codes >= NAMED)]
+    codes = pool.source[rows]
+    groups = [(name, _COLOURS[code], codes == code) for code, name in enumerate(pool.sources[:NAMED])]
+    return [*groups, (f"{len(pool.sources) - NAMED:,} other sources", _OTHERS, codes >= NAMED)]
 
 
-def _draw_picks(figure: "go.Figure", of: PoolMap, picks: NDArray[np.int64], colour: Colour) -> list[NDArray[np.int64]]:
+def _draw_picks(
+    figure: "go.Figure", pool: PoolMap, picks: NDArray[np.int64], colour: Colour
+) -> list[NDArray[np.int64]]:
     if not len(picks):
         return []
     name = f"picked ({len(picks):,})"
-    # Many large ones would hide each other.
+    # Many large marks would hide each other.
     looks = {"size": 9 if len(picks) <= _FEW else 5, "opacity": 1.0, "symbol": "diamond"}
     if colour == "picked or not":
-        _add(figure, of, picks, name, {**looks, "color": PICK, "line": {"color": "#ffffff", "width": 0.7}}, True)
+        _add(figure, pool, picks, name, {**looks, "color": PICK, "line": {"color": "#ffffff", "width": 0.7}}, True)
         return [picks]
     edge = {"color": "#1f2933", "width": 1}
-    shades = np.array([_shade(code) for code in of.source[picks]])
-    _add(figure, of, picks, name, {**looks, "color": shades, "line": edge}, True)
-    # The legend would show the first pick's colour as that of all.
+    shades = np.array([_shade(code) for code in pool.source[picks]])
+    _add(figure, pool, picks, name, {**looks, "color": shades, "line": edge}, True)
+    # Otherwise the legend would show the first pick's colour for all.
     figure.data[-1].showlegend = False
-    _add(figure, of, picks[:0], name, {**looks, "color": "#ffffff", "line": edge}, True)
+    _add(figure, pool, picks[:0], name, {**looks, "color": "#ffffff", "line": edge}, True)
     return [picks, picks[:0]]
 
 
@@ -106,33 +108,33 @@ def _shade(code: int) -> str:
 
 
 def _add(
-    figure: "go.Figure", of: PoolMap, rows: NDArray[np.int64], name: str, marker: dict[str, Any], tips: bool
+    figure: "go.Figure", pool: PoolMap, rows: NDArray[np.int64], name: str, marker: dict[str, Any], tips: bool
 ) -> None:
     figure.add_scattergl(
-        # A trace without points has no place in the legend; with one that is nowhere, it has.
-        x=of.x[rows] if len(rows) else [None],
-        y=of.y[rows] if len(rows) else [None],
+        # A trace without points has no legend entry; one with a point at null coordinates has.
+        x=pool.x[rows] if len(rows) else [None],
+        y=pool.y[rows] if len(rows) else [None],
         mode="markers",
         name=name,
         marker=marker,
-        text=_tips(of, rows) if tips else None,
+        text=_tips(pool, rows) if tips else None,
         hovertemplate="%{text}<extra></extra>" if tips else "click for the text<extra></extra>",
-        # A click marks its point and leaves the others as they are.
+        # A click marks its point and does not dim the others.
         selected={"marker": {"color": FOUND, "size": 14, "opacity": 1}},
         unselected={"marker": {"opacity": marker["opacity"]}},
     )
 
 
-def _tips(of: PoolMap, rows: NDArray[np.int64]) -> list[str]:
-    snippets = of.snippets.take(pa.array(rows)).to_pylist()
-    return [_tip(of, row, text) for row, text in zip(rows.tolist(), snippets, strict=True)]
+def _tips(pool: PoolMap, rows: NDArray[np.int64]) -> list[str]:
+    snippets = pool.snippets.take(pa.array(rows)).to_pylist()
+    return [_tip(pool, row, text) for row, text in zip(rows.tolist(), snippets, strict=True)]
 
 
-def _tip(of: PoolMap, row: int, text: str) -> str:
-    rank = int(of.rank[row])
+def _tip(pool: PoolMap, row: int, text: str) -> str:
+    rank = int(pool.rank[row])
     head = (
         f"pick {rank:,} · " if rank else ""
-    ) + f"{_escaped(of.sources[of.source[row]], 40)} · {of.tokens[row]:,} tokens"
+    ) + f"{_escaped(pool.sources[pool.source[row]], 40)} · {pool.tokens[row]:,} tokens"
     # Broken at a space; textwrap would take a second for a large pool.
     at = text.rfind(" ", 0, _TIP_LINE) if len(text) > _TIP_LINE else len(text)
     at = at if at > 0 else _TIP_LINE
@@ -158,7 +160,7 @@ def _layout() -> dict[str, Any]:
         # Beside the points, where it does not hide the legend.
         "modebar": {"orientation": "v", "bgcolor": "rgba(255,255,255,0)"},
         "hoverlabel": {"bgcolor": "#ffffff", "font": {"color": "#1f2933"}, "align": "left"},
-        # Sizes of a legend's marks are constant, as three pixels could not be told apart.
+        # Constant mark sizes in the legend: three pixels would be too small to distinguish.
         "legend": {"orientation": "h", "y": 1.01, "yanchor": "bottom", "x": 0, "itemsizing": "constant"},
         "xaxis": {**axis, "title": {"text": "first principal component", "font": small}},
         "yaxis": {**axis, "title": {"text": "second principal component", "font": small}},
@@ -191,7 +193,7 @@ def shares_figure(coverage: pa.Table) -> "go.Figure":
     figure.update_layout(**{**_layout(), "height": 110 + 52 * len(rows), "dragmode": False})
     figure.update_layout(legend_traceorder="reversed", bargap=0.3)
     figure.update_xaxes(title_text="share of the samples", showticklabels=True, tickformat=".0%", rangemode="tozero")
-    # By place, not by name: two names may be equal once they are cut.
+    # By position, not by name: two truncated names may be equal.
     names = [_escaped(row["source"], 40) for row in rows]
     ticks = {
         "tickvals": list(range(len(rows))),

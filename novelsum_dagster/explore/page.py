@@ -1,9 +1,9 @@
-"""The explorer's page: a streamlit script, started by `novelsum explore`.
+"""The explorer's page: a Streamlit script, started by `novelsum explore`.
 
-Belongs here: what stands where, what a click does, what is kept between reruns. Does not: the data (`pool_map`,
-`audit_tables`, `lineage`), the figures (`map_figure`).
+Belongs here: layout, actions on clicks, state kept between reruns. Does not: the data (`pool_map`, `audit_tables`,
+`lineage`), the figures (`map_figure`).
 
-Texts, names of sources and messages come from data: they are shown by elements that read neither HTML nor markdown
+Texts, names of sources and messages come from data: they are shown by elements that interpret neither HTML nor Markdown
 (st.text, st.code, st.dataframe), or after `_plain`.
 """
 
@@ -45,7 +45,7 @@ _VIEWS = (
 )
 _HINT = (
     "This lineage has no table for this yet: the models of the audit are built at the end of a run. The next"
-    " `novelsum run` makes them."
+    " `novelsum run` builds them."
 )
 _STYLE = """<style>
     .stMainBlockContainer, .block-container {padding: 1.2rem 2rem 1rem}
@@ -57,11 +57,11 @@ _STYLE = """<style>
 </style>"""
 _SHARES = ("pool_share", "subset_share", "share_of_read", "relative_change")
 _RATIOS = ("share_ratio", "median_ratio", "mean_ratio")
-# Ids are cut in tables, whole in the CSV and where they are copied.
+# Ids are shortened in tables, but complete in the CSV and when copied.
 _NARROW = ("id", "first_id", "run_id", "runner_up_id", "nearest_pick_id", "file", "first_file", "example_file")
 _MARKDOWN = re.compile(r"([!-/:-@\[-`{-~])")
 
-# Storage folder, time of the lineage's last change, run: what the page keeps is kept by these.
+# Cache key of the page: storage folder, time of the lineage's last change, run.
 _Key = tuple[str, int, str]
 
 
@@ -96,7 +96,7 @@ def _views() -> dict[str, Callable[[_Key, dict[str, Any]], None]]:
 
 @contextmanager
 def _damage_told() -> Iterator[None]:
-    """Show what is missing or damaged as a sentence; streamlit's own exceptions pass."""
+    """Show a sentence on missing or damaged data; Streamlit's own exceptions pass."""
     try:
         yield
     except _DAMAGE as error:
@@ -104,11 +104,11 @@ def _damage_told() -> Iterator[None]:
 
 
 def _plain(text: str) -> str:
-    """Escape what markdown would read."""
+    """Escape Markdown."""
     return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
 
 
-# What is read, and kept by the lineage's state and the run.
+# Data, cached by the lineage's state and the run.
 
 
 def _store() -> LineageStore:
@@ -127,7 +127,7 @@ def _run(key: _Key) -> Run:
         return find_run(connection, key[2])
 
 
-# A resource, because data would be copied at every rerun, and nothing here changes a map.
+# A resource, because data would be copied at every rerun, and the map is never modified.
 @st.cache_resource(max_entries=2, show_spinner="Reading the map…")
 def _map(key: _Key) -> PoolMap:
     with LineageStore(Path(key[0])).reading() as connection:
@@ -140,7 +140,7 @@ def _read(key: _Key, name: str) -> pa.Table | None:
         return read_table(connection, name, find_run(connection, key[2]))
 
 
-@st.cache_data(max_entries=256, show_spinner="Asking the lineage…")
+@st.cache_data(max_entries=256, show_spinner="Querying the lineage…")
 def _explained(key: _Key, sample: str) -> Explanation:
     with LineageStore(Path(key[0])).reading() as connection:
         return explain(connection, Path(key[0]), find_run(connection, key[2]), sample)
@@ -162,7 +162,7 @@ def _compared(key: _Key, a: str, b: str) -> Difference:
 
 
 def _chosen_run() -> _Key:
-    """Let a run be chosen; raises InputError where there is no lineage."""
+    """Draw the choice of a run; raises InputError without a lineage."""
     store = _store()
     root = str(store.path.parent)
     with st.sidebar:
@@ -185,18 +185,18 @@ def _run_label(run: dict[str, Any]) -> str:
 
 
 def _filters(key: _Key) -> dict[str, Any]:
-    """Draw the filters of the map; where the run has no map, there are none."""
+    """Draw the filters of the map, if the run has a map."""
     try:
-        of = _map(key)
-    except _DAMAGE:  # The view of the map tells it; the tables are there all the same.
+        pool = _map(key)
+    except _DAMAGE:  # The view of the map reports it; the tables still work.
         return {}
-    least, most = int(of.tokens.min(initial=0)), int(of.tokens.max(initial=0))
+    least, most = int(pool.tokens.min(initial=0)), int(pool.tokens.max(initial=0))
     with st.sidebar:
         st.caption("Filters of the map")
-        sources = st.multiselect("Sources", of.sources, placeholder="all sources", key="sources")
+        sources = st.multiselect("Sources", pool.sources, placeholder="all sources", key="sources")
         picked = st.radio("Samples", ["all", "picked", "not picked"], horizontal=True, key="picked")
         low, high = st.columns(2)
-        # Keys by run, because another run's pool has other bounds.
+        # Keys by run, because another run's pool has different bounds.
         from_ = low.number_input("Tokens from", least, most, least, step=10, key=f"from {key[2]}")
         to = high.number_input("to", least, most, most, step=10, key=f"to {key[2]}")
         colour = st.radio("Colour shows", ["picked or not", "source"], horizontal=True, key="colour")
@@ -230,18 +230,18 @@ def _map_view(key: _Key, filters: dict[str, Any]) -> None:
 
 
 def _draw_map(key: _Key, filters: dict[str, Any]) -> None:
-    of = _map(key)
-    mask = fitting(of, filters["sources"], filters["picked"], filters["tokens"])
-    rows = thinned(mask, of.rank, filters["most"])
-    fit, picks = int(mask.sum()), int((mask & (of.rank > 0)).sum())
-    figure, curves = _figure(key, of, filters, st.session_state.get("found"))
+    pool = _map(key)
+    mask = fitting(pool, filters["sources"], filters["picked"], filters["tokens"])
+    rows = thinned(mask, pool.rank, filters["most"])
+    passing, picks = int(mask.sum()), int((mask & (pool.rank > 0)).sum())
+    figure, curves = _figure(key, pool, filters, st.session_state.get("found"))
     st.session_state.curves = curves
-    words = f"{fit:,} of {len(mask):,} samples fit the filters, {picks:,} of them picked."
-    if len(rows) < fit:
-        words += f" {len(rows):,} are drawn: all picks, and a random part of the others."
+    words = f"{passing:,} of {len(mask):,} samples pass the filters, {picks:,} of them picked."
+    if len(rows) < passing:
+        words += f" {len(rows):,} are drawn: all picks, and a random sample of the others."
     st.caption(words + " Drag to move, wheel to zoom, click a point for its text.")
     if not len(rows):
-        st.info("No sample fits the filters.")
+        st.info("No sample passes the filters.")
         return
     st.plotly_chart(
         figure,
@@ -256,11 +256,11 @@ def _draw_map(key: _Key, filters: dict[str, Any]) -> None:
 
 # A resource for the same reason as the map. The ring of a sample looked up is part of the figure.
 @st.cache_resource(max_entries=4, show_spinner="Drawing the map…")
-def _figure(key: _Key, _of: PoolMap, filters: dict[str, Any], found: str | None) -> tuple[Any, list[Any]]:
-    mask = fitting(_of, filters["sources"], filters["picked"], filters["tokens"])
-    rows = thinned(mask, _of.rank, filters["most"])
+def _figure(key: _Key, _pool: PoolMap, filters: dict[str, Any], found: str | None) -> tuple[Any, list[Any]]:
+    mask = fitting(_pool, filters["sources"], filters["picked"], filters["tokens"])
+    rows = thinned(mask, _pool.rank, filters["most"])
     colour: Colour = filters["colour"]
-    return map_figure(_of, rows, colour, _of.row_of(found) if found else None)
+    return map_figure(_pool, rows, colour, _pool.row_of(found) if found else None)
 
 
 def _point_chosen() -> None:
@@ -273,12 +273,12 @@ def _point_chosen() -> None:
 
 def _search(key: _Key) -> None:
     st.session_state.key = key
-    query = st.text_input("Search", placeholder="beginning of an id, or words of the text", key="query").strip()
+    query = st.text_input("Search", placeholder="start of an id, or part of the text", key="query").strip()
     if not query:
         return
     hits = _hits(key, query)
     if not hits:
-        st.caption("No sample's id begins so, and no text has it.")
+        st.caption("No id starts with this, and no text contains it.")
         return
     st.caption(f"{len(hits):,} found" if len(hits) <= HITS else f"The first {HITS:,}, picks first. Click a row.")
     st.session_state.hits = [hit["id"] for hit in hits[:HITS]]
@@ -307,15 +307,15 @@ def _row_chosen(widget: str, ids: list[str]) -> None:
 
 
 def _look_up(id_: str) -> None:
-    """Show a sample that was not chosen on the map, and draw a ring around it there."""
+    """Show a sample that was chosen elsewhere than on the map, and mark it there with a ring."""
     st.session_state.update(sample=id_, found=id_)
 
 
 def _sample(key: _Key) -> None:
-    """Show the chosen sample: its text, and why it was picked or was not."""
+    """Show the chosen sample: its text, and why it was picked or left out."""
     id_ = st.session_state.get("sample")
     if id_ is None:
-        st.info("Click a point of the map, or search, to see a sample's text and why it was chosen or was not.")
+        st.info("Click a point of the map, or search, to see a sample's text and why it was picked or left out.")
         return
     found = _explained(key, id_)
     heads = {"chosen": "Picked", "left out": "Not picked", "near-duplicate": "Dropped as a near-duplicate"}
@@ -332,7 +332,7 @@ def _sample(key: _Key) -> None:
 
 
 def _relatives(found: Explanation) -> None:
-    """Offer the samples that the words name."""
+    """Draw buttons for the samples named in the explanation."""
     facts, named = found.facts, {}
     runner_up, partner = facts.get("runner_up"), facts.get("near_duplicate")
     if runner_up:
@@ -342,7 +342,7 @@ def _relatives(found: Explanation) -> None:
     for one in facts.get("covered_by", ()):
         named.setdefault(one["id"], f"pick {one['rank']:,}")
     for one in (facts.get("covers") or {}).get("examples", ()):
-        named.setdefault(one["id"], "stood for")
+        named.setdefault(one["id"], "nearest to it")
     if partner:
         named.setdefault(partner["partner_id"], "near-duplicate")
     if named:
@@ -355,14 +355,14 @@ def _relatives(found: Explanation) -> None:
 
 
 def _table(key: _Key, name: str, **how: Any) -> pa.Table | None:
-    """Show one table with what it says and a download; return it, or None where there is none."""
+    """Show one table with its explanation and a download; return it, or None if it does not exist."""
     st.caption(TABLES[name].about)
     table = _read(key, name)
     if table is None:
         st.info(_HINT)
         return None
     if not len(table):
-        st.info("There are none.")
+        st.info("No rows.")
         return table
     _rows(table, f"{name.replace(' ', '-')}-{key[2][:8]}", **how)
     return table
@@ -399,7 +399,7 @@ def _columns(table: pa.Table) -> dict[str, Any]:
 
 
 def _table_with_sample(key: _Key, name: str, column: str) -> None:
-    """Show a table whose rows are samples, and beside it the sample of the chosen row."""
+    """Show a table of samples, and beside it the sample of the chosen row."""
     left, right = st.columns([3, 2], gap="medium")
     widget = f"{name.replace(' ', '-')}-{key[2][:8]}"
     with left:
@@ -440,7 +440,7 @@ def _compare_view(key: _Key) -> None:
     runs = {run["run_id"]: _run_label(run) for run in _runs(key[0], key[1])}
     ids = list(runs)
     if len(ids) < 2:
-        st.info("There is one run with a subset; comparing takes two.")
+        st.info("There is only one run with a subset; a comparison needs two.")
         return
     left, right = st.columns(2)
     before = min(ids.index(key[2]) + 1, len(ids) - 1)
@@ -479,7 +479,7 @@ def _changes(found: Difference) -> None:
     _listed(f"changes-{pair}", samples)
     st.markdown("**Measures**")
     if any(row["size_a"] != row["size_b"] for row in found.measures):
-        st.caption("The sets have other sizes: the measures depend on it, and do not compare.")
+        st.caption("The sets differ in size, so their values cannot be compared.")
     _listed(f"measures-{pair}", found.measures)
 
 
@@ -490,5 +490,5 @@ def _listed(name: str, rows: list[dict[str, Any]]) -> None:
         st.caption("None.")
 
 
-if __name__ == "__main__":  # As streamlit runs it.
+if __name__ == "__main__":  # When run by Streamlit.
     main()

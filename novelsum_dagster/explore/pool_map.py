@@ -1,6 +1,6 @@
-"""The samples that the explorer's map shows: read, filtered, thinned, searched.
+"""Data of the explorer's map: reading, filtering, thinning and searching samples.
 
-Belongs here: that, as arrays and rows. Does not: drawing (`map_figure`), the page, the map's making (`report.tables`).
+Does not belong here: drawing (`map_figure`), the page, computing the map (`report.tables`).
 """
 
 from collections.abc import Collection
@@ -13,14 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from novelsum_dagster.artifacts.layout import output_folder
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.lineage.query import Connection, all_rows
 from novelsum_dagster.lineage.runs import Run
 
 DRAWN = 100_000
-"""Samples of the pool that are drawn unless more are asked for; picks are drawn always, and come on top."""
+"""Default number of samples drawn, in addition to all picks."""
 HITS = 100
-"""Samples that a search shows."""
+"""Maximum number of search results."""
 _SHOWN_LETTERS = 160
 Picked = Literal["all", "picked", "not picked"]
 
@@ -34,7 +35,7 @@ class PoolMap:
         x, y: float32, (n,): the place on the map.
         source: int32, (n,): row of `sources`.
         sources: names, most frequent first.
-        rank: int64, (n,): at which pick it was chosen first, from 1; 0 where it was not.
+        rank: int64, (n,): rank of the sample's first pick, from 1; 0 if it was not picked.
         tokens: int64, (n,).
         snippets: string, (n,): the beginnings of the texts.
     """
@@ -49,7 +50,7 @@ class PoolMap:
     snippets: pa.Array
 
     def row_of(self, id_: str) -> int | None:
-        """Return the row of a sample; None where the map has it not, as a near-duplicate that was dropped."""
+        """Return the row of a sample; None if it is not on the map, e.g. a dropped near-duplicate."""
         found = pc.index(self.ids, pa.scalar(id_, self.ids.type)).as_py()
         return None if found < 0 else int(found)
 
@@ -63,13 +64,13 @@ def load_map(connection: Connection, root: Path, run: Run) -> PoolMap:
         run: a run with a report.
 
     Raises:
-        InputError: where the report has no map.
+        InputError: if the report has no map.
     """
-    path = root / "reports" / f"report={run.report}" / "map.parquet"
+    path = root / output_folder("reports", run.report) / "map.parquet"
     if not path.exists():
         raise InputError(
-            f"run {run.short} has no map: {path} is not there, because the run was made by an earlier version or the"
-            " file was deleted; the next run with these settings writes one (novelsum run)"
+            f"run {run.short} has no map: {path} is missing, because the run is of an earlier version or the file was"
+            " deleted; the next run with these settings writes one (novelsum run)"
         )
     table: Any = connection.sql(
         """
@@ -86,7 +87,7 @@ def load_map(connection: Connection, root: Path, run: Run) -> PoolMap:
 
 
 def map_of(table: pa.Table) -> PoolMap:
-    """Return a map from a table: id, x, y, source, snippet, rank (0 where not picked), tokens."""
+    """Return a map from a table: id, x, y, source, snippet, rank (0 if not picked), tokens."""
     codes, names = _by_frequency(table["source"])
     return PoolMap(
         ids=table["id"].combine_chunks(),
@@ -112,34 +113,34 @@ def _by_frequency(sources: pa.ChunkedArray) -> tuple[NDArray[np.int32], tuple[st
 
 
 def fitting(
-    of: PoolMap, sources: Collection[str] = (), picked: Picked = "all", tokens: tuple[int, int] | None = None
+    pool: PoolMap, sources: Collection[str] = (), picked: Picked = "all", tokens: tuple[int, int] | None = None
 ) -> NDArray[np.bool_]:
     """Return which samples pass the filters.
 
     Args:
-        of: the map.
-        sources: names; none means all.
-        picked: whether to have picks, the others, or all.
-        tokens: the least and the most that a sample may have.
+        pool: the map.
+        sources: names; empty means all.
+        picked: picks, other samples, or all.
+        tokens: minimum and maximum of a sample's tokens.
     """
-    mask = np.ones(len(of.x), dtype=bool)
+    mask = np.ones(len(pool.x), dtype=bool)
     if sources:
-        mask &= np.isin(of.source, [code for code, name in enumerate(of.sources) if name in sources])
+        mask &= np.isin(pool.source, [code for code, name in enumerate(pool.sources) if name in sources])
     if picked != "all":
-        mask &= (of.rank > 0) == (picked == "picked")
+        mask &= (pool.rank > 0) == (picked == "picked")
     if tokens is not None:
-        mask &= (of.tokens >= tokens[0]) & (of.tokens <= tokens[1])
+        mask &= (pool.tokens >= tokens[0]) & (pool.tokens <= tokens[1])
     return mask
 
 
 def thinned(mask: NDArray[np.bool_], rank: NDArray[np.int64], most: int | None) -> NDArray[np.int64]:
-    """Return the rows to draw, int64, ascending: all picks that pass, and of the others at most `most`.
+    """Return the rows to draw, int64, ascending: all picks that pass the filters, and at most `most` others.
 
-    Each sample has its fixed place in one random order, so a sample does not flicker as filters change.
+    Samples have a fixed random order, so they do not flicker when filters change.
 
     Args:
-        mask: bool, (n,): what passes the filters.
-        rank: int64, (n,): 0 where not picked.
+        mask: bool, (n,): samples that pass the filters.
+        rank: int64, (n,): 0 if not picked.
         most: samples besides the picks; None draws all.
     """
     others = np.flatnonzero(mask & (rank == 0))
@@ -154,8 +155,8 @@ def search(connection: Connection, run: Run, query: str) -> list[dict[str, Any]]
 
     Args:
         connection: to the lineage, for reading.
-        run: in whose snapshot to search, near-duplicates that were dropped included.
-        query: upper and lower case are the same; nothing in it is a pattern.
+        run: whose snapshot is searched, including dropped near-duplicates.
+        query: case-insensitive literal text.
     """
     return all_rows(
         connection,

@@ -1,1 +1,1 @@
-"""What happened: runs, inputs, outputs and picks, in DuckDB tables over Parquet files."""
+"""The lineage of every run: inputs, outputs and picks, in DuckDB tables over Parquet files."""

@@ -1,12 +1,12 @@
-"""The SQL models of the audit: read from `dbt_like_sql`, put in order, built, tested.
+"""The SQL models of the audit: read from `dbt_like_sql`, sorted by dependency, built and tested.
 
-Belongs here: files of models and their tests, what depends on what, running them. Does not: what a model says (its own
+Belongs here: model files and their tests, dependencies, running them. Does not: the content of a model (its own
 file), the database (`store`), Dagster.
 
 A model is a file `staging/NAME.sql` or `marts/NAME.sql` with one `CREATE OR REPLACE VIEW` or `TABLE` of its own name;
 the first line of its comment says what a row is. `NAME.yml` beside it describes columns and states tests. Staging
 models read the tables that `sources.yml` lists, marts read models. Names in these files come from this repository and
-are checked; all that comes from data is passed to DuckDB as parameters.
+are checked; values from data are passed to DuckDB as parameters.
 """
 
 import graphlib
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 FOLDER = "dbt_like_sql"
 STAGING, MARTS = "staging", "marts"
 NEWEST = "newest_run"
-"""The model with the newest finished run's keys, by which tests of large models are limited."""
+"""The model with the newest finished run's keys, to which tests of large models are limited."""
 EXAMPLES = 5
 """Failing rows that are shown."""
 TestKind = Literal["unique", "not_null", "accepted_values", "relationships"]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
-"""Safe to be put into SQL as it is."""
+"""Safe to be inserted into SQL unquoted."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Test:
     Attributes:
         model: its name.
         kind: as dbt calls it.
-        columns: tested together for `unique`, else one.
+        columns: tested together for `unique`, else a single one.
         values: that `accepted_values` accepts.
         to, field: for `relationships`, the model and its column that has all values.
-        newest: the column by which rows are limited to the newest finished run; None tests all rows.
+        newest: the column that limits rows to the newest finished run; None tests all rows.
     """
 
-    # Else pytest takes it for a class of tests.
+    # Otherwise pytest collects it as a test class.
     __test__ = False
 
     model: str
@@ -69,7 +69,7 @@ class Test:
 
     @property
     def description(self) -> str:
-        """What must hold, in words."""
+        """The condition that must hold, as a sentence."""
         columns = ", ".join(self.columns)
         said = {
             "unique": f"{columns}: no two rows are equal",
@@ -82,7 +82,7 @@ class Test:
 
 @dataclass(frozen=True)
 class Failures:
-    """What a test found: how many rows fail (for `unique`: how many keys occur again), and the first few."""
+    """Result of a test: the number of failing rows (for `unique`: of repeated keys), and the first few."""
 
     count: int
     examples: tuple[dict[str, Any], ...] = ()
@@ -90,7 +90,7 @@ class Failures:
 
 @dataclass(frozen=True)
 class Model:
-    """A model as its files state it.
+    """A model, as defined by its files.
 
     Attributes:
         layer: "staging" or "marts".
@@ -98,7 +98,7 @@ class Model:
         description: what a row is.
         depends_on: the models that it reads.
         sources: the tables of the lineage that it reads.
-        columns: descriptions by column, in order, as its yml states them.
+        columns: descriptions by column, in the order of its yml.
     """
 
     name: str
@@ -125,8 +125,8 @@ def models(folder: Path | None = None) -> tuple[Model, ...]:
             package.
 
     Raises:
-        InputError: for a file that is no model, a table that no one makes, two models of one name, a circle, or a yml
-            that does not fit. Names the file.
+        InputError: naming the file, for an invalid model, an unknown table, two models of one name, a cycle, or an
+            invalid yml.
     """
     return _read(folder or _own_folder())
 
@@ -149,7 +149,7 @@ def _read(folder: Path) -> tuple[Model, ...]:
         order = list(graphlib.TopologicalSorter({name: one.depends_on for name, one in found.items()}).static_order())
     except graphlib.CycleError as error:
         circle: list[str] = error.args[1]
-        raise InputError(f"{paths[circle[0]]}: the models read each other in a circle: {' <- '.join(circle)}") from None
+        raise InputError(f"{paths[circle[0]]}: the models form a cycle: {' <- '.join(circle)}") from None
     return tuple(found[name] for name in order)
 
 
@@ -171,11 +171,11 @@ def _model(path: Path, known: Iterable[str], sources: frozenset[str]) -> Model:
     upstream = sources if layer == STAGING else frozenset(known)
     if wrong := sorted(read - upstream):
         raise InputError(
-            f"{path}: reads {wrong[0]}, which is no {'table of sources.yml' if layer == STAGING else 'model'}"
+            f"{path}: reads {wrong[0]}, which is not a {'table of sources.yml' if layer == STAGING else 'model'}"
         )
     stated = _yaml(path.with_suffix(".yml"), _Stated)
     if stated.name != path.stem:
-        raise InputError(f"{path.with_suffix('.yml')}: is about {stated.name!r}; the file's name says {path.stem!r}")
+        raise InputError(f"{path.with_suffix('.yml')}: describes {stated.name!r}, but the file name says {path.stem!r}")
     return Model(
         name=path.stem,
         layer=layer,
@@ -190,7 +190,7 @@ def _model(path: Path, known: Iterable[str], sources: frozenset[str]) -> Model:
 
 
 def _statement(path: Path, sql: str) -> tuple[str, "exp.Query"]:
-    """Return whether a file makes a view or a table, and its query."""
+    """Return whether a file creates a view or a table, and its query."""
     import sqlglot
     from sqlglot import exp
 
@@ -207,14 +207,14 @@ def _statement(path: Path, sql: str) -> tuple[str, "exp.Query"]:
         and made.args.get("replace")
         and isinstance(made.expression, exp.Query)
     ):
-        raise InputError(f"{path}: is no CREATE OR REPLACE VIEW or TABLE ... AS SELECT")
+        raise InputError(f"{path}: is not a CREATE OR REPLACE VIEW or TABLE ... AS SELECT")
     if made.this.sql("duckdb") != path.stem:
-        raise InputError(f"{path}: makes {made.this.sql('duckdb')}; the file's name says {path.stem}")
+        raise InputError(f"{path}: creates {made.this.sql('duckdb')}, but the file name says {path.stem}")
     return made.kind.lower(), made.expression
 
 
 def _tables(path: Path, query: "exp.Query") -> frozenset[str]:
-    """Return the tables that a query reads, its own CTEs aside."""
+    """Return the tables that a query reads, except its own CTEs."""
     from sqlglot import exp
     from sqlglot.optimizer.scope import traverse_scope
 
@@ -229,7 +229,7 @@ def _tables(path: Path, query: "exp.Query") -> frozenset[str]:
 def _description(path: Path, sql: str) -> str:
     first = sql.split("\n", 1)[0]
     if not first.startswith("-- "):
-        raise InputError(f"{path}: begins with no comment; its first line says what a row is")
+        raise InputError(f"{path}: has no comment at its start; the first line must say what a row is")
     return first.removeprefix("-- ").strip()
 
 
@@ -279,7 +279,7 @@ class _Stated(_Strict):
     tests: list[_Together] = []
 
     def all_tests(self, path: Path) -> Iterator[Test]:
-        """Yield all tests, those of column combinations first."""
+        """Yield all tests; those of column combinations come first."""
         for together in self.tests:
             yield Test(self.name, "unique", tuple(together.unique), newest=self.newest)
         for column in self.columns:
@@ -294,36 +294,36 @@ class _Stated(_Strict):
                 return Test(self.name, "accepted_values", (column,), values=tuple(values), newest=self.newest)
             case _ColumnTest(accepted_values=None, relationships=_Reference(to=to, field=key)):
                 return Test(self.name, "relationships", (column,), to=to, field=key, newest=self.newest)
-        raise InputError(f"{path}: a test of {column} names no kind, or two")
+        raise InputError(f"{path}: a test of {column} must name exactly one kind")
 
 
 def _yaml(path: Path, kind: type[BaseModel]) -> Any:
     try:
         return kind.model_validate(yaml.safe_load(path.read_bytes()))
     except FileNotFoundError:
-        raise InputError(f"{path}: is missing; every model has a yml beside it, and the folder a sources.yml") from None
+        raise InputError(f"{path}: is missing; each model needs a yml beside it, the folder a sources.yml") from None
     except (ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path}: {error}") from None
 
 
 def _require_known_tests(found: Mapping[str, Model], paths: Mapping[str, Path]) -> None:
-    """Refuse tests that name a column or model which the yml files do not state, or that have one name."""
+    """Refuse tests of columns or models that no yml describes, and repeated tests."""
     for model in found.values():
         path = paths[model.name].with_suffix(".yml")
         names = [test.name for test in model.tests]
         if len(set(names)) < len(names):
-            raise InputError(f"{path}: states a test twice")
+            raise InputError(f"{path}: repeats a test")
         for test in model.tests:
             named = [(model.name, column) for column in (*test.columns, *([test.newest] if test.newest else []))]
             if test.to and test.field:
                 named.append((test.to, test.field))
-            for of, column in named:
-                if of not in found or column not in found[of].columns:
-                    raise InputError(f"{path}: a test names {of}.{column}, which no yml states")
+            for table, column in named:
+                if table not in found or column not in found[table].columns:
+                    raise InputError(f"{path}: a test names {table}.{column}, which no yml describes")
 
 
 def column_lineage(found: Sequence[Model]) -> dict[str, dict[str, list[tuple[str, str]]]]:
-    """Return for each column of each model the (table, column) pairs that it is made of, directly.
+    """Return for each column of each model the (table, column) pairs from which it is computed directly.
 
     Args:
         found: all models, as `models` returns them.
@@ -343,7 +343,7 @@ def _lineage_of(model: Model, columns: dict[str, Any]) -> dict[str, list[tuple[s
     from sqlglot.optimizer.scope import build_scope
 
     query = _statement(Path(f"{model.name}.sql"), model.sql)[1]
-    # The tables of the lineage are not in `columns`: a staging model names all that it reads.
+    # The tables of the lineage are not in `columns`: a staging model names every column that it reads.
     qualified: Any = qualify(query, dialect="duckdb", schema=columns, validate_qualify_columns=False, identify=False)
     scope = build_scope(qualified)
     made = {}
@@ -363,17 +363,17 @@ def build(store: LineageStore, names: Iterable[str] | None = None, folder: Path 
         folder: as in `models`.
 
     Returns:
-        the number of rows by model; None where it is costly to know.
+        the number of rows by model; None if counting is costly.
 
     Raises:
-        InputError: for an unknown name, or where a model is to be built that reads one that never was.
+        InputError: for an unknown name, or a model that reads one that was never built.
     """
     found = models(folder)
     asked = {model.name for model in found} if names is None else set(names)
     if unknown := sorted(asked - {model.name for model in found}):
-        raise InputError(f"no model is named {unknown[0]!r}; there are {', '.join(model.name for model in found)}")
+        raise InputError(f"no model is named {unknown[0]!r}; models: {', '.join(model.name for model in found)}")
     with store.writing() as connection:
-        store.refresh_views(connection)  # Models are made of views of the files that are there now.
+        store.refresh_views(connection)  # Models read views of the files that exist now.
         for model in found:
             if model.name in asked:
                 _create(connection, model)
@@ -385,7 +385,7 @@ def _create(connection: Connection, model: Model) -> None:
     if missing := [name for name in model.depends_on if name not in kinds]:
         raise InputError(f"{model.name} reads {missing[0]}, which was never built; build it first, or all models")
     if kinds.get(model.name, model.kind) != model.kind:
-        # CREATE OR REPLACE does not turn a view into a table.
+        # CREATE OR REPLACE cannot turn a view into a table.
         connection.execute(f"DROP {kinds[model.name]} {model.name}")
     try:
         connection.execute(model.sql)
@@ -404,19 +404,19 @@ def _kinds(connection: Connection) -> dict[str, str]:
 
 
 def _count(connection: Connection, model: Model, found: Sequence[Model]) -> int | None:
-    """Count a model's rows where that takes no more than a look at small tables or at the ends of Parquet files."""
+    """Count a model's rows if that only reads small tables or the footers of Parquet files."""
     if model.kind == "view" and model.layer == MARTS and _reads_files(connection, model, found):
         return None
     return int(connection.execute(f"SELECT count(*) FROM {model.name}").fetchone()[0])
 
 
 def _reads_files(connection: Connection, model: Model, found: Sequence[Model]) -> bool:
-    of = {one.name: one for one in found}
+    by_name = {model.name: model for model in found}
     waiting, sources = [model.name], set[str]()
     while waiting:
-        one = of[waiting.pop()]
-        waiting.extend(one.depends_on)
-        sources.update(one.sources)
+        current = by_name[waiting.pop()]
+        waiting.extend(current.depends_on)
+        sources.update(current.sources)
     kinds = _kinds(connection)
     return any(kinds.get(source) == "view" for source in sources)
 
@@ -438,7 +438,7 @@ def failures(connection: Connection, test: Test) -> Failures:
         newest = connection.execute(f"SELECT {test.newest} FROM {NEWEST}").fetchone()
         if newest is None:
             return Failures(0)
-        # A constant, unlike a join, tells DuckDB beforehand which Parquet files to read.
+        # With a constant, unlike a join, DuckDB knows beforehand which Parquet files to read.
         values["newest"] = newest[0]
     count = int(connection.execute(f"SELECT count(*) FROM ({query})", values).fetchone()[0])
     if not count:

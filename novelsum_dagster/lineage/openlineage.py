@@ -1,6 +1,6 @@
 """Lineage as OpenLineage events, for catalogues that read the standard: appended to a file, or posted to an endpoint.
 
-Belongs here: what an event says of a step, sending it within a few seconds, saying once that it cannot be sent. Does
+Belongs here: the content of an event, sending it within a few seconds, reporting once that it cannot be sent. Does
 not: when a step begins and ends (`defs.steps`), the project's own lineage (`store`).
 
 A curation never fails because of an event, and waits for one no longer than `seconds`. Transports are made here, not by
@@ -33,10 +33,10 @@ _PACKAGE = "novelsum-dagster"
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """What a step reads or makes."""
+    """An input or output of a step."""
 
     name: str
-    """As `raw_pool`, or a source file's path."""
+    """An asset such as `raw_pool`, or a source file's path."""
     version: str | None = None
     """Hash of the content."""
     fields: tuple[tuple[str, str], ...] = ()
@@ -51,15 +51,15 @@ class Events:
     """Sends the events of steps to one place.
 
     Args:
-        namespace: of the jobs, and of datasets that have none of their own.
-        file: events are appended to it, one a line.
-        url: in place of `file`: base of an endpoint, as `http://127.0.0.1:5000`, without a secret in it. The key in
-            `OPENLINEAGE_API_KEY`, where there is one, is sent as a bearer token.
-        say: is told, once, that events cannot be sent.
-        seconds: the longest that an event is waited for.
+        namespace: of the jobs, and of datasets without one of their own.
+        file: events are appended to it, one per line.
+        url: instead of `file`: base of an endpoint, e.g. `http://127.0.0.1:5000`, without a secret in it. The key in
+            `OPENLINEAGE_API_KEY`, if set, is sent as a bearer token.
+        say: called once with a message if events cannot be sent.
+        seconds: the longest wait for an event.
 
     Raises:
-        ValueError: where not exactly one of `file` and `url` is given.
+        ValueError: if not exactly one of `file` and `url` is given.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class Events:
         self._has_said = False
 
     def start(self, run_id: str, step: str, attempt: int, inputs: Sequence[Dataset]) -> None:
-        """Send that a step begins; `run_id` is the Dagster run's UUID."""
+        """Send that a step began; `run_id` is the Dagster run's UUID."""
         self._emit("START", run_id, step, attempt, inputs)
 
     def complete(
         self, run_id: str, step: str, attempt: int, inputs: Sequence[Dataset], outputs: Sequence[Dataset]
     ) -> None:
-        """Send that a step ended, and what it made."""
+        """Send that a step completed, with its output."""
         self._emit("COMPLETE", run_id, step, attempt, inputs, outputs)
 
     def fail(self, run_id: str, step: str, attempt: int, message: str) -> None:
@@ -122,14 +122,14 @@ class Events:
                 outputs=[_output(self._namespace, dataset) for dataset in outputs],
             )
             within(self._seconds, partial(self._deliver, event), "openlineage")
-        except Exception as error:  # Nothing that goes wrong with an event may stop a curation.
+        except Exception as error:  # A failed event must not stop a curation.
             if not self._has_said:
                 self._has_said = True
-                self._say(f"{self._place}: lineage events cannot be sent: {_reason(error)}; the curation goes on")
+                self._say(f"{self._place}: lineage events cannot be sent: {_reason(error)}; the curation continues")
 
 
 def step_run_id(run_id: str, step: str, attempt: int) -> str:
-    """Return the UUID of one attempt at a step: the same for all of its events, another for a retry."""
+    """Return the UUID of one attempt at a step: the same for all of its events, different for a retry."""
     return str(uuid5(UUID(run_id), f"{step}/{attempt}"))
 
 
@@ -211,19 +211,19 @@ def _post(url: str, seconds: float, event: "RunEvent") -> None:
     """Post an event, once, to this endpoint and no other.
 
     Raises:
-        NotSentError: in place of the libraries' errors, which name the whole URL.
+        NotSentError: instead of the libraries' errors, which contain the whole URL.
     """
     from openlineage.client.transport.http import ApiKeyTokenProvider, HttpConfig, HttpTransport, TokenProvider
     from requests import RequestException, Session
 
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise NotSentError("it is no URL with http or https")
+        raise NotSentError("it is not a URL with http or https")
     key = os.environ.get(API_KEY_VARIABLE)
     with Session() as session:
-        session.trust_env = False  # No proxy, and no password from ~/.netrc in place of the key.
+        session.trust_env = False  # No proxy, and no password from ~/.netrc instead of the key.
         session.max_redirects = 0
-        session.stream = True  # The status is the answer; its text is not waited for.
+        session.stream = True  # Only the status is needed, not the body.
         config = HttpConfig(
             url=f"{url.rstrip('/')}/",  # The slash keeps the last part of a path.
             timeout=seconds,
@@ -238,8 +238,8 @@ def _post(url: str, seconds: float, event: "RunEvent") -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return what went wrong, without the text of any error that could hold a secret."""
+    """Return the reason of a failure, without the text of any error that could contain a secret."""
     if isinstance(error, NotSentError):
         return str(error)
-    cause = error.__cause__ or error  # The file transport wraps what the file system says.
+    cause = error.__cause__ or error  # The file transport wraps the error of the file system.
     return cause.strerror if isinstance(cause, OSError) and cause.strerror else type(error).__name__

@@ -1,14 +1,11 @@
-"""Rows of a query as dictionaries.
-
-Belongs here: that, with values by parameters. Does not: any query.
-"""
+"""Rows of a parameterised query as dictionaries. No query belongs here."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 
 class Connection(Protocol):
-    """What is needed of a DuckDB connection; only `store` makes one."""
+    """The methods used of a DuckDB connection; only `store` opens one."""
 
     def execute(self, query: str, parameters: Any = ...) -> Any: ...
 
@@ -18,12 +15,12 @@ class Connection(Protocol):
 
 
 def all_rows(connection: Connection, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
-    """Return all rows of a query, each by column."""
+    """Return all rows of a query, each as a dictionary by column."""
     found = connection.execute(query, list(values))
     names = [column[0] for column in found.description or ()]
     return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
 
 
 def one_row(connection: Connection, query: str, values: Sequence[Any] = ()) -> dict[str, Any] | None:
-    """Return the first row of a query by column; None where there is none."""
+    """Return the first row of a query as a dictionary by column; None for an empty result."""
     return next(iter(all_rows(connection, query, values)), None)

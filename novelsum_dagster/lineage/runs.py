@@ -1,6 +1,6 @@
-"""Runs by name, and what each one made.
+"""Looking up runs and their outputs.
 
-Belongs here: finding a run by its id's beginning, its outputs and settings. Does not: samples (`explain`), comparing
+Belongs here: finding a run by a prefix of its id, its outputs and settings. Does not: samples (`explain`), comparing
 runs (`difference`).
 """
 
@@ -15,7 +15,7 @@ from novelsum_dagster.lineage.query import Connection, all_rows, one_row
 
 @dataclass(frozen=True)
 class Run:
-    """A run that ended with a subset: the keys of its outputs, and what it was made with."""
+    """A run that ended with a subset: the keys of its outputs, its settings and versions."""
 
     run_id: str
     started_at: datetime
@@ -41,12 +41,12 @@ class Run:
 
     @property
     def short(self) -> str:
-        """The id's first eight letters, as people write it."""
+        """The first eight characters of the id."""
         return self.run_id[:8]
 
 
 REMOVED = "data_removed_at"
-"""Column of `run_outputs`: when gc removed data of the run."""
+"""Column of `run_outputs`: the time at which gc removed data of the run."""
 _RUN = """
     SELECT
         runs.run_id, runs.started_at, runs.package_version, runs.git_revision, runs.settings,
@@ -66,11 +66,10 @@ def find_run(connection: Connection, name: str | None) -> Run:
 
     Args:
         connection: to the lineage.
-        name: its id or the id's beginning; None takes the newest.
+        name: its id or a prefix of it; None takes the newest.
 
     Raises:
-        InputError: where there is none, several begin so, the run ended before there was a subset, or gc removed its
-            data; says which.
+        InputError: if no run or several runs match, the run ended without a subset, or gc removed its data.
     """
     if name is None:
         found = all_rows(connection, f"{_RUN} ORDER BY runs.started_at DESC LIMIT 1", [])
@@ -100,17 +99,17 @@ def find_run(connection: Connection, name: str | None) -> Run:
 
 
 def removed_runs(connection: Connection) -> dict[str, datetime]:
-    """Return the runs whose data gc removed, with when it did."""
+    """Return the runs whose data gc removed, each with the time of removal."""
     known = "SELECT 1 AS is_there FROM duckdb_columns() WHERE table_name = 'run_outputs' AND column_name = ?"
     if one_row(connection, known, [REMOVED]) is None:
-        return {}  # A database that was last written by an earlier version.
+        return {}  # The database was last written by an earlier version.
     rows = all_rows(connection, f"SELECT run_id, {REMOVED} AS at FROM run_outputs WHERE {REMOVED} IS NOT NULL")
     return {row["run_id"]: row["at"] for row in rows}
 
 
 def _ending(connection: Connection, run_id: str) -> str:
-    """Say in words how a run without a subset ended."""
-    # Of a step that was tried again the last attempt counts.
+    """Describe how a run without a subset ended."""
+    # If a step was retried, the last attempt counts.
     last = {
         row["step"]: row
         for row in all_rows(
@@ -123,9 +122,9 @@ def _ending(connection: Connection, run_id: str) -> str:
         if row["status"] == "failed":
             return f"its step {row['step']} failed: {row['error']}"
     running = [row["step"] for row in last.values() if row["status"] == "running"]
-    return f"its step {running[0]} is running, or was killed" if running else "it did not come to the end"
+    return f"its step {running[0]} is running, or was killed" if running else "it did not finish"
 
 
 def _run(row: dict[str, Any]) -> Run:
-    # A database of an earlier version has no options in its rows.
+    # Rows of an earlier version have no options.
     return Run(**{**row, "settings": json.loads(row["settings"]), "options": json.loads(row["options"] or "{}")})

@@ -1,6 +1,6 @@
-"""What everything that is sent over the network has in common: a time limit, and errors that hold no secret.
+"""Sending over the network with a time limit and error messages without secrets.
 
-Belongs here: that. Does not: what is sent, and where to (`openlineage`, `notify`).
+Does not belong here: what is sent, and where to (`openlineage`, `notify`).
 """
 
 from collections.abc import Callable
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 
 class NotSentError(Exception):
-    """Says in plain words why something could not be sent; holds no secret."""
+    """A message could not be sent; the text contains no secret."""
 
 
 def within(seconds: float, act: Callable[[], None], name: str) -> None:
-    """Run `act` in a thread of a name; leave it alone when it takes too long.
+    """Run `act` in a thread of the given name; abandon it if it takes too long.
 
-    Timeouts of sockets bound each wait, not their sum, and neither looking up a host's name nor a hanging file system.
+    Socket timeouts bound each wait but not their sum, and bound neither DNS lookups nor a hanging file system.
 
     Raises:
-        NotSentError: where it takes longer than `seconds`.
+        NotSentError: if it takes longer than `seconds`.
         Exception: whatever `act` raises.
     """
     errors: list[Exception] = []
@@ -32,7 +32,7 @@ def within(seconds: float, act: Callable[[], None], name: str) -> None:
         except Exception as error:
             errors.append(error)
 
-    thread = Thread(target=attempt, name=name, daemon=True)  # A daemon does not hold up the process's end.
+    thread = Thread(target=attempt, name=name, daemon=True)  # A daemon thread does not delay the end of the process.
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
@@ -42,7 +42,7 @@ def within(seconds: float, act: Callable[[], None], name: str) -> None:
 
 
 def problem(error: "RequestException", seconds: float) -> str:
-    """Return what went wrong with a request in plain words; the library's own words name the whole URL."""
+    """Describe a failed request; the library's own message contains the whole URL."""
     from requests import ConnectionError, Timeout
 
     if error.response is not None:
@@ -53,7 +53,7 @@ def problem(error: "RequestException", seconds: float) -> str:
 
 
 def answered(status: int) -> str:
-    """Return in words that an answer was not the one hoped for."""
+    """Describe an unexpected HTTP status."""
     return f"it answered with HTTP status {status}"
 
 

@@ -1,11 +1,11 @@
-"""The lineage database: the one place that opens DuckDB for writing.
+"""The lineage database: the only place that opens DuckDB for writing.
 
-Belongs here: the file, its schema, short write transactions, read-only connections. Does not: what the rows mean to
-a reader.
+Belongs here: the file, its schema, short write transactions, read-only connections. Does not: the interpretation of the
+rows.
 
 A write copies the database, changes the copy in one transaction and renames it over the original. Readers therefore
 never wait and never block a run, in any process: they keep the file that they opened. A write that dies leaves the
-original as it was. The database is small, because rows a sample stay in Parquet files, shown as views.
+original unchanged. The database is small, because per-sample rows stay in Parquet files, shown as views.
 """
 
 import platform
@@ -19,7 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from novelsum_dagster.artifacts.layout import run_file
+from novelsum_dagster.artifacts.layout import outputs_glob, run_file
 from novelsum_dagster.artifacts.provenance import git_revision
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import read_json, replacing, write_json, write_table
@@ -32,54 +32,54 @@ if TYPE_CHECKING:
 
 FILE_NAME = "lineage.duckdb"
 EXPORT = "lineage"
-"""Folder of the tables' Parquet copies."""
+"""Folder of the Parquet copies of the tables."""
 RUN_FILES = "runs/*.json"
-"""What each run wrote, from which the database can be made again."""
+"""Files with each run's rows, from which the database can be rebuilt."""
 _VERSION = 4
-"""Of the schema. A database of version 1 has no table that says so."""
+"""Version of the schema. A database of version 1 has no table `schema_version`."""
 _LOCK_SECONDS = 60
 _NO_LINEAGE = "no lineage yet; run the pipeline first (novelsum run), or fetch what is on S3 (novelsum restore)"
 _PLACE = "source VARCHAR, file VARCHAR, position BIGINT, line BIGINT"
 _VIEWS = {
     "samples": (
-        "pool/snapshot=*/samples.parquet",
+        outputs_glob("pool", "samples.parquet"),
         f"id VARCHAR, {_PLACE}, form VARCHAR, turns INTEGER, characters BIGINT, tokens BIGINT, text_tokens BIGINT,"
         " former_id VARCHAR, text VARCHAR, original BLOB, snapshot VARCHAR",
     ),
-    "origins": ("pool/snapshot=*/origins.parquet", f"id VARCHAR, {_PLACE}, is_first BOOLEAN, snapshot VARCHAR"),
+    "origins": (outputs_glob("pool", "origins.parquet"), f"id VARCHAR, {_PLACE}, is_first BOOLEAN, snapshot VARCHAR"),
     "rejects": (
-        "pool/snapshot=*/rejects.parquet",
+        outputs_glob("pool", "rejects.parquet"),
         f"{_PLACE}, reason VARCHAR, detail VARCHAR, original BLOB, snapshot VARCHAR",
     ),
     "near_duplicates": (
-        "pool/snapshot=*/near_duplicates.parquet",
+        outputs_glob("pool", "near_duplicates.parquet"),
         "id VARCHAR, partner_id VARCHAR, score DOUBLE, found_by VARCHAR, snapshot VARCHAR",
     ),
     "density": (
-        "density/density=*/density.parquet",
+        outputs_glob("density", "density.parquet"),
         "id VARCHAR, mean_squared_distance DOUBLE, density_factor DOUBLE, density VARCHAR",
     ),
     "novelty": (
-        "novelty/sample_novelty=*/novelty.parquet",
+        outputs_glob("novelty", "novelty.parquet"),
         "id VARCHAR, novelty DOUBLE, sample_novelty VARCHAR",
     ),
     "picks": (
-        "selections/selection=*/picks.parquet",
+        outputs_glob("selections", "picks.parquet"),
         f"rank BIGINT, id VARCHAR, {_PLACE}, turns INTEGER, tokens BIGINT, score DOUBLE, runner_up_id VARCHAR,"
         " runner_up_score DOUBLE, margin DOUBLE, nearest_pick_rank BIGINT, nearest_pick_id VARCHAR,"
         " nearest_distance DOUBLE, density_factor DOUBLE, quality DOUBLE, selection VARCHAR",
     ),
     "covering": (
-        "selections/selection=*/covering.parquet",
+        outputs_glob("selections", "covering.parquet"),
         "id VARCHAR, rank_1 BIGINT, distance_1 DOUBLE, rank_2 BIGINT, distance_2 DOUBLE, rank_3 BIGINT,"
         " distance_3 DOUBLE, selection VARCHAR",
     ),
     "remaining": (
-        "selections/selection=*/remaining.parquet",
+        outputs_glob("selections", "remaining.parquet"),
         "id VARCHAR, score DOUBLE, after_picks BIGINT, is_exact BOOLEAN, selection VARCHAR",
     ),
 }
-"""Views over Parquet: where the files are, and the columns of a view that has none yet.
+"""Views over Parquet: the glob of the files, and the columns of a view without files.
 
 The folder names (`snapshot=...`, `selection=...`) become columns.
 """
@@ -99,11 +99,11 @@ class LineageStore:
         return FileLock(self.path.with_suffix(".lock"), timeout=_LOCK_SECONDS)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Let no other process write, nor a run start, until the block ends.
+    def exclusive(self) -> Iterator[None]:
+        """Prevent other processes from writing, and runs from starting, until the block ends.
 
         Raises:
-            InputError: where another process writes for over a minute.
+            InputError: if another process has been writing for over a minute.
         """
         from filelock import Timeout
 
@@ -121,11 +121,10 @@ class LineageStore:
 
     @contextmanager
     def reading(self) -> "Iterator[duckdb.DuckDBPyConnection]":
-        """Open the database for reading; one of an earlier version, or of another place, is brought up to date first.
+        """Open the database for reading; upgrade one of an earlier version, or from another path, first.
 
         Raises:
-            InputError: where there is none yet, it is damaged or from a newer version, or a file behind a view is
-                damaged.
+            InputError: if it is missing, damaged or from a newer version, or a file behind a view is damaged.
         """
         import duckdb
 
@@ -148,23 +147,23 @@ class LineageStore:
             connection.close()
 
     @contextmanager
-    def writing(self, anew: bool = False) -> "Iterator[duckdb.DuckDBPyConnection]":
-        """Open one write transaction; it takes effect as a whole when the block ends without an error.
+    def writing(self, from_empty: bool = False) -> "Iterator[duckdb.DuckDBPyConnection]":
+        """Open one write transaction; it is committed when the block ends without an error.
 
         A database of an earlier version is kept beside the new one, as `lineage.duckdb.v1`.
 
         Args:
-            anew: start from an empty database; what was there is kept as `lineage.duckdb.old`.
+            from_empty: start from an empty database; the existing one is kept as `lineage.duckdb.old`.
 
         Raises:
-            InputError: where another process writes for over a minute, the database is damaged or from a newer
+            InputError: if another process has been writing for over a minute, the database is damaged or from a newer
                 version, or a file behind a view is damaged.
         """
         import duckdb
 
-        with self.alone(), replacing(self.path) as copy:
+        with self.exclusive(), replacing(self.path) as copy:
             copy.unlink()
-            if self.path.exists() and not anew:
+            if self.path.exists() and not from_empty:
                 shutil.copyfile(self.path, copy)
             try:
                 with closing(_connect(copy, read_only=False, shown=self.path)) as connection:
@@ -181,18 +180,18 @@ class LineageStore:
                 if damage is None:
                     raise
                 raise damage from error
-            if anew and self.path.exists():
+            if from_empty and self.path.exists():
                 self._keep(f"{FILE_NAME}.old")
 
     @contextmanager
     def removing(self, run_ids: Sequence[str]) -> Iterator[None]:
-        """Say that the data of runs is gone; the views show what is there when the block has removed it.
+        """Record that the data of runs is removed by the block; refresh the views when it ends.
 
-        Where the block does not come to its end, the next reader has the views made again.
+        If the block does not finish, the next reader refreshes the views.
         """
         now = _now()
         for path in map(self._run_file, run_ids):
-            with suppress(FileNotFoundError, ValueError):  # A damaged file says nothing of its run any more.
+            with suppress(FileNotFoundError, ValueError):  # A damaged run file is skipped.
                 kept = read_json(path)
                 rows = [{**row, REMOVED: now.isoformat()} for row in kept.get("run_outputs", [])]
                 write_json({**kept, "run_outputs": rows}, path)
@@ -202,7 +201,7 @@ class LineageStore:
             connection.execute("UPDATE schema_version SET root = NULL")
         yield
         with self.writing() as connection:
-            # Of novelties that two layouts had, the one that a view reads is left.
+            # Of novelties stored in two layouts, the one that a view reads is kept.
             for path in self.root.glob(_VIEWS["novelty"][0]):
                 connection.execute(
                     "UPDATE novelties SET file = ? WHERE novelty = ?",
@@ -210,10 +209,10 @@ class LineageStore:
                 )
 
     def tables(self, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-        """Return whole tables as they are; a table that the database has not is empty. Writes nothing.
+        """Return whole tables without writing; a table missing from the database is empty.
 
         Raises:
-            InputError: where there is no database, or it is damaged or from a newer version.
+            InputError: if the database is missing, damaged or from a newer version.
         """
         if not self.path.exists():
             raise InputError(f"{self.path}: {_NO_LINEAGE}")
@@ -226,7 +225,7 @@ class LineageStore:
         return connection.execute("SELECT root FROM schema_version").fetchone() != (str(self.root),)
 
     def _keep_earlier(self, version: int) -> None:
-        """Copy a database of an earlier version aside before it is changed."""
+        """Back up a database of an earlier version before it is changed."""
         name = f"{FILE_NAME}.v{version}"
         if version < _VERSION and self.path.exists() and not self.path.with_name(name).exists():
             self._keep(name)
@@ -236,36 +235,36 @@ class LineageStore:
             shutil.copyfile(self.path, copy)
 
     def keep_run(self, run_id: str, outputs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        """Write a run's rows, and beside the database a file from which `rebuild` makes them again.
+        """Write a run's rows, and beside the database a file from which `rebuild` restores them.
 
         Args:
             run_id: of a run that is recorded.
-            outputs: rows by table; what an earlier run wrote already is left as it is.
+            outputs: rows by table; rows written by an earlier run are left unchanged.
         """
         with self.writing() as connection:
             for table, rows in outputs.items():
                 insert(connection, table, rows)
-            # Before the rows take effect: `close_run` adds what only the file tells, not what only the database does.
+            # Before the rows are committed: `close_run` adds rows that only the file has, not the reverse.
             write_json({**_ended(connection, run_id), **outputs}, self._run_file(run_id))
 
     def rebuild(self) -> int:
-        """Make the database anew from what every run wrote beside it; return the number of runs.
+        """Rebuild the database from the files that every run wrote beside it; return the number of runs.
 
-        A database that is there, damaged or not, is kept as `lineage.duckdb.old`; it stays where it is if this fails.
+        An existing database, damaged or not, is kept as `lineage.duckdb.old`; it stays in place if rebuilding fails.
 
         Raises:
-            InputError: where no run wrote anything, or such a file is damaged.
+            InputError: if there is no run file, or one is damaged.
         """
         found = sorted(self.root.glob(RUN_FILES))
         if not found:
-            raise InputError(f"{self.root / 'runs'}: has no record of a run; there is nothing to rebuild from")
-        with self.writing(anew=True) as connection:
+            raise InputError(f"{self.root / 'runs'}: has no run files to rebuild the lineage database from")
+        with self.writing(from_empty=True) as connection:
             for path in found:
                 _put_back(connection, path)
         return len(found)
 
     def start_run(self, run_id: str, settings: str) -> None:
-        """Record a run, once."""
+        """Record a run, if it is not recorded yet."""
         row = {
             "run_id": run_id,
             "started_at": _now(),
@@ -279,7 +278,7 @@ class LineageStore:
             insert(connection, "runs", [row])
 
     def start_step(self, run_id: str, step: str) -> int:
-        """Record that a step begins; return its attempt, from 1."""
+        """Record the start of a step; return the number of the attempt, from 1."""
         with self.writing() as connection:
             found = connection.execute(
                 "SELECT count(*) FROM steps WHERE run_id = ? AND step = ?", [run_id, step]
@@ -290,7 +289,7 @@ class LineageStore:
         return attempt
 
     def end_step(self, run_id: str, step: str, attempt: int, output: str | None, error: str | None) -> None:
-        """Record how a step ended: with the key of its output, or with an error."""
+        """Record the end of a step: the key of its output, or its error."""
         with self.writing() as connection:
             connection.execute(
                 "UPDATE steps SET ended_at = ?, status = ?, output = ?, error = ?"
@@ -304,12 +303,12 @@ class LineageStore:
         path = self._run_file(run_id)
         outputs: dict[str, Any] = {}
         if path.exists():
-            with suppress(ValueError):  # A damaged file is written anew.
+            with suppress(ValueError):  # A damaged file is overwritten.
                 outputs = read_json(path)
         write_json({**outputs, **own}, path)
 
     def export(self) -> list[str]:
-        """Write every table as Parquet under `lineage/`, for other programs; return the files' names."""
+        """Write every table as Parquet under `lineage/`, for other programs; return the file names."""
         names = []
         with self.reading() as connection:
             tables = connection.execute("SELECT table_name FROM duckdb_tables() ORDER BY table_name").fetchall()
@@ -318,11 +317,11 @@ class LineageStore:
                 write_table(connection.execute(f"SELECT * FROM {table}").to_arrow_table(), self.root / names[-1])
         return names
 
-    def take_in(self) -> int:
-        """Write the runs that only a file beside the database tells of, as those of other machines; return how many.
+    def import_runs(self) -> int:
+        """Import runs that have a run file but no row yet, e.g. from another machine; return their number.
 
         Raises:
-            InputError: where such a file is damaged.
+            InputError: if such a file is damaged.
         """
         found = sorted(self.root.glob(RUN_FILES))
         if self.path.exists():
@@ -339,11 +338,11 @@ class LineageStore:
         return self.root / run_file(run_id)
 
     def close_run(self, run_id: str, error: str) -> None:
-        """Make the database and the file of a run whose process ended tell the same; what it was in has failed.
+        """Reconcile a dead run: sync its rows with its run file, and mark unfinished steps as failed.
 
         Args:
             run_id: the run.
-            error: of the steps that did not end.
+            error: recorded for the unfinished steps.
         """
         if not self.path.exists():
             return  # The process died before it wrote its first row.
@@ -359,7 +358,7 @@ class LineageStore:
             self._write_run_file(run_id, own)
 
     def refresh_views(self, connection: "duckdb.DuckDBPyConnection") -> None:
-        """Point the views at the files that are there now; every write ends with it."""
+        """Point the views at the files that exist now; called at the end of every write."""
         for name, (pattern, columns) in _VIEWS.items():
             empty = ", ".join("NULL::{1} AS {0}".format(*column.split()) for column in columns.split(", "))
             source = f"SELECT {empty} WHERE false"
@@ -374,7 +373,7 @@ class LineageStore:
 
 
 def insert(connection: "duckdb.DuckDBPyConnection", table: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows whose key is not there yet; all rows have the same columns."""
+    """Insert rows whose key does not exist yet; all rows have the same columns."""
     if not rows:
         return
     columns = list(rows[0])
@@ -386,49 +385,49 @@ def insert(connection: "duckdb.DuckDBPyConnection", table: str, rows: Sequence[M
 
 
 def _connect(path: Path, read_only: bool, shown: Path | None = None) -> "duckdb.DuckDBPyConnection":
-    """Open a database; `shown` is the path that an error names."""
+    """Open a database; error messages name the path `shown`."""
     import duckdb
 
     try:
         connection = duckdb.connect(str(path), read_only=read_only)
     except duckdb.Error as error:
         raise _damaged_database(error, path, shown or path) from error
-    connection.execute("SET enable_progress_bar = false")  # It would stand among a command's results.
+    connection.execute("SET enable_progress_bar = false")  # It would be mixed with a command's results.
     return connection
 
 
 def _damage(error: "duckdb.Error", opened: Path, shown: Path) -> InputError | None:
-    """Return what to say of an error that a damaged file raises; None for any other.
+    """Return an InputError for a DuckDB error caused by a damaged file; None for any other.
 
     Args:
         error: of DuckDB.
-        opened: the database, under the path that it was opened by.
-        shown: the path of the database that people know.
+        opened: the path by which the database was opened.
+        shown: the path of the database to name in messages.
     """
     import duckdb
 
-    # Where a Parquet file's header is damaged DuckDB raises its most general error.
+    # For a damaged Parquet header, DuckDB raises its most general error.
     kinds = (duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException)
     if not isinstance(error, kinds) and type(error) is not duckdb.Error:
         return None
     if str(opened) in str(error):
         return _damaged_database(error, opened, shown)
-    return InputError(f"{error}; a damaged file is made again by the next run, once it is deleted")
+    return InputError(f"{error}; delete the damaged file, and the next run rebuilds it")
 
 
 def _damaged_database(error: Exception, opened: Path, shown: Path) -> InputError:
     return InputError(
         f"{shown}: cannot be opened as a DuckDB database ({str(error).replace(str(opened), str(shown))}); if it is"
-        " damaged, novelsum rebuild-lineage makes it again. Or move it away: the next run writes a new one. The"
-        " Parquet files beside it are untouched"
+        " damaged, run novelsum rebuild-lineage. Or move it away: the next run writes a new one. The Parquet files"
+        " beside it are untouched"
     )
 
 
 def _put_back(connection: "duckdb.DuckDBPyConnection", path: Path) -> None:
-    """Insert the rows that a run wrote into its file.
+    """Insert the rows of a run file.
 
     Raises:
-        InputError: where the file is damaged.
+        InputError: if the file is damaged.
     """
     import duckdb
 
@@ -457,7 +456,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _version(connection: "duckdb.DuckDBPyConnection", path: Path) -> int:
-    """Return the version of a database's schema; an empty database has the present one.
+    """Return the version of a database's schema; an empty database has the current one.
 
     Raises:
         InputError: for a newer one.
@@ -469,7 +468,7 @@ def _version(connection: "duckdb.DuckDBPyConnection", path: Path) -> int:
     version = found[0] if found else 1
     if version > _VERSION:
         raise InputError(
-            f"{path}: written by a newer version of novelsum (schema {version}, this one knows {_VERSION}); update it"
+            f"{path}: written by a newer version of novelsum (schema {version} > {_VERSION}); update novelsum"
         )
     return int(version)
 

@@ -1,4 +1,4 @@
-"""Sources in S3 buckets: which objects a pattern names, and a local copy of each to read.
+"""Sources in S3 buckets: the objects that match a pattern, and a local copy of each.
 
 Belongs here: patterns over objects, the copies. Does not: transfers (`remote.s3`), local files (`readers`).
 
@@ -60,7 +60,7 @@ def bucket_files(pattern: str, s3: S3, success_marker: bool = False) -> tuple[li
         success_marker: leave out files whose folder has no _SUCCESS.
 
     Raises:
-        InputError: where nothing matches, the format of one is not known, or S3 fails.
+        InputError: if nothing matches, a format is unknown, or S3 fails.
     """
     bucket, _, key = pattern.removeprefix(SCHEME).partition("/")
     if not bucket or not key:
@@ -70,7 +70,7 @@ def bucket_files(pattern: str, s3: S3, success_marker: bool = False) -> tuple[li
     place = S3Place(bucket, folder)
     listed = Remote(place, s3).files()
     prefix = f"{folder}/" if folder else ""
-    # A name with brackets is a name before it is a pattern.
+    # A name with brackets is taken literally before it is read as a pattern.
     wanted = re.compile(re.escape(key)) if key.removeprefix(prefix) in listed else _expression(key)
     names = [name for name in sorted(listed) if wanted.fullmatch(prefix + name) and not _is_hidden(name)]
     there = [BucketFile(f"{SCHEME}{bucket}/{prefix}{name}", name, place, listed[name]) for name in names]
@@ -90,7 +90,7 @@ def bucket_files(pattern: str, s3: S3, success_marker: bool = False) -> tuple[li
 
 
 def fetched(file: BucketFile, s3: S3, root: Path) -> Path:
-    """Return a local copy of an object as it was listed, fetched if there is none.
+    """Return a local copy of a listed object; fetch it if it is missing.
 
     Args:
         file: the object.
@@ -98,7 +98,7 @@ def fetched(file: BucketFile, s3: S3, root: Path) -> Path:
         root: the storage folder.
 
     Raises:
-        InputError: where the object changed since it was listed, or S3 fails.
+        InputError: if the object changed after it was listed, or S3 fails.
     """
     path = _copy_path(file, root)
     if path.exists():
@@ -109,13 +109,13 @@ def fetched(file: BucketFile, s3: S3, root: Path) -> Path:
     now = remote.stat(file.object)
     if now is None or (now.etag, now.size) != (file.found.etag, temporary.stat().st_size):
         temporary.unlink()
-        raise InputError(f"{file.name}: changed while it was read; run again once nobody writes to it")
+        raise InputError(f"{file.name}: changed while it was read; run again when nothing is writing there")
     temporary.replace(path)
     return path
 
 
 def forget_other_copies(files: Iterable[BucketFile], root: Path) -> None:
-    """Remove copies of objects that are no longer there as they were."""
+    """Delete copies of objects that were deleted or changed."""
     kept = {_copy_path(file, root).parent for file in files}
     for folder in (root / "landing").glob("object=*"):
         if folder not in kept:

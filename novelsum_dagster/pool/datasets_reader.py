@@ -33,7 +33,7 @@ def dataset_batches(name: str, split: str, revision: str | None, config: str | N
         config: name of the configuration, where there are several.
 
     Raises:
-        InputError: where the dataset, its configuration or the split cannot be loaded, or it names files outside of its
+        InputError: if the dataset, its configuration or the split cannot be loaded, or it names files outside of its
             folder.
     """
     import datasets
@@ -66,8 +66,8 @@ def _saved(name: str, split: str, config: str | None) -> Iterator[Any]:
     import datasets
 
     if config is not None:
-        raise InputError(f"dataset {name}: was written by save_to_disk and has no configurations; leave config out")
-    loaded = datasets.load_from_disk(name, keep_in_memory=False)  # In memory, it would not tell its files.
+        raise InputError(f"dataset {name}: was written by save_to_disk and has no configurations; remove config")
+    loaded = datasets.load_from_disk(name, keep_in_memory=False)  # In memory, it would not list its files.
     has_splits = isinstance(loaded, datasets.DatasetDict)
     names = [part.partition("[")[0].strip() for part in split.split("+")] if _is_part(split) else [split]
     missing = [part for part in names if has_splits and part not in loaded]
@@ -105,13 +105,11 @@ def _built(name: str, split: str, revision: str | None, config: str | None) -> I
 
 
 def _require_within(name: str, files: Sequence[str]) -> None:
-    """Refuse files that a dataset names outside of its folder: of one on the hub, any on this machine."""
+    """Refuse files outside of the dataset's folder; for a hub dataset, any file on this machine."""
     if Path(name).is_dir():
-        # Addresses, as `https://` and `zip://a::b`, are no paths.
+        # Addresses, such as `https://` and `zip://a::b`, are not paths.
         outside = [file for file in files if "://" in file or first_outside([Path(file)], Path(name))]
     else:
         outside = [file for file in files if not file.startswith("hf://")]
     if outside:
-        raise InputError(
-            f"dataset {name}: names {outside[0]}, which is not in its folder; copy it there, or take it out"
-        )
+        raise InputError(f"dataset {name}: names {outside[0]}, which is not in its folder; copy it there, or remove it")

@@ -1,4 +1,4 @@
-"""A demo pool of real text that every installation has: the documentation of installed packages.
+"""A demo pool of real text: the documentation of installed packages.
 
 Belongs here: mining questions (what does this object do?) and answers (its docstring), and writing them in the forms
 that users have. Does not: reading them back, which the pool does as with any files.
@@ -38,7 +38,7 @@ _SOURCES = {
 
 
 def write_demo_pool(folder: Path) -> dict[str, int]:
-    """Write one file a source into `folder`, each in another form and format; return their sample counts."""
+    """Write one file per source into `folder`, each in a different form and format; return their sample counts."""
     writers = {
         "python": ("python.json", _alpaca_list),
         "numpy": ("numpy.jsonl", _prompt_lines),
@@ -87,7 +87,7 @@ def _question(source: str, qualified: str, value: Any) -> str:
 
 
 def _spread(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return at most `SAMPLES_PER_SOURCE` pairs, evenly spread."""
+    """Return at most `SAMPLES_PER_SOURCE` pairs, evenly spaced."""
     if len(pairs) <= SAMPLES_PER_SOURCE:
         return pairs
     return [pairs[number * len(pairs) // SAMPLES_PER_SOURCE] for number in range(SAMPLES_PER_SOURCE)]

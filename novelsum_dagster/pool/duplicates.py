@@ -1,4 +1,4 @@
-"""Near-duplicates by MinHash (datasketch); a template that many samples share does not make them alike.
+"""Near-duplicates by MinHash (datasketch), ignoring templates that many samples share.
 
 Belongs here: which sample is close to which earlier one, with what score; what a template is. Does not: exact
 duplicates, which share an id (`ingest`).
@@ -61,19 +61,19 @@ def near_duplicates(
     """Yield each sample whose similarity to an earlier, unflagged one is at least `threshold`.
 
     Args:
-        samples: (id, text) in pool order, or a function that returns them; they are gone through three times. The
+        samples: (id, text) in pool order, or a function that returns them; they are iterated three times. The
             first of a group stays unflagged.
         threshold: least estimated Jaccard similarity of the sets of 5-byte shingles outside of templates, in (0, 1].
-        order: int64, (n,), their places in the order in which one is earlier than another; default: pool order.
+        order: int64, (n,), the samples' ranks in the order that decides which one is earlier; default: pool order.
 
     Raises:
-        TypeError: for an iterator, which can be gone through once only.
+        TypeError: for an iterator, which can be consumed only once.
 
     Source: Broder (1997), as implemented by datasketch; candidates come from locality-sensitive hashing, which
     misses some pairs that are barely over the threshold.
     """
     if isinstance(samples, Iterator):
-        raise TypeError("samples are gone through several times: give a list or a function, not an iterator")
+        raise TypeError("samples are iterated several times: pass a list or a function, not an iterator")
     return _found(samples if callable(samples) else lambda: samples, threshold, order)
 
 
@@ -110,7 +110,7 @@ def _signatures(samples: Callable[[], Texts]) -> "Iterator[tuple[str, MinHash]]"
 
 
 def _common_windows(samples: Callable[[], Texts]) -> NDArray[np.bool_] | None:
-    """Return for each bucket of windows whether they are common, (2 ** 24,); None where none are."""
+    """Return for each bucket of windows whether they are common, (2 ** 24,); None if none are."""
     ids = ((zlib.crc32(id_.encode()), id_) for id_, _ in samples())
     counted = {id_ for _, id_ in heapq.nsmallest(_COUNTED_SAMPLES, ids)}
     counts = np.zeros(1 << _BUCKET_BITS, dtype=np.uint16)
@@ -145,7 +145,7 @@ def _shingle_hashes(data: bytes, common: NDArray[np.bool_] | None) -> list[int]:
 
 
 def _counting(data: bytes, common: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
-    """Return for the shingle at each byte whether it counts, (len(data) - 4,); None where all do."""
+    """Return for the shingle at each byte whether it counts, (len(data) - 4,); None if all do."""
     starts = np.flatnonzero(common[_windows(data)])
     if not len(starts):
         return None

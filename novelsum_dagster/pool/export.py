@@ -1,7 +1,7 @@
-"""Writing chosen samples back in the form in which they came.
+"""Exporting picked samples as their original records.
 
-Belongs here: one file of records, or one file for each source in its own format; whether a file can hold the records
-unchanged. Does not: choosing.
+Belongs here: one file of records, or one file per source in its own format; whether a file can hold the records
+unchanged. Does not: selecting.
 """
 
 import json
@@ -23,7 +23,7 @@ from novelsum_dagster.pool.readers import arrow_row, arrow_table, json_record
 from novelsum_dagster.pool.snapshot import PoolSnapshot, SourceFile
 
 Nested = Literal["refuse", "json"]
-"""What becomes of a column that Parquet cannot hold unchanged: an error, or JSON text in place of its values."""
+"""Handling of a column that Parquet cannot hold unchanged: an error, or JSON text instead of its values."""
 _BATCH = 1000
 _MAX_DEPTH = 50
 """Lists and objects within one another; Arrow's readers and writers call themselves once for each."""
@@ -35,7 +35,7 @@ _LONGEST_INTEGER = 20
 
 @dataclass(frozen=True, slots=True)
 class ChosenRecord:
-    """A chosen sample's original record and the file that it came from."""
+    """A picked sample's original record and its source file."""
 
     file: SourceFile
     original: bytes
@@ -45,7 +45,7 @@ def chosen_records(snapshot: PoolSnapshot, root: Path, ids: Sequence[str]) -> li
     """Return the original records of `ids`, in that order.
 
     Raises:
-        InputError: where an id is not in the snapshot.
+        InputError: if an id is not in the snapshot.
     """
     files = {file.file: file for file in snapshot.files}
     table = snapshot.table(root, "samples", ["id", "file", "original"])
@@ -58,7 +58,7 @@ def chosen_records(snapshot: PoolSnapshot, root: Path, ids: Sequence[str]) -> li
 
 
 def require_writable(snapshot: PoolSnapshot, root: Path, path: Path, nested: Nested = "refuse") -> None:
-    """Check, before any of them is chosen, that every sample's record can be written to a file of this name.
+    """Check, before selecting, that every sample's record can be written to a file of this name.
 
     Any record can be written as JSON. For Parquet the pool's records are read once, unless they are all Arrow rows
     that fit together; only a description of their columns is held in memory.
@@ -87,8 +87,8 @@ def write_records(records: Sequence[ChosenRecord], path: Path, nested: Nested = 
     """Write records to one file: JSON Lines, a JSON list, or Parquet, by the file's name.
 
     Arrow rows whose schemas fit together keep their types in Parquet; any other records get the types that their JSON
-    has. A field of the record itself that some records lack is null in those, as where it is an explicit null: a table
-    cannot tell the two apart. Inside objects nothing is added: there, objects with unlike keys, empty objects, and
+    has. A top-level field missing from some records is null in those, the same as an explicit null: a table
+    cannot distinguish the two. Inside objects nothing is added: there, objects with unlike keys, empty objects, and
     values of unlike types do not fit. Whole and other numbers are 64-bit floating point together where that changes
     none. Of a key that an object has twice the last value counts.
 
@@ -111,7 +111,7 @@ def output_writer(path: Path, nested: Nested = "refuse") -> Callable[[Sequence[C
     """Return the function that writes files of this name, as `write_records` does.
 
     Raises:
-        InputError: where the name ends in none of .jsonl, .json, .parquet.
+        InputError: if the name does not end in .jsonl, .json or .parquet.
     """
     writers: dict[str, Callable[[Sequence[ChosenRecord], Path], list[str]]] = {
         ".jsonl": _write_json_lines,
@@ -151,7 +151,7 @@ def record_line(record: ChosenRecord) -> str:
 
 
 def json_changes(records: Sequence[ChosenRecord]) -> list[str]:
-    """Return what the JSON of Arrow rows has in another form, one line each with a count: binary values, and NaN."""
+    """Return the values that JSON of Arrow rows cannot represent, one line with a count each: binary values, NaN."""
     schemas, binary, not_finite = _schemas(records), 0, 0
     for record in records:
         schema = schemas[record.file.file]
@@ -161,7 +161,7 @@ def json_changes(records: Sequence[ChosenRecord]) -> list[str]:
                 not_finite += isinstance(value, float) and not isfinite(value)
     counts = {
         "binary values written as base64 text": binary,
-        "values that are no finite number (NaN, infinity) written as null": not_finite,
+        "values that are not finite (NaN, infinity) written as null": not_finite,
     }
     return [f"{what}: {count:,}" for what, count in counts.items() if count]
 
@@ -244,7 +244,7 @@ def _write_parquet(records: Sequence[ChosenRecord], path: Path, *, nested: Neste
 def _common_schema(schemas: Iterable[pa.Schema | None]) -> pa.Schema | None:
     """Return the schema of a Parquet file that can hold rows of all these schemas with their types.
 
-    It has the columns of them all. None where a column's type differs between two schemas, where Parquet does not have
+    It has the columns of them all. None if a column's type differs between two schemas, where Parquet does not have
     a type, and for JSON records, whose schema is None.
     """
     schema: pa.Schema | None = None
@@ -265,7 +265,7 @@ def _common_schema(schemas: Iterable[pa.Schema | None]) -> pa.Schema | None:
 
 
 def _merged(one: pa.Schema, other: pa.Schema) -> pa.Schema | None:
-    """Return a schema with the columns of two; None where a column has two types, or two columns have one name."""
+    """Return a schema with the columns of two; None if a column has two types, or two columns have one name."""
     if any(len(set(schema.names)) < len(schema) for schema in (one, other)):
         return None
     fields = {field.name: field.with_nullable(True) for field in (*other, *one)}
@@ -287,7 +287,7 @@ def _widened(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def _table_of_json(lines: Sequence[str], path: Path, nested: Nested) -> tuple[pa.Table, list[str]]:
-    """Return records as one table that has the columns of them all, and what it has in another form."""
+    """Return records as one table with the columns of all, and a line for each column written as JSON text."""
     columns = _Columns(path, nested)
     for line in lines:
         columns.add(line)
@@ -319,7 +319,7 @@ def _member_texts(line: str) -> dict[str, str]:
 
 
 def _next(line: str, at: int) -> int:
-    """Return where the next character stands that is no white space."""
+    """Return the offset of the next character that is not white space."""
     while line[at] in " \t\r\n":
         at += 1
     return at
@@ -327,7 +327,7 @@ def _next(line: str, at: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Beyond:
-    """A number of a JSON record that Python or Arrow has only in another value."""
+    """A number of a JSON record that Python or Arrow cannot represent exactly."""
 
     what: str
 
@@ -338,14 +338,14 @@ def _integer(text: str) -> int | _Beyond:
 
 def _number(text: str) -> float | _Beyond:
     value = float(text)
-    return _Beyond("a number out of the range of 64-bit floating point") if isinf(value) else value
+    return _Beyond("a number outside the range of 64-bit floating point") if isinf(value) else value
 
 
 _DECODER = json.JSONDecoder(parse_int=_integer, parse_float=_number)
 
 
 class _UnfitError(Exception):
-    """Values that no Arrow type holds unchanged: what they are, and where in the column."""
+    """Values that no Arrow type holds unchanged, with their place in the column."""
 
     def __init__(self, what: str) -> None:
         super().__init__(what)
@@ -353,7 +353,7 @@ class _UnfitError(Exception):
         self.where = ""
 
     def in_column(self, name: str) -> str:
-        """Return what does not fit, and where in the column it is."""
+        """Return a description of what does not fit, with its place in the column."""
         return f"{name}{self.where} has {self.what}"
 
 
@@ -371,21 +371,19 @@ class _Columns:
         self._shapes: dict[str, _Shape] = {}
 
     def add(self, line: str) -> None:
-        """Take in a record.
+        """Add a record.
 
         Raises:
-            InputError: where it does not fit.
+            InputError: if it does not fit.
         """
         try:
             record = _DECODER.decode(line)
         except RecursionError:
-            raise InputError(
-                f"{self._path}: Parquet cannot hold records that are nested so deeply; write .jsonl"
-            ) from None
+            raise InputError(f"{self._path}: Parquet cannot hold records nested this deeply; write .jsonl") from None
         if not isinstance(record, dict):
             raise InputError(
-                f"{self._path}: Parquet has columns, and a record is a {'list' if isinstance(record, list) else 'text'}"
-                " without names; write .jsonl"
+                f"{self._path}: Parquet needs named columns, and a record is a"
+                f" {'list' if isinstance(record, list) else 'text'}; write .jsonl"
             )
         for name, value in record.items():
             if name not in self._shapes:
@@ -410,12 +408,12 @@ class _Columns:
 
     def _begin(self, name: str) -> None:
         if not _is_unicode(name):
-            raise InputError(f"{self._path}: Parquet cannot hold column {name!r}: no Unicode; write .jsonl")
+            raise InputError(f"{self._path}: Parquet cannot hold column {name!r}: not valid Unicode; write .jsonl")
         self._shapes[name] = _Shape()
 
 
 class _Shape:
-    """What the values of a column, of an object's key or of a list's items are, as far as an Arrow type shows it."""
+    """The Arrow type inferred from the values of a column, of an object's key or of a list's items."""
 
     __slots__ = ("_fields", "_high", "_items", "_kind", "_low")
 
@@ -426,10 +424,10 @@ class _Shape:
         self._items: _Shape | None = None
 
     def add(self, value: Any, depth: int = 0) -> None:
-        """Take in a value.
+        """Add a value.
 
         Raises:
-            _UnfitError: where no type would hold it and the values before it unchanged.
+            _UnfitError: if no type would hold it and the earlier values unchanged.
         """
         if value is None:
             return
@@ -508,7 +506,7 @@ _WORDS = {
 
 def _require_unicode(text: str) -> None:
     if not _is_unicode(text):
-        raise _UnfitError("text that is no Unicode: half of a surrogate pair")
+        raise _UnfitError("text that is not valid Unicode: half of a surrogate pair")
 
 
 def _is_unicode(text: str) -> bool:

@@ -1,6 +1,6 @@
-"""Values of a column or of a record's own field, for every sample of a pool.
+"""Values of a column, or of a field of the original record, for every sample of a pool.
 
-Belongs here: finding them, and saying which sample lacks one. Does not: what they are used for.
+Belongs here: finding them, and naming a sample without one. Does not: what they are used for.
 """
 
 from pathlib import Path
@@ -14,11 +14,11 @@ from novelsum_dagster.pool.records import parsed
 from novelsum_dagster.pool.snapshot import SAMPLES, PoolSnapshot
 
 COLUMNS = tuple(name for name in SAMPLES.names if name not in ("text", "original", "former_id"))
-"""What every sample has; any other name is looked up in the original record."""
+"""Columns of every sample; any other name is looked up in the original record."""
 
 
 def field_values(snapshot: PoolSnapshot, root: Path, name: str) -> list[Any]:
-    """Return a value for each sample, in pool order; None where a record has none.
+    """Return a value for each sample, in pool order; None if a record has none.
 
     Args:
         snapshot: the pool.
@@ -26,7 +26,7 @@ def field_values(snapshot: PoolSnapshot, root: Path, name: str) -> list[Any]:
         name: a column (`COLUMNS`), or a field of the original record; dots lead into nested ones, as in "meta.score".
 
     Raises:
-        InputError: where no sample has the field.
+        InputError: if no sample has the field.
     """
     if name in COLUMNS:
         return list(snapshot.samples(root, [name])[name].to_pylist())
@@ -41,7 +41,7 @@ def field_values(snapshot: PoolSnapshot, root: Path, name: str) -> list[Any]:
 
 
 def field_of(original: bytes, schema: pa.Schema | None, name: str) -> Any:
-    """Return a field of one original record, dots leading into nested ones; None where it has none.
+    """Return a field of one original record, dots leading into nested ones; None if it has none.
 
     Args:
         original: as the pool keeps it.
@@ -55,14 +55,14 @@ def positive_numbers(snapshot: PoolSnapshot, root: Path, name: str) -> list[floa
     """Return a field of every sample as numbers over 0.
 
     Raises:
-        InputError: where one is missing, no number, or not over 0; names the first such sample.
+        InputError: if one is missing, not a number, or not above 0; names the first such sample.
     """
     values = field_values(snapshot, root, name)
     for row, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
             place = snapshot.samples(root, ["file", "position"]).slice(row, 1).to_pylist()[0]
             raise InputError(
-                f"{place['file']}, record {place['position']}: {name} is {value!r}; a number over 0 is needed"
+                f"{place['file']}, record {place['position']}: {name} is {value!r}; a number above 0 is needed"
             )
     return [float(value) for value in values]
 

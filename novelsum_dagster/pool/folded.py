@@ -1,4 +1,4 @@
-"""What folded records differ in: columns that are no training content are compared by hashes."""
+"""Differences between exact duplicates: columns that are not training content, compared by hashes."""
 
 import struct
 import zlib

@@ -1,4 +1,4 @@
-"""Record forms: which one a record is in, and how it becomes a sample.
+"""Record forms: recognising the form of a record, and converting the record to a sample.
 
 A column counts as present where its value is not null. The first row that fits decides:
 
@@ -47,7 +47,7 @@ LIST_COLUMNS = (
     "segments",
     "contents",
 )
-"""Columns that may hold the list of turns, the first that does counts."""
+"""Columns that may hold the list of turns; the first one that does is read."""
 _LISTS = frozenset(LIST_COLUMNS)
 _LISTS_FOR_SURE = ("messages", "conversations", "conversation")
 _LISTS_OF_PROMPTS = ("turns",)
@@ -91,7 +91,7 @@ class Reading:
     """How the records of a source are read.
 
     Attributes:
-        form: the one form that they have; None where each may have its own.
+        form: the form of all records; None if each may have its own.
         columns: column by part, dots leading into objects.
         roles: known roles.
         preference: which side of a preference pair is the sample.
@@ -105,13 +105,13 @@ class Reading:
 
 @dataclass(frozen=True)
 class Parsed:
-    """A sample and what its record holds beside it.
+    """A sample, and the other content of its record.
 
     Attributes:
         sample: the training content.
         columns: the record's columns that were read as content.
         other: values that were not read as content, by column; of fields within turns as `messages[].field`.
-        former_id: the id that releases before 0.2 gave to the record; "" where it is the same.
+        former_id: the id that releases before 0.2 gave to the record; "" if it is the same.
     """
 
     sample: Sample
@@ -186,7 +186,7 @@ class _Fields:
         return not names.isdisjoint(self._names)
 
     def value(self, name: str | None) -> Any:
-        """Return a column's value and count the column as read; None where it is not present."""
+        """Return a column's value and count the column as read; None if it is not present."""
         if name is None or name not in self._names:
             return None
         own = self._names[name]
@@ -204,7 +204,7 @@ class _Fields:
 
 @dataclass
 class _Content:
-    """What one of the forms holds."""
+    """The parts of a record, as read by one of the forms."""
 
     turns: list[Turn]
     column: str = "messages"
@@ -298,7 +298,7 @@ def _parse_pair(fields: _Fields, reading: Reading) -> _Content:
 
 
 def _exchange(fields: _Fields, reading: Reading, asks: str | None, answers: str | None) -> _Content:
-    """Return a prompt and an answer, after what history there is."""
+    """Return a prompt and an answer, after the history, if any."""
     if asks == "instruction" and _is_blank_text(fields.look(asks)) and _alpaca_input(fields).strip():
         asks = "input"
     prompt = _side(fields, asks, "user", reading)
@@ -448,7 +448,7 @@ def _history(fields: _Fields, reading: Reading) -> list[Turn]:
 
 
 def _with_surroundings(found: _Content, fields: _Fields, form: Form, reading: Reading) -> Sample:
-    """Add what stands beside the turns: system prompt, history, context, tools, reasoning, media, label."""
+    """Add what the record holds besides the turns: system prompt, history, context, tools, reasoning, media, label."""
     turns, other_side = found.turns, found.other_side
     if not fields.has_any(_BESIDE):
         return Sample(tuple(turns), form, other_side=tuple(other_side))
@@ -541,7 +541,7 @@ def _mapped_columns(columns: Mapping[Part, str], fields: _Fields) -> set[str]:
 
 
 def _beside_paths(record: Mapping[str, Any], columns: set[str]) -> dict[str, Any]:
-    """Return what stands beside the parts of objects that a mapping leads into; those objects are no columns then."""
+    """Return the other fields of objects from which a mapping takes parts; those objects do not count as columns."""
     found: dict[str, Any] = {}
     for head in {path.split(".")[0] for path in columns if path not in record and "." in path}:
         inner = record.get(head)

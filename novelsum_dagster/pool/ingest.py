@@ -1,6 +1,6 @@
-"""From sources to a snapshot: every record ends as a sample, a duplicate or a reject, and the counts add up.
+"""Building a snapshot from the sources: every record becomes a sample, a duplicate or a reject, and the counts add up.
 
-Belongs here: the one pass over all sources, exact duplicates, the reject threshold. Does not: cutting files into
+Belongs here: the single pass over all sources, exact duplicates, the reject threshold. Does not: splitting files into
 records (`readers`), fields (`forms`), reading a snapshot (`snapshot`).
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from novelsum_dagster.artifacts.layout import output_folder
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import KEY_LENGTH, file_hash, place_folder, temporary_folder
 from novelsum_dagster.common.progress import Progress, no_progress
@@ -55,7 +56,7 @@ _AWS = S3()
 _TURNS = TextRule()
 _BATCH = 1000
 _UNNAMED = "unnamed"
-"""Key of a snapshot whose content is not all there yet."""
+"""Key of a snapshot that is still being written."""
 CountTokens = Callable[[list[str]], list[int]]
 
 
@@ -71,7 +72,7 @@ class _Input:
     sha256: str | None = None
     schema: pa.Schema | None = None
     landed: tuple[Landed, ...] = ()
-    """What it was before it was read."""
+    """State of the file before it was read."""
     complete: bool = True
     counts: Counter[str] = field(default_factory=Counter)
     forms: set[str] = field(default_factory=set)
@@ -79,12 +80,12 @@ class _Input:
     content: set[str] = field(default_factory=set)
     """Columns that were read as training content."""
     other: set[str] = field(default_factory=set)
-    """Columns that were not."""
+    """Columns that were not read as training content."""
     folded: tuple[FoldedColumn, ...] = ()
     there: set[str] = field(default_factory=set)
-    """Columns that `columns` names and that a record has, null or not."""
+    """Columns named by the setting `columns` that occur in a record, null or not."""
     top: set[str] = field(default_factory=set)
-    """All columns, where `columns` names some."""
+    """All columns, if the setting `columns` names any."""
 
 
 class _Table:
@@ -127,23 +128,23 @@ def build_snapshot(
     refuse_bad: bool = True,
     quality: str | None = None,
 ) -> PoolSnapshot:
-    """Read all sources and write the snapshot under `root/pool`, unless the same content is there already.
+    """Read all sources and write the snapshot under `root/pool`, unless the same content exists already.
 
     Args:
         settings: sources and limits.
-        base: folder that relative source paths start from.
+        base: folder to which relative source paths refer.
         root: the storage folder.
         count_tokens: the embedding model's tokenizer, untruncated.
         progress: called with the number of records read; the total is not known.
-        rejects_file: where the rejects are left when there are too many; default `root/pool/rejects.parquet`.
-        s3: how sources in buckets are reached; what they hold is copied to `root/landing` first.
-        only: names of the files that are read, as a snapshot has them; default: all that are there.
+        rejects_file: where the rejects are written if there are too many; default `root/pool/rejects.parquet`.
+        s3: connection for sources in buckets; objects are copied to `root/landing` first.
+        only: names of the files to read, as in a snapshot; default: all files of the sources.
         text: which part of a sample is its text.
-        refuse_bad: False to take any pool, an empty one too, to look at.
-        quality: field of the records by which near-duplicates are kept, where the settings keep them by quality.
+        refuse_bad: False to accept any pool, even an empty one, for inspection.
+        quality: field of the records by which near-duplicates are kept, if the settings keep them by quality.
 
     Raises:
-        InputError: before any reading for a missing file; after it for a file that changed meanwhile, an empty pool
+        InputError: before reading, for a missing file; after it, for a file that changed meanwhile, an empty pool
             or too many rejects.
     """
     inputs = _inputs(settings.sources, base, s3, root, only)
@@ -162,9 +163,9 @@ def build_snapshot(
         near = _write_near_duplicates(settings.near_duplicates, read, root, quality)
         key.update(json.dumps([near, settings.near_duplicates.drop]).encode())
         digest = key.hexdigest()[:KEY_LENGTH]
-        place_folder(folder, root / "pool" / f"snapshot={digest}")
+        place_folder(folder, root / output_folder("pool", digest))
         write_listing(root, digest, (file for item in inputs for file in item.landed))
-    named = {"key": digest, "folder": f"pool/snapshot={digest}", "near_duplicates": len(near)}
+    named = {"key": digest, "folder": output_folder("pool", digest), "near_duplicates": len(near)}
     snapshot = read.model_copy(update={**named, "near_duplicates_dropped": settings.near_duplicates.drop})
     return _without_dropped(snapshot, root) if settings.near_duplicates.drop else snapshot
 
@@ -176,7 +177,7 @@ def reading_of(source: Source, settings: Pool) -> Reading:
 
 
 def count_records(sources: Iterable[Source], base: Path) -> int:
-    """Return how many records sources have, good ones or not.
+    """Return the number of records in sources, rejects included.
 
     Raises:
         InputError: for a missing file, or a source in a bucket, which would have to be copied first.
@@ -186,7 +187,7 @@ def count_records(sources: Iterable[Source], base: Path) -> int:
         if source.dataset is not None:
             count += sum(1 for _ in _dataset_input(source, base).records())
         elif is_in_bucket(source.path):
-            raise InputError(f"{source.path}: records in buckets are not counted; run once, or say how many there are")
+            raise InputError(f"{source.path}: records in buckets are not counted; run once, or give --samples")
         else:
             files = [file for file in find_files(source.path or "", base, source.success_marker) if file not in seen]
             count += sum(sum(1 for _ in read_file(file)) for file in files)
@@ -195,16 +196,16 @@ def count_records(sources: Iterable[Source], base: Path) -> int:
 
 
 def hashed_sources(sources: Iterable[Source], base: Path, s3: S3, root: Path) -> dict[str, str]:
-    """Return the SHA-256 of every source file, by the name that a snapshot has for it; empty for a hub dataset.
+    """Return the SHA-256 of every source file, by its name in a snapshot; empty for a hub dataset.
 
     Args:
         sources: as the settings have them.
-        base: folder that relative paths start from.
-        s3: how sources in buckets are reached.
+        base: folder to which relative paths refer.
+        s3: connection for sources in buckets.
         root: the storage folder.
 
     Raises:
-        InputError: where a source is not there.
+        InputError: if a source is missing.
     """
     return {item.file: item.sha256 or "" for item in _inputs(sources, base, s3, root)}
 
@@ -214,7 +215,7 @@ def _inputs(
 ) -> list[_Input]:
     found: dict[str, _Input] = {}
     objects: list[BucketFile] = []
-    # All files are looked for before the first is read.
+    # All files are located before the first is read.
     for source, files in [(source, _files(source, base, s3)) for source in (located(one, base) for one in sources)]:
         if source.dataset is not None:
             item = _dataset_input(source, base)
@@ -244,7 +245,7 @@ def _files(source: Source, base: Path, s3: S3) -> Sequence[Path | BucketFile]:
 def _file_input(path: Path, landed: Landed | None, source: Source) -> _Input:
     kind = file_format(path)
     if landed is None:
-        raise InputError(f"{path}: is gone since it was listed; run again once nobody writes to it")
+        raise InputError(f"{path} was deleted after it was listed; run again when nothing is writing there")
     name = source.name or path.name.split(".")[0]
     item = _Input(name, landed.name, kind, lambda: read_file(path), source, sha256=file_hash(path))
     item.landed = (landed,)
@@ -277,7 +278,7 @@ def _dataset_input(source: Source, base: Path) -> _Input:
 
 
 class _Ingest:
-    """The state of one pass: what has been seen, and the tables being written."""
+    """The state of one pass: ids seen so far, and the tables being written."""
 
     def __init__(
         self, settings: Pool, folder: Path, count_tokens: CountTokens, text: TextRule, progress: Progress
@@ -305,7 +306,7 @@ class _Ingest:
         self._rejects = _Table(folder / "rejects.parquet", tables.REJECTS)
 
     def read(self, inputs: list[_Input], base: Path) -> "hashlib._Hash":
-        """Read every input; return the running hash of all that was written.
+        """Read every input; return the hash of everything written.
 
         Raises:
             InputError: for a file that changed meanwhile.
@@ -319,7 +320,7 @@ class _Ingest:
                     if self._read // _BATCH > before // _BATCH:
                         self._progress(self._read, 0)
             except Exception:
-                require_unchanged(item.landed, base)  # Where the file changed, that is the better word.
+                require_unchanged(item.landed, base)  # If the file changed, that is the better message.
                 raise
             require_unchanged(item.landed, base)
             _require_columns(item)
@@ -365,7 +366,7 @@ class _Ingest:
         self._add(self._samples, {**row, "text": text}, record.original)
 
     def _parsed(self, record: Record, reading: Reading) -> tuple[Parsed, str, str]:
-        """Return what a record holds, its text, and all text in it."""
+        """Return a record's sample, the text to embed, and all of its text."""
         if isinstance(record.value, Reject):
             raise record.value
         parsed = parse(record.value, reading)
@@ -387,10 +388,10 @@ class _Ingest:
 
 
 def _require_columns(item: _Input) -> None:
-    """Refuse a mapping to a column that no record has: a misspelt one would be content that nobody reads.
+    """Refuse a mapping to a column that no record has: content under a misspelt name would be ignored silently.
 
     Raises:
-        InputError: naming it.
+        InputError: naming the column.
     """
     never = [f"{part}: {path}" for part, path in item.stated.columns.items() if path not in item.there]
     if never and item.counts["read"] > item.counts["unread"]:
@@ -401,7 +402,7 @@ def _require_columns(item: _Input) -> None:
 def _refuse_bad_pool(inputs: list[_Input], limit: float, folder: Path, rejects_file: Path) -> None:
     empty = [item.file for item in inputs if not item.counts["read"]]
     if empty:
-        raise InputError(f"no record in {', '.join(empty)}; take that out of the sources, or wait until it is written")
+        raise InputError(f"no records in {', '.join(empty)}; remove from pool.sources, or wait until written")
     total: Counter[str] = sum((item.counts for item in inputs), Counter())
     rejects = total["rejects"]
     if rejects <= limit * total["read"] and total["kept"]:
@@ -414,11 +415,11 @@ def _refuse_bad_pool(inputs: list[_Input], limit: float, folder: Path, rejects_f
     over = rejects > limit * total["read"]
     raise InputError(
         f"{rejects:,} of {total['read']:,} records are bad, "
-        + (f"over max_reject_fraction {limit}: " if over else "none is a sample: ")
+        + (f"over max_reject_fraction {limit}: " if over else "no sample is left: ")
         + ", ".join(f"{reason} {count:,}" for reason, count in reasons)
         + f". The first is {first['file']}, record {first['position']}"
         + (f", line {first['line']}" if first["line"] else "")
-        + f": {first['reason']}: {first['detail']}. All are in {rejects_file}; mend them"
+        + f": {first['reason']}: {first['detail']}. All are in {rejects_file}; correct them"
         + (" or raise the limit" if over and total["kept"] and all(item.complete for item in inputs) else "")
     )
 

@@ -1,4 +1,4 @@
-"""What files hold, before anything is embedded: forms, columns, rejects, lengths and one sample of each form."""
+"""Inspection of files before anything is embedded: forms, columns, rejects, lengths and one sample of each form."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from novelsum_dagster.settings import Pool
 
 @dataclass(frozen=True)
 class RejectedKind:
-    """Rejects of one file for one reason: how many, and the first."""
+    """Rejects of one file for one reason: their number, and the first one."""
 
     reason: str
     records: int
@@ -46,7 +46,7 @@ class Example:
 
 @dataclass(frozen=True)
 class InspectedFile:
-    """What one file holds.
+    """Contents of one file.
 
     Attributes:
         file: name and counts.
@@ -64,7 +64,7 @@ class InspectedFile:
 
 
 def inspected(snapshot: PoolSnapshot, root: Path, pool: Pool) -> list[InspectedFile]:
-    """Return what each file of a snapshot holds.
+    """Return the contents of each file of a snapshot.
 
     Args:
         snapshot: of the files.
@@ -115,7 +115,7 @@ def _example(file: SourceFile, row: dict[str, Any], pool: Pool) -> Example:
 
 
 def _samples(record: Any, pool: Pool) -> Iterator[Sample]:
-    """Yield the record as each of the sources would have it read."""
+    """Yield the record as read by each of the sources."""
     for source in pool.sources:
         with suppress(Reject):
             yield parse(record, reading_of(source, pool)).sample

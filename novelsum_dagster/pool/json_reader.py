@@ -1,6 +1,6 @@
-"""JSON text cut into records: JSON Lines, lists, wrapped lists, and values one after another.
+"""Splitting JSON text into records: JSON Lines, lists, wrapped lists, and concatenated values.
 
-Belongs here: finding out how a file is laid out, and going on after a broken record. Does not: opening files
+Belongs here: detecting the layout of a file, and resuming after a broken record. Does not: opening files
 (`readers`), what the fields mean (`forms`).
 """
 
@@ -29,7 +29,7 @@ from novelsum_dagster.pool.records import (
 from novelsum_dagster.pool.samples import Reject
 
 _LAYOUT_CHARACTERS = 2**20
-"""How far is looked for the layout where the first record is broken, or may be a list's wrapper."""
+"""How far to search for the layout if the first record is broken, or may be a list's wrapper."""
 _WRAPPERS = {"data", "rows", "examples", "instances", "train", "samples", "items", "records", "conversations"}
 """Names under which an object holds a list of records; a list of objects under `conversations` is one of turns."""
 _FIRST_KEY = re.compile(r'\{[^{}]*?"([^"\\{}]*)"\s*:')
@@ -47,7 +47,7 @@ def read_json(open_file: Opener, is_lines: bool) -> Iterator[Record]:
 
     Args:
         open_file: opens it.
-        is_lines: whether its name says that it is JSON Lines; its content decides wherever it can.
+        is_lines: whether the file name says JSON Lines; the content takes precedence.
     """
     layout = _layout(open_file, is_lines)
     with open_file() as stream:
@@ -103,7 +103,7 @@ def _window(open_file: Opener) -> Iterator[Window]:
 
 
 def _layout(open_file: Opener, is_lines: bool) -> _Layout:
-    """Return how a file's records follow each other; its name decides only where the content does not."""
+    """Return the layout of a file; its name decides only if the content does not."""
     by_name: _Layout = "lines" if is_lines else "list"
     try:
         with _window(open_file) as window:
@@ -123,7 +123,7 @@ def _layout(open_file: Opener, is_lines: bool) -> _Layout:
         with _window(open_file) as window:
             return _layout_of_objects(window)
     except OSError:
-        # Whoever reads the records meets the damage again, after those that are before it.
+        # Reading the records reports the damage, after the records before it.
         return "list" if not is_lines and _starts_list(open_file) else "lines"
 
 
@@ -159,7 +159,7 @@ def _layout_of_list(window: Window, by_name: _Layout) -> _Layout:
 
 
 def _is_list_after_line(window: Window) -> bool:
-    """Return whether a whole list stands on the second line, and the first is no part of a list of lists."""
+    """Return whether a whole list is on the second line, and the first is not part of a list of lists."""
     offset = window.second_line()
     if offset is None:
         return False
@@ -174,7 +174,7 @@ def _is_list_after_line(window: Window) -> bool:
 
 
 def _layout_of_objects(window: Window) -> _Layout:
-    """Return whether objects stand one on a line, by the first that is not broken."""
+    """Return whether there is one object per line, judging by the first that is not broken."""
     for record in _Elements(window, "values", _LAYOUT_CHARACTERS).records():
         if not isinstance(record.value, Reject):
             return "values" if b"\n" in record.original else "lines"
@@ -319,30 +319,30 @@ class _Elements:
         return text_record(position, line, value, text)
 
     def _after_list(self, position: int) -> Iterator[Record]:
-        """Yield a reject where the file goes on after the list, as a file of two lists does."""
+        """Yield a reject if the file continues after the list, e.g. with a second list."""
         window = self._window
         window.step("]")
         try:
             if self._is_wrapped:
                 _leave_object(window)
             if window.next_character():
-                raise json.JSONDecodeError("the file goes on after the list of records", window.text, window.at)
+                raise json.JSONDecodeError("the file continues after the list of records", window.text, window.at)
         except _BROKEN as error:
             yield end_record(position, window.line, "broken_json", _message(error), window.beginning())
         except Reject as reject:
             yield end_record(position, window.line, reject.reason, reject.detail, window.beginning())
 
     def _end_of_broken(self, indent: str | None) -> tuple[int, bool] | None:
-        """Find the end of a broken record, which is where the window is.
+        """Find the end of the broken record at which the window is.
 
-        It ends where brackets and quotes say if a record can be read after that, or else at the next line that starts
-        as records do and holds one.
+        It ends at its closing bracket if a record can be read after that, or else at the next line that starts as
+        records do and holds one.
 
         Args:
-            indent: white space before the record on its line; None where something else is there.
+            indent: white space before the record on its line; None if other text precedes it.
 
         Returns:
-            the end's offset, and whether the next record starts there; None where neither can be found.
+            the end's offset, and whether the next record starts there; None if neither can be found.
         """
         window = self._window
         # An element of a list may be empty, as between two commas.
@@ -404,7 +404,7 @@ class _Elements:
         return None
 
     def _is_record(self, shape: "_Shape", offset: int, on_line: bool = False) -> bool | None:
-        """Return whether a record of a shape stands at an offset; None where it may be a broken one."""
+        """Return whether a record of a shape starts at an offset; None if it may be a broken one."""
         window = self._window
         if window.text[window.at + offset : window.at + offset + 1] != shape.opening:
             return False
@@ -439,7 +439,7 @@ class _Shape:
     inner_indent: int | None = None
 
     def line_start(self, indent: str) -> re.Pattern[str] | None:
-        """Return how lines with records start; None where objects inside of records may start lines like that."""
+        """Return how lines with records start; None if objects inside of records may start lines like that."""
         before = rf"\n{re.escape(indent)}"
         if not self.start:
             return re.compile(rf'{before}(\{{){_LINE_BREAK}{re.escape(indent)}[ \t]+"')
@@ -471,10 +471,10 @@ def _shape_of(text: str, value: Any = None) -> _Shape | None:
 
 
 def _leave_object(window: Window) -> None:
-    """Step over what follows a list in an object.
+    """Skip what follows a list in an object.
 
     Raises:
-        json.JSONDecodeError, RecursionError, Reject: where that is not well-formed.
+        json.JSONDecodeError, RecursionError, Reject: if that is not well-formed.
     """
     while window.step(",", "}") == ",":
         _next_name(window)

@@ -1,4 +1,4 @@
-"""The part of a JSON file that is in memory, and where a value that need not be JSON ends in it."""
+"""The part of a JSON file that is in memory, and finding the end of a possibly malformed value in it."""
 
 import codecs
 import io
@@ -11,7 +11,7 @@ from novelsum_dagster.pool.records import DECODER, KEPT_BYTES, MAX_RECORD_BYTES,
 
 CHUNK_BYTES = 2**16
 _LONGEST_TOKEN = 16
-"""More characters than a literal or an escape has: an error farther from the end is no matter of reading more."""
+"""Longer than any literal or escape: an error farther from the end cannot be resolved by reading more."""
 _SPACE = re.compile(r"[ \t\r\n]*")
 _OUTSIDE_STRING = re.compile(r'["\[\]{},\\]')
 _INSIDE_STRING = re.compile(r'["\\]')
@@ -29,9 +29,9 @@ class Scanner:
         self._is_escaped = False
 
     def marks(self, text: str, at: int) -> Iterator[tuple[int, str]]:
-        """Yield places in a part of the text, from `at`, with what is there outside of all brackets.
+        """Yield (offset, mark) for each mark outside of all brackets, from `at`.
 
-        That is a comma, a closing bracket without an opening one, or "" for a bracket that closes a value.
+        A mark is a comma, a closing bracket without an opening one, or "" for a bracket that closes a value.
         """
         at += self._is_escaped and at < len(text)
         self._is_escaped = False
@@ -59,12 +59,12 @@ class Scanner:
 
 
 class Window:
-    """The part of a text file that is in memory: `text[at:]` is still to be cut into records.
+    """The part of a text file that is in memory: `text[at:]` is still to be split into records.
 
     Attributes:
         passed: number of characters before `at` in the file.
         line: the line of `at`, from 1.
-        indent: white space before `at` on its line; None where something else stands there.
+        indent: white space before `at` on its line; None if other text precedes it.
         ended: whether the file's end is in memory.
     """
 
@@ -77,7 +77,7 @@ class Window:
         self.line = 1
         self.indent: str | None = ""
         self.ended = False
-        self._stood = 0  # The place for which `indent` holds.
+        self._indent_at = 0  # Position for which `indent` is valid.
 
     @property
     def waiting(self) -> int:
@@ -103,7 +103,7 @@ class Window:
         """Step over white space and one of some characters; return it.
 
         Raises:
-            json.JSONDecodeError: where another is there.
+            json.JSONDecodeError: if the next character is another one.
         """
         character = self.next_character()
         if character not in characters:
@@ -112,7 +112,7 @@ class Window:
 
     def next_character(self) -> str:
         """Step over white space; return the character there, empty at the end of the file."""
-        if self.passed != self._stood:
+        if self.passed != self._indent_at:
             self.indent = None
         while True:
             if self.text[self.at : self.at + 1].isspace() and (found := _SPACE.match(self.text, self.at)):
@@ -122,12 +122,12 @@ class Window:
                 elif self.indent is not None:
                     self.indent += space
             if self.at < len(self.text) or self.ended:
-                self._stood = self.passed
+                self._indent_at = self.passed
                 return self.text[self.at : self.at + 1]
             self.read_more()
 
     def character_after(self, offset: int) -> tuple[int, str]:
-        """Return place and text of the first character that is no white space, looking ahead from an offset to `at`."""
+        """Return offset and text of the first character that is not white space, from an offset to `at`."""
         while True:
             found = _SPACE.match(self.text, self.at + offset)
             end = found.end() if found else self.at + offset
@@ -136,7 +136,7 @@ class Window:
             self.read_more()
 
     def beginning(self) -> bytes:
-        """Return the first bytes that are still to be cut."""
+        """Return the first bytes that are still to be split."""
         return self.text[self.at : self.at + KEPT_BYTES].encode("utf-8", "surrogateescape")
 
     def next_value(self) -> tuple[Any, str]:
@@ -148,8 +148,8 @@ class Window:
         """Return the JSON value that starts at an offset to `at`, and the offset of its end.
 
         Raises:
-            json.JSONDecodeError, RecursionError: if there is none.
-            Reject: where it is too long.
+            json.JSONDecodeError, RecursionError: if no value starts there.
+            Reject: if it is too long.
         """
         while True:
             try:
@@ -166,7 +166,7 @@ class Window:
             self.read_more()
 
     def second_line(self) -> int | None:
-        """Return the offset of the first character after the line of `at` that is no white space, if there is one."""
+        """Return the offset of the first non-space character after the line of `at`, if any."""
         searched = 0
         while (found := self.text.find("\n", self.at + searched)) < 0:
             if self.ended or self.waiting > MAX_RECORD_BYTES:
@@ -177,7 +177,7 @@ class Window:
         return offset if character else None
 
     def last_lines(self, end: int) -> int:
-        """Return the offset of the line break before the last one that stands before an offset to `at`, else 0."""
+        """Return the offset of the second last line break before an offset to `at`, else 0."""
         last = self.text.rfind("\n", self.at, self.at + end)
         return max(self.text.rfind("\n", self.at, max(last, self.at)) - self.at, 0)
 

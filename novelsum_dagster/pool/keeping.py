@@ -1,6 +1,6 @@
-"""The order in which samples are looked at for near-duplicates: what comes first in it stays (`near_duplicates.keep`).
+"""The order in which near-duplicates are resolved: the first sample of a group is kept (`near_duplicates.keep`).
 
-Belongs here: the order of the walk. Does not: which samples are alike (`duplicates`, `diversity.similar`).
+Belongs here: the order. Does not: which samples are alike (`duplicates`, `diversity.similar`).
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from novelsum_dagster.settings import NearDuplicates
 
 
 def keeping_order(snapshot: PoolSnapshot, root: Path, rule: NearDuplicates, quality: str | None) -> NDArray[np.int64]:
-    """Return the rows of a pool's samples, int64, (n,), in the order of the rule; equal ones in pool order.
+    """Return the rows of a pool's samples, int64, (n,), in the order of the rule; ties in pool order.
 
     Args:
         snapshot: the pool.
@@ -23,7 +23,7 @@ def keeping_order(snapshot: PoolSnapshot, root: Path, rule: NearDuplicates, qual
         quality: field of the records, for the last.
 
     Raises:
-        InputError: where a sample has no number over 0 in that field; names the first.
+        InputError: if a sample has no number above 0 in that field; names the first.
     """
     if rule.keep == "first":
         return np.arange(snapshot.kept)

@@ -1,10 +1,10 @@
-"""What lies at the pool's sources now, what is new since the last batch, and whether it is whole yet.
+"""Changes at the pool's sources: files at the sources, files new since the last batch, and whether they are complete.
 
-Belongs here: the listing of all sources, the cursor between two looks at them, the listing that a snapshot was read
+Belongs here: the listing of all sources, the cursor between two scans, the listing that a snapshot was read
 from. Does not: starting runs (`defs.automation`), reading records (`readers`), samples (`ingest`).
 
-A batch is all that was added, overwritten and removed since the last one. It is taken as a whole, for a run reads
-every file that is there: while one file is still being written, the others wait for it.
+A batch is everything that was added, overwritten and removed since the last one. It is taken as a whole, because a run
+reads every existing file: while one file is still being written, the others wait for it.
 """
 
 import json
@@ -24,9 +24,9 @@ from novelsum_dagster.pool.readers import find_files, shown_name, unfinished_fol
 from novelsum_dagster.settings import S3, Source
 
 GONE = ""
-"""The mark of a file that is not there."""
+"""The mark of a missing file."""
 HASHED_BYTES = 2 * 2**30
-"""More than this is not hashed to learn whether the newest pool has it: a look must stay short."""
+"""Files beyond this total size are not hashed to compare them with the newest pool: a scan must stay short."""
 _AWS = S3()
 _MARK_LENGTH = 12
 _NAMES = 5
@@ -39,9 +39,9 @@ class Landed:
     Attributes:
         name: as a snapshot shows it.
         size: in bytes.
-        version: changes whenever the file does: its time of change in nanoseconds, or its ETag.
-        modified: seconds since 1970 by the clock of whoever wrote it; None where files appear as a whole only.
-        is_finished: whether its folder says that it is whole.
+        version: changes whenever the file does: its modification time in nanoseconds, or its ETag.
+        modified: seconds since 1970 by the writer's clock; None if files appear atomically.
+        is_finished: whether its folder has a success marker.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Landed:
 
 @dataclass(frozen=True)
 class Listing:
-    """All files at the sources, by name, and folders whose files do not count yet."""
+    """All files at the sources, by name, and folders whose files are ignored until their success marker exists."""
 
     files: Mapping[str, Landed]
     unfinished: frozenset[str] = frozenset()
@@ -71,7 +71,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Changes:
-    """What differs from the last batch: names of files."""
+    """Names of files that differ from the last batch."""
 
     added: tuple[str, ...]
     overwritten: tuple[str, ...]
@@ -85,12 +85,12 @@ class Changes:
 
     @property
     def names(self) -> str:
-        """The first names: new and overwritten as they are, removed ones after a minus."""
+        """The first names; those of removed files have a minus sign in front."""
         return short([*self.added, *self.overwritten, *(f"-{name}" for name in self.removed)])
 
 
 class Seen(BaseModel):
-    """A file that differs from the last batch: its mark, and since when it has been so, by our clock."""
+    """A file that differs from the last batch: its mark, and the time of that first observation, by our clock."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -99,13 +99,13 @@ class Seen(BaseModel):
 
 
 class Cursor(BaseModel):
-    """What is kept between two looks.
+    """State kept between two scans.
 
     Attributes:
-        kind: tells this cursor from others.
-        batch: key of the last batch; the next batch's key is made from it, so that none comes twice.
+        kind: distinguishes this cursor from others.
+        batch: key of the last batch; the next batch's key is derived from it, so that none is repeated.
         taken: marks of the last batch's files, by name.
-        seen: what differed from it at the last look.
+        seen: what differed from it at the last scan.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -118,7 +118,7 @@ class Cursor(BaseModel):
 
 @dataclass(frozen=True)
 class Look:
-    """What one look found.
+    """Result of one scan.
 
     Attributes:
         changes: since the last batch.
@@ -134,7 +134,7 @@ class Look:
 
 
 def read_cursor(text: str | None) -> Cursor | None:
-    """Return the cursor that a text holds; None where it holds none, or another program's."""
+    """Return the cursor stored in a text; None if there is none, or it is another program's."""
     try:
         return Cursor.model_validate_json(text or "")
     except ValidationError:
@@ -142,7 +142,7 @@ def read_cursor(text: str | None) -> Cursor | None:
 
 
 def landed_file(path: Path, base: Path, is_finished: bool = False) -> Landed | None:
-    """Return what a file is now; None where it is not there."""
+    """Return the current state of a file; None if it is missing."""
     try:
         status = path.stat()
     except OSError:
@@ -157,12 +157,12 @@ def landed_file(path: Path, base: Path, is_finished: bool = False) -> Landed | N
 
 
 def landed_object(file: BucketFile, is_finished: bool = False) -> Landed:
-    """Return what an object in a bucket is now."""
+    """Return the current state of an object in a bucket."""
     return Landed(file.name, file.found.size, file.found.etag, None, is_finished)
 
 
 def located(source: Source, base: Path) -> Source:
-    """Return a source whose path is a folder of `save_to_disk` as the dataset that it is; any other as it is."""
+    """Return a source with a `save_to_disk` folder as its path as a dataset; any other unchanged."""
     if source.path is None or is_in_bucket(source.path) or not is_saved_dataset(base / Path(source.path).expanduser()):
         return source
     return source.model_copy(update={"path": None, "dataset": source.path})
@@ -186,15 +186,15 @@ def landed_source(source: Source, base: Path) -> list[Landed]:
 
 
 def list_sources(sources: Iterable[Source], base: Path, s3: S3 = _AWS) -> Listing:
-    """Return what lies at all sources.
+    """Return the files of all sources.
 
     Args:
         sources: as the settings have them.
-        base: folder that relative paths start from.
-        s3: how sources in buckets are reached.
+        base: folder to which relative paths refer.
+        s3: connection for sources in buckets.
 
     Raises:
-        InputError: where a run would refuse the sources: one has no file, or a file of unknown format.
+        InputError: if a run would refuse the sources: one has no file, or a file of unknown format.
     """
     files: dict[str, Landed] = {}
     unfinished: set[str] = set()
@@ -216,26 +216,26 @@ def _listed(source: Source, base: Path, s3: S3) -> tuple[list[Landed], set[str]]
 
 
 def require_unchanged(files: Iterable[Landed], base: Path) -> None:
-    """Refuse files that are other than they were before they were read.
+    """Require that files did not change while they were read.
 
     Raises:
-        InputError: naming the first.
+        InputError: naming the first that did.
     """
     for before in files:
-        if before.modified is None:  # It was fetched as a whole.
+        if before.modified is None:  # Fetched atomically.
             continue
         now = landed_file(base / before.name, base)
         if now is None or now.mark != before.mark:
-            what = "is gone since" if now is None else "changed while"
-            raise InputError(f"{before.name}: {what} it was read; run again once nobody writes to it")
+            what = "was deleted after" if now is None else "changed while"
+            raise InputError(f"{before.name} {what} it was read; run again when nothing is writing there")
 
 
 def look(cursor: Cursor, listing: Listing, now: float, settle_seconds: float) -> Look:
-    """Compare what lies at the sources with the last batch and the last look.
+    """Compare the files at the sources with the last batch and the last scan.
 
     Args:
-        cursor: of the last look.
-        listing: what lies there.
+        cursor: of the last scan.
+        listing: the files at the sources.
         now: seconds since 1970.
         settle_seconds: how old a file must be.
     """
@@ -251,7 +251,7 @@ def look(cursor: Cursor, listing: Listing, now: float, settle_seconds: float) ->
         before = cursor.seen.get(name)
         mark = marks.get(name, GONE)
         is_known = before is not None and before.mark == mark
-        # A clock that was set back would otherwise make a file wait until it has caught up.
+        # Otherwise, after the clock is set back, a file would wait until the clock has caught up.
         since = min(before.since, now) if is_known and before is not None else now
         seen[name] = Seen(mark=mark, since=since)
         if not _is_settled(listing, name, is_known, since, now, settle_seconds):
@@ -267,7 +267,7 @@ def look(cursor: Cursor, listing: Listing, now: float, settle_seconds: float) ->
 def _is_settled(listing: Listing, name: str, is_known: bool, since: float, now: float, settle_seconds: float) -> bool:
     file = listing.files.get(name)
     if file is None:
-        # A folder that is being written anew is not gone.
+        # A folder that is being rewritten counts as present.
         return is_known and now - since >= settle_seconds and (name.rpartition("/")[0] or ".") not in listing.unfinished
     if file.is_finished:
         return True
@@ -275,19 +275,19 @@ def _is_settled(listing: Listing, name: str, is_known: bool, since: float, now: 
         return False
     if file.modified is None:
         return is_known
-    # Where the writer's clock is ahead of ours, our own look is the time that counts.
+    # If the writer's clock is ahead of ours, the time of our own scan counts.
     written = file.modified if file.modified <= now else since
     return is_known and now - written >= settle_seconds
 
 
 def start_cursor(listing: Listing, base: Path, start: str, read: Mapping[str, str], sums: Mapping[str, str]) -> Cursor:
-    """Return a cursor where there is none that can be used: the newest pool is taken as the last batch.
+    """Return an initial cursor, with the newest pool as the last batch.
 
     Args:
-        listing: what lies at the sources.
-        base: folder that relative names start from.
-        start: sets this start apart from others.
-        read: marks of the files that the newest pool was read from, by name, where they are known.
+        listing: the files at the sources.
+        base: folder to which relative names refer.
+        start: distinguishes this start from others.
+        read: marks of the files that the newest pool was read from, by name, if known.
         sums: their SHA-256; a file whose mark differs and whose SHA-256 does not is the same file.
     """
     same = {name for name, mark in listing.marks.items() if read.get(name) == mark}
@@ -310,7 +310,7 @@ def _sum(path: Path) -> str | None:
 
 
 def write_listing(root: Path, snapshot: str, files: Iterable[Landed]) -> None:
-    """Keep what a snapshot was read from.
+    """Store the listing that a snapshot was read from.
 
     Args:
         root: the storage folder.
@@ -321,7 +321,7 @@ def write_listing(root: Path, snapshot: str, files: Iterable[Landed]) -> None:
 
 
 def read_listing(root: Path, snapshot: str) -> dict[str, str] | None:
-    """Return the marks of the files that a snapshot was last read from, by name; None where they are not known."""
+    """Return the marks of the files that a snapshot was last read from, by name; None if unknown."""
     try:
         found = read_json(_listing_path(root, snapshot))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError):
@@ -334,6 +334,6 @@ def _listing_path(root: Path, snapshot: str) -> Path:
 
 
 def short(names: Collection[str]) -> str:
-    """Return the first of some names, and how many more there are."""
+    """Return the first names of a list, and the number of the others."""
     shown = ", ".join(name.encode("utf-8", "replace").decode() for name in list(names)[:_NAMES])
     return shown + (f" and {len(names) - _NAMES:,} more" if len(names) > _NAMES else "")

@@ -1,4 +1,4 @@
-"""Turns from chat messages: roles, content parts, tool calls and reasoning, as the common formats write them."""
+"""Turns from chat messages in the common formats: roles, content parts, tool calls and reasoning."""
 
 import hashlib
 import json
@@ -85,7 +85,7 @@ class Roles:
 
 @dataclass
 class TurnList:
-    """Turns of a list, and what its items hold beside them.
+    """Turns of a list, and the other fields of its items.
 
     Attributes:
         turns: in order; empty system turns and an empty last answer are left out.
@@ -195,7 +195,7 @@ def content_of(value: Any, where: str) -> Turn:
     if not isinstance(value, list):
         raise Reject("wrong_type", f"{where} is {kind_of(value)}, not text")
     parts = [_part(part, f"{where}, part {number}") for number, part in enumerate(value, 1)]
-    # A reference stands at a place in the text: before or after it is not the same prompt.
+    # The position of a reference matters: before or after the text is not the same prompt.
     before = [sum(len(part.text) for part in parts[:at]) for at in range(len(parts))]
     return Turn(
         "tool" if parts and all(part.role == "tool" for part in parts) else "",
@@ -231,7 +231,7 @@ def _part(part: Any, where: str) -> Turn:
 
 
 def tools_of(value: Any) -> str:
-    """Return definitions of tools as canonical JSON, "" where there are none.
+    """Return definitions of tools as canonical JSON, "" if there are none.
 
     A function's definition is the same with and without `{"type": "function", "function": …}` around it.
     """
@@ -251,7 +251,7 @@ def media_of(value: Any) -> tuple[str, ...]:
 
 
 def kind_of(value: Any) -> str:
-    """Return what a JSON value is, for messages."""
+    """Return the kind of a JSON value, for messages."""
     names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
     return names.get(type(value), "a list" if isinstance(value, list) else "an object")
 

@@ -1,6 +1,6 @@
 """Reading records one by one from files, without holding a file in memory.
 
-Belongs here: finding files, refusing what is no readable file, decompressing. Does not: cutting text into records
+Belongs here: finding files, refusing unreadable files, decompressing. Does not: splitting text into records
 (`json_reader`), rows (`table_reader`), datasets (`datasets_reader`), what the fields mean (`forms`), duplicates and
 snapshots (`ingest`).
 """
@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 SUCCESS_MARKER = "_SUCCESS"
-"""The file by which a writer says that a folder is whole, as Spark does."""
+"""The file by which a writer marks a folder as complete, as Spark does."""
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _FORMATS = {
     ".jsonl": "jsonl",
@@ -76,7 +76,7 @@ _TABLE_STARTS = {b"PAR1": "parquet", b"ARROW1": "arrow"}
 _MARKUP = re.compile(rb"\s*<(!doctype|!--|\?xml|html|head|body|error)\b", re.IGNORECASE)
 _OFFICE_PARTS = (b"[Content_Types].xml", b"_rels/", b"docProps/", b"xl/")
 _FOREIGN_STARTS = {
-    b"version https://git-lfs": "a Git LFS pointer in place of the file; run git lfs pull",
+    b"version https://git-lfs": "a Git LFS pointer instead of the file; run git lfs pull",
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an Excel or other Office file; save it as CSV",
     b"PK\x03\x04": "a ZIP archive; unpack it",
     b"BZh": "compressed with bzip2; decompress it, or compress it with gzip",
@@ -98,13 +98,13 @@ def find_files(pattern: str, base: Path, success_marker: bool = False) -> list[P
     """Return the files that a path or glob names, sorted; relative ones start at `base`.
 
     Args:
-        pattern: path or glob; a part with brackets that is there as it is written is no glob.
+        pattern: path or glob; a part with brackets that exists literally is not a glob.
         base: folder.
         success_marker: leave out files whose folder has no file _SUCCESS.
 
     Raises:
-        InputError: where nothing matches, a match is a folder or leads out of the glob's folder, or its format is
-            not known.
+        InputError: if nothing matches, a match is a folder or leads out of the glob's folder, or its format is
+            unknown.
     """
     path = base / Path(pattern).expanduser()
     files = _matches(pattern, base)
@@ -112,7 +112,7 @@ def find_files(pattern: str, base: Path, success_marker: bool = False) -> list[P
         files = [file for file in files if file.name != SUCCESS_MARKER]
     missing = [path] if not files else [file for file in files if not file.exists()]
     if missing:
-        hint = "; in a glob brackets stand for one of the characters in them, and [[] for a bracket"
+        hint = "; in a glob, brackets match one of the characters in them; write [[] for a bracket"
         raise InputError(
             f"{_shown(pattern)}: no such file (looked for {_shown(missing[0])}); correct the path or glob"
             + (hint if "[" in pattern else "")
@@ -142,7 +142,7 @@ def _matches(pattern: str, base: Path) -> list[Path]:
     wanted = Path(pattern).expanduser()
     if not glob.has_magic(pattern) or (base / wanted).exists():
         return [base / wanted]
-    # Only the pattern is a glob: the base folder's own name may have brackets, and so may folders that are there.
+    # Only the pattern is a glob: the base folder's own name may have brackets, and so may existing folders.
     folder, parts = base, list(wanted.parts)
     while parts and (not glob.has_magic(parts[0]) or (folder / parts[0]).exists()):
         folder /= parts.pop(0)
@@ -153,10 +153,10 @@ def _matches(pattern: str, base: Path) -> list[Path]:
     files = [folder / name for name in names if not (folder / name).is_dir()]
     outside = first_outside(files, folder)
     if outside is not None:
-        # Whoever may put files into the folder could have any file of this machine read by a link to it.
+        # A link in the folder could otherwise expose any file of this machine.
         raise InputError(
-            f"{pattern}: {outside} leads out of {folder}, to {realpath(outside)}; name that file itself in"
-            " pool.sources, or take the link away"
+            f"{pattern}: {outside} leads out of {folder}, to {realpath(outside)}; list that file itself in"
+            " pool.sources, or remove the link"
         )
     return files
 
@@ -166,10 +166,10 @@ def _found(pattern: str, folder: Path) -> list[str]:
 
 
 def _what_folder(pattern: str, folder: Path) -> str:
-    """Return what a folder is that was named in place of files, and what to do."""
+    """Return what a folder given instead of files is, and a remedy."""
     name = _shown(pattern.rstrip("/"))
     if is_saved_dataset(folder):
-        return f"dataset written by save_to_disk; in pool.sources, name it as dataset: {name} in place of path:"
+        return f"dataset written by save_to_disk; in pool.sources, name it as dataset: {name} instead of path:"
     for place, files in (("*", sorted(folder.iterdir())), ("**/*", folder.rglob("*"))):
         endings = (_ending(file) for file in files if not file.name.startswith(".") and file.is_file())
         ending = next(filter(None, endings), None)
@@ -179,7 +179,7 @@ def _what_folder(pattern: str, folder: Path) -> str:
 
 
 def _ending(path: Path) -> str | None:
-    """Return how names of files like this one end; None where its format is not known."""
+    """Return the ending of names of files like this one; None if its format is unknown."""
     try:
         file_format(path)
     except InputError:
@@ -188,7 +188,7 @@ def _ending(path: Path) -> str | None:
 
 
 def _shown(name: str | Path) -> str:
-    """Return a file's name with a backslash escape for each byte that is no UTF-8."""
+    """Return a file's name with a backslash escape for each byte that is not UTF-8."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
@@ -218,12 +218,12 @@ def file_format(path: Path) -> str:
 
 
 def require_readable(path: Path) -> None:
-    """Refuse a file whose first bytes, or the names of whose columns, say that its records cannot be read.
+    """Refuse a file whose records cannot be read, judging by its first bytes or its column names.
 
-    A file that is damaged or empty is left to `read_file`.
+    Damaged and empty files are left to `read_file`.
 
     Raises:
-        InputError: saying what the file is, and what to do.
+        InputError: naming what the file is, with a remedy.
     """
     kind = file_format(path)
     try:
@@ -237,14 +237,14 @@ def require_readable(path: Path) -> None:
                 require_distinct(csv_header(stream, path), path)
     except UnicodeDecodeError:
         raise InputError(
-            f"{path}: has a column whose name is not UTF-8; it is damaged, so fetch or write it again"
+            f"{path}: has a column whose name is not UTF-8; the file is damaged: fetch or write it again"
         ) from None
     except FileNotFoundError:
-        return  # It went since it was listed, which whoever reads it finds out.
+        return  # Deleted after it was listed; reading it reports that.
     except pa.ArrowException:
         return
     except OSError as error:
-        if error.errno is None:  # Arrow's own, of a damaged file.
+        if error.errno is None:  # Raised by Arrow for a damaged file.
             return
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     if what is not None:
@@ -252,9 +252,9 @@ def require_readable(path: Path) -> None:
 
 
 def _what_foreign(head: bytes, path: Path, kind: str) -> str | None:
-    """Return what a file is that is not what its name says, and what to do; None where it may be that."""
+    """Return the actual type of a misnamed file, with a remedy; None if its content may match its name."""
     if _MARKUP.match(head.removeprefix(codecs.BOM_UTF8)):
-        return "an HTML or XML page in place of the file; download the file itself"
+        return "an HTML or XML page instead of the file; download the file itself"
     if head.startswith(b"PK\x03\x04") and any(part in head for part in _OFFICE_PARTS):
         return "an Excel or other Office file; save it as CSV"
     for start, what in _FOREIGN_STARTS.items():
@@ -272,7 +272,7 @@ def _what_foreign(head: bytes, path: Path, kind: str) -> str | None:
 
 
 def read_file(path: Path) -> Iterator[Record]:
-    """Yield the records of a file in order; what cannot be read comes as a record that holds a `Reject`."""
+    """Yield the records of a file in order; an unreadable one is a record that holds a `Reject`."""
     kind = file_format(path)
     if kind == "parquet":
         yield from read_parquet(path)

@@ -1,4 +1,4 @@
-"""Records as files hold them: each with its place, its original, and its value or the reason why there is none."""
+"""Records as read from files: place, original, and either the value or the reject."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ MAX_RECORD_BYTES = 64 * 2**20
 MAX_DIGITS = 4000
 """Integers of more digits are read as floats: Python refuses to convert those of over 4,300."""
 KEPT_BYTES = 1000
-"""What is kept of a text that is too long, or whose end is not known."""
+"""Bytes kept of a text that is too long, or whose end is unknown."""
 Parsed = Mapping[str, Any] | list[Any] | str | Reject
 
 
@@ -24,9 +24,9 @@ class Record:
         position: its number in the file, from 1.
         line: the line on which it starts, from 1; None in Parquet, Arrow and datasets.
         original: its JSON text, or its row as an Arrow IPC message without the schema.
-        value: its fields, a bare list of turns, a bare text, or the `Reject` that says why there are none.
-        ends_file: True where nothing after this record could be read.
-        unread: number of records that are known to be lost with this reject, beside the one that it stands for.
+        value: its fields, a bare list of turns, a bare text, or a `Reject`.
+        ends_file: True if nothing after this record could be read.
+        unread: number of further records known to be lost with this reject.
     """
 
     position: int
@@ -38,17 +38,17 @@ class Record:
 
 
 def end_record(position: int, line: int | None, reason: str, detail: str, original: bytes = b"") -> Record:
-    """Return a reject after which nothing can be read."""
+    """Return a reject that ends its file."""
     return Record(position, line, original, Reject(reason, f"{detail}; nothing after this was read"), ends_file=True)
 
 
 def over_long() -> Reject:
-    """Return the reject of a record that is not held in memory."""
+    """Return the reject of a record that is too long to be held in memory."""
     return Reject("over_long", f"longer than {MAX_RECORD_BYTES:,} bytes")
 
 
 def text_record(position: int, line: int, value: Any, text: str) -> Record:
-    """Return the record of a JSON value and its text; bytes that are no UTF-8 are surrogate escapes in the text."""
+    """Return the record of a JSON value and its text; bytes that are not UTF-8 are surrogate escapes in the text."""
     original = text.encode("utf-8", "surrogateescape")
     if len(original) > MAX_RECORD_BYTES:
         return Record(position, line, original[:KEPT_BYTES], over_long())
@@ -63,7 +63,7 @@ def parsed(text: str) -> Any:
     """Return the value of a JSON text, integers exact.
 
     Raises:
-        json.JSONDecodeError, RecursionError: where it is no JSON.
+        json.JSONDecodeError, RecursionError: if it is not JSON.
     """
     return DECODER.decode(text)
 
@@ -76,7 +76,7 @@ DECODER = json.JSONDecoder(parse_int=_integer)
 
 
 def checked(value: Any) -> Parsed:
-    """Return a value that may be a record, or the reject of one that may not."""
+    """Return the value if it can be a record, or else a reject."""
     if isinstance(value, dict | list | str):
         return value
     kind = "null" if value is None else "a boolean" if isinstance(value, bool) else "a number"

@@ -1,4 +1,4 @@
-"""Rejected records as a file for people: where each was, why it was rejected, and the record itself."""
+"""Rejected records as a file: place, reason and the record itself."""
 
 import json
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from novelsum_dagster.pool.snapshot import PoolSnapshot
 
 
 def require_name(path: Path) -> None:
-    """Refuse a name under which rejects cannot be written.
+    """Require a file name to which rejects can be written.
 
     Raises:
-        InputError: where it ends neither in .jsonl nor in .parquet.
+        InputError: if it ends neither in .jsonl nor in .parquet.
     """
     if path.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"{path}: the name of a file for rejects must end in .jsonl or .parquet")
@@ -53,7 +53,7 @@ def write_rejects(table: pa.Table, schemas: Mapping[str, pa.Schema | None], path
 
     Args:
         table: rows of the table `rejects` of a snapshot.
-        schemas: of the rows of each file; None where they are JSON text.
+        schemas: of the rows of each file; None if they are JSON text.
         path: of the file to write.
 
     Raises:
@@ -66,7 +66,7 @@ def write_rejects(table: pa.Table, schemas: Mapping[str, pa.Schema | None], path
     lines = []
     for row in table.to_pylist():
         original, schema = row.pop("original"), schemas.get(row["file"])
-        # A broken record need not be JSON, nor text: it is shown as it is, as a string.
+        # A broken record need not be JSON or text: it is written as a string.
         shown = json_record(original, schema) if schema and original else original.decode(errors="backslashreplace")
         lines.append(json.dumps({**row, "original": shown}, ensure_ascii=False) + "\n")
     write_bytes("".join(lines).encode(errors="backslashreplace"), path)

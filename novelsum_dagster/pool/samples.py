@@ -28,8 +28,8 @@ class Turn:
         name: the speaker's or the tool's name.
         media: references to images, audio and video, as canonical JSON.
         is_trained: False where the record excludes the turn from the training loss.
-        answers: for a tool's result, the number of the call that it answers, from 1; 0 where results stand in the
-            order of their calls.
+        answers: for a tool's result, the number of the call that it answers, from 1; 0 if results are in the order of
+            their calls.
     """
 
     role: str
@@ -87,7 +87,7 @@ class Sample:
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether user, assistant and tool turns with texts are all there is."""
+        """Whether the sample consists only of user, assistant and tool turns with text."""
         if self.tools or self.media or self.other_side or self.label is not None:
             return False
         return all(turn.role in _PLAIN_ROLES and turn.is_text for turn in self.turns)
@@ -104,7 +104,7 @@ class Sample:
 
 
 class Reject(Exception):
-    """A record that is no sample: `reason` is one of a few fixed words, `detail` says what was found."""
+    """A rejected record: `reason` is one of a few fixed words, `detail` describes the problem."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -123,7 +123,7 @@ def canonical_json(value: Any) -> str:
 
 
 def _canonical(turn: Turn) -> list[Any]:
-    """Return [role, text], and what else there is under its name."""
+    """Return [role, text], followed by the other attributes under their names, if any."""
     extra: dict[str, Any] = {"reasoning": turn.reasoning, "calls": turn.calls, "name": turn.name, "media": turn.media}
     extra = {name: value for name, value in extra.items() if value}
     if not turn.is_trained:

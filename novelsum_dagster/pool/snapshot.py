@@ -1,16 +1,16 @@
-"""A pool as it is on disk: one content-addressed folder of Parquet tables, never changed once written.
+"""A pool on disk: one content-addressed folder of Parquet tables, never changed once written.
 
 Belongs here: the tables' schemas, and reading them. Does not: building a snapshot (`ingest`).
 
-| table | a row is |
+| table | one row per |
 |---|---|
-| samples | a distinct sample: id, where it first stood, turns, sizes, text, original record |
-| origins | a record that was read as a sample: the sample's id and its place |
-| rejects | a record that is no sample: its place, reason, detail and original |
-| near_duplicates | a sample that resembles one that was kept: partner and score |
+| samples | distinct sample: id, first occurrence, turns, sizes, text, original record |
+| origins | record read as a sample: the sample's id and the record's place |
+| rejects | rejected record: place, reason, detail and original |
+| near_duplicates | sample that resembles a kept one: partner and score |
 
-A pool in which vectors were compared, too, is a folder of its own: samples, origins and rejects are those of the pool
-that was read, near_duplicates has both kinds and how each was found (`diversity.distinct`).
+A pool whose vectors were compared, too, is a separate folder: samples, origins and rejects are those of the pool as
+read; near_duplicates has both kinds, and how each was found (`diversity.distinct`).
 """
 
 import base64
@@ -42,7 +42,7 @@ SAMPLES = pa.schema(
     ]
 )
 _LATER = {"text_tokens": "tokens", "former_id": None}
-"""Columns that snapshots before 0.2 do not have, and the column that stands for them."""
+"""Columns missing from snapshots before 0.2, and the column that replaces them."""
 ORIGINS = pa.schema([("id", pa.string()), *_PLACE, ("is_first", pa.bool_())])
 REJECTS = pa.schema([*_PLACE, ("reason", pa.string()), ("detail", pa.string()), ("original", pa.binary())])
 NEAR_DUPLICATES = pa.schema([("id", pa.string()), ("partner_id", pa.string()), ("score", pa.float64())])
@@ -52,7 +52,7 @@ BY_TEXT, BY_VECTORS = "minhash", "embedding"
 
 
 class FoldedColumn(BaseModel):
-    """A column that is no training content and differs between records of one sample.
+    """A column that is not training content and differs between records of one sample.
 
     Attributes:
         column: its name; of a field within turns as `messages[].field`.
@@ -73,14 +73,14 @@ class SourceFile(BaseModel):
     """One file or dataset that was read, with its counts: read = kept + duplicates + rejects + unread.
 
     Attributes:
-        form: of its samples; None where they have several.
-        unread: records that are known to be in the file and could not be read.
+        form: of its samples; None if they have several.
+        unread: records that are known to be in the file but could not be read.
         content_columns: columns that were read as training content.
-        other_columns: columns that were not, as ids, scores and dates.
-        folded: those of them in which folded records differ.
-        with_media: samples with references to images, audio or video, which no text model sees.
+        other_columns: columns that were not, e.g. ids, scores and dates.
+        folded: those of `other_columns` in which exact duplicates differ.
+        with_media: samples with references to images, audio or video, which a text model cannot see.
         open_ended: samples whose last turn is not the assistant's.
-        licence, citation: what the settings say of it.
+        licence, citation: from the settings.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -107,7 +107,7 @@ class SourceFile(BaseModel):
 
     @property
     def schema_of_rows(self) -> pa.Schema | None:
-        """The Arrow schema of the kept originals; None where they are JSON text."""
+        """The Arrow schema of the kept originals; None if they are JSON text."""
         if self.arrow_schema is None:
             return None
         return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.arrow_schema)))
@@ -125,7 +125,7 @@ class PoolSnapshot(Artifact):
     near_duplicates: int
     near_duplicates_dropped: bool
     read_as: Key | None = None
-    """Key of the snapshot that was read, where its vectors were compared since."""
+    """Key of the snapshot as read, if its vectors were compared afterwards."""
 
     @property
     def read(self) -> int:
@@ -139,12 +139,12 @@ class PoolSnapshot(Artifact):
 
     @property
     def duplicates(self) -> int:
-        """Records taken out as duplicates."""
+        """Records left out as duplicates."""
         return sum(file.duplicates for file in self.files)
 
     @property
     def rejects(self) -> int:
-        """Records that are no samples."""
+        """Rejected records."""
         return sum(file.rejects for file in self.files)
 
     @property
@@ -156,7 +156,7 @@ class PoolSnapshot(Artifact):
         return {file.file: file.sha256 or "" for file in self.files}
 
     def without(self, files: Iterable[str]) -> Self:
-        """Return it with its counts as they are once near-duplicates are dropped, whose files are given."""
+        """Return the snapshot with its counts after near-duplicates are dropped, given the file of each."""
         dropped = Counter(files)
         counted = tuple(
             file.model_copy(
@@ -171,9 +171,9 @@ class PoolSnapshot(Artifact):
         return pq.read_table(root / self.folder / f"{name}.parquet", columns=columns)
 
     def ids_by_former(self, root: Path) -> dict[str, list[str]]:
-        """Return the pool's ids by the id that releases before 0.2 gave to the same record, where it is another.
+        """Return the pool's ids by the id that releases before 0.2 gave to the same record, if it differs.
 
-        Several records that they took for one sample have one former id.
+        Records that those releases treated as one sample share a former id.
         """
         table = self.samples(root, ["id", "former_id"])
         found: dict[str, list[str]] = {}

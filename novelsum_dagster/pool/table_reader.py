@@ -1,6 +1,6 @@
-"""Rows of tables as records: Parquet, Arrow IPC, CSV and TSV; and the text of a row that was kept.
+"""Rows of tables as records (Parquet, Arrow IPC, CSV and TSV), and the JSON text of stored rows.
 
-Belongs here: Arrow rows and their JSON, cells. Does not: datasets as a whole (`datasets_reader`), opening text files
+Belongs here: Arrow rows and their JSON, cells. Does not: whole datasets (`datasets_reader`), opening text files
 (`readers`).
 """
 
@@ -58,7 +58,7 @@ def read_parquet(path: Path) -> Iterator[Record]:
     are `unread`, and the next group follows.
     """
     try:
-        # So, pages are read as they are needed, not a row group's whole column.
+        # This reads pages on demand, not a row group's whole column.
         file = pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES)
     except _READ_ERRORS as error:
         yield end_record(1, None, "unreadable_file", f"not a whole Parquet file: {error}")
@@ -110,7 +110,7 @@ def _arrow_batches(reader: pa.ipc.RecordBatchFileReader | pa.ipc.RecordBatchStre
 
 
 def _require_sound(batch: pa.RecordBatch) -> None:
-    """Refuse a batch that would be read beyond its end; strings that are no UTF-8 are rejected row by row."""
+    """Refuse a batch that would be read beyond its end; strings that are not UTF-8 are rejected row by row."""
     try:
         batch.validate(full=True)
     except pa.ArrowInvalid as error:
@@ -277,10 +277,10 @@ def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def require_distinct(names: Iterable[str], path: Path) -> None:
-    """Refuse a table that has two columns of one name.
+    """Require distinct column names.
 
     Raises:
-        InputError: naming the first.
+        InputError: naming the first repeated one.
     """
     for name, count in Counter(names).items():
         if count > 1:
@@ -299,7 +299,7 @@ def read_csv(stream: io.BufferedReader, path: Path) -> Iterator[Record]:
     """Yield the rows of a CSV or TSV file as objects of text, by the names in its first row; empty cells are null.
 
     Raises:
-        InputError: where two columns have one name.
+        InputError: if two columns have the same name.
     """
     cells, position, names = _Cells(stream, path), 1, list[str]()
     try:
@@ -334,12 +334,12 @@ class _Cells:
 
     Attributes:
         line: the line on which the last row starts, from 1.
-        is_lost: whether nothing can be read after the last row, since its end is not known.
+        is_lost: whether nothing can be read after the last row, because its end is unknown.
     """
 
     def __init__(self, stream: io.BufferedReader, path: Path) -> None:
         csv.field_size_limit(MAX_RECORD_BYTES)
-        # Bytes that are no UTF-8 must survive until their row is rejected; line breaks inside quotes are content.
+        # Bytes that are not UTF-8 must be kept until their row is rejected; line breaks inside quotes are content.
         self._text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
         delimiter = "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
         self._rows = csv.reader(self._lines(), delimiter=delimiter, strict=True)
@@ -349,15 +349,15 @@ class _Cells:
 
     @property
     def original(self) -> bytes:
-        """The last row as it was written; where it is lost, its first bytes."""
+        """The last row as written; only its first bytes if it is lost."""
         text = "".join(self._row).rstrip("\r\n").encode("utf-8", "surrogateescape")
         return text[:KEPT_BYTES] if self.is_lost else text
 
     def next_row(self) -> list[str]:
-        """Return the cells of the next row that is no blank line; none at the end.
+        """Return the cells of the next row, skipping blank lines; empty at the end.
 
         Raises:
-            Reject: where quotes are not as they should be, or the row is too long.
+            Reject: if quotes are malformed, or the row is too long.
         """
         row: list[str] | None = []
         while row == []:
@@ -379,4 +379,4 @@ class _Cells:
                 self.is_lost = True
                 raise over_long()
             yield line
-        self.is_lost = True  # A row that is not at its end here has a quote that is not closed.
+        self.is_lost = True  # An unfinished row at the end of the file has an unclosed quote.

@@ -1,1 +1,1 @@
-"""Data-quality checks between the steps: what must hold, and the verdict that later steps read."""
+"""Data-quality checks between the steps: expectations, and the verdicts that later steps read."""

@@ -1,6 +1,6 @@
-"""Expectation suites: what must hold of each step's output.
+"""Expectation suites for each step's output.
 
-Belongs here: which columns are looked at, which expectations they must meet, which failures stop the pipeline.
+Belongs here: which columns are checked, which expectations they must meet, which failures stop the pipeline.
 Does not: running Great Expectations (`validate`), Dagster.
 
 Each suite sees a small frame of aggregates or columns, never a copy of texts or vectors.
@@ -35,14 +35,14 @@ _MOSTLY = 0.99
 
 @dataclass(frozen=True)
 class Subject:
-    """What a suite may look at: the output of one step, the settings, and the rows that the step read.
+    """Input of a suite: the output of one step, the settings, and the rows that the step read.
 
     Attributes:
-        output: the step's handle.
+        output: the step's artifact.
         root: the storage folder.
         settings: all settings.
-        vectors: float32, (n, d), or what NumPy turns into that; for the embeddings' suites only.
-        snapshot: the pool; for the suites of later steps only.
+        vectors: float32, (n, d), or array-like; only for the suites of the embeddings.
+        snapshot: the pool; only for the suites of later steps.
     """
 
     output: Any
@@ -59,8 +59,8 @@ class Suite:
     Attributes:
         step: the asset's name.
         name: the check's name.
-        blocking: True where data is wrong if it fails; False where it is odd, which warns.
-        description: what it means to a reader.
+        blocking: True if a failure means wrong data and stops the pipeline; False if it only warns.
+        description: shown to users.
         frame: returns the rows to check.
         expectations: returns the Great Expectations expectations over those rows.
     """
@@ -169,7 +169,7 @@ def _expect_complete(subject: Subject) -> "list[Expectation]":
 
 
 def _text_shares(subject: Subject) -> "pd.DataFrame":
-    """Shares that need no language: of replacement and control characters, and of the commonest character."""
+    """Language-independent shares: of replacement and control characters, and of the most frequent character."""
     shares = [_shares(text) for text in _pool(subject).samples(subject.root, ["text"])["text"].to_pylist()]
     return _frame(
         replacement=[share[0] for share in shares],
@@ -232,7 +232,7 @@ def _expect_said(subject: Subject) -> "list[Expectation]":
 
 
 def _partners(subject: Subject) -> "pd.DataFrame":
-    """Near-duplicates by vectors, and whether the sample that each resembles was kept."""
+    """Near-duplicates by vectors, and whether their partners were kept."""
     pool = _pool(subject)
     near = pool.table(subject.root, "near_duplicates")
     if pool.read_as is None:
@@ -418,7 +418,7 @@ def _comparison(subject: Subject) -> Comparison:
 
 
 def _novelsum_drift(subject: Subject) -> "pd.DataFrame":
-    """The subset's NovelSum before and after; no row where the two do not compare."""
+    """The subset's NovelSum before and after; no row if the two cannot be compared."""
     row = _comparison(subject).measure(SELECTED, "novelsum")
     rows = [row] if row is not None and row.difference is not None else []
     return _frame(
@@ -454,13 +454,13 @@ def _expect_steady_sources(subject: Subject) -> "list[Expectation]":
 
 
 SUITES: tuple[Suite, ...] = (
-    Suite("raw_pool", "schema", True, "The samples table has the columns it should.", _first_rows, _expect_schema),
+    Suite("raw_pool", "schema", True, "The samples table has the expected columns.", _first_rows, _expect_schema),
     Suite("raw_pool", "unique_ids", True, "Ids are content hashes, none twice.", _samples(["id"]), _expect_ids),
     Suite(
         "raw_pool",
         "fields_present",
         True,
-        "Source, place, form and sizes are there and in range.",
+        "Source, place, form and sizes are present and in range.",
         _samples(["source", "file", "form", "turns", "characters", "tokens", "position"]),
         _expect_fields,
     ),
@@ -476,7 +476,7 @@ SUITES: tuple[Suite, ...] = (
         "raw_pool",
         "folded_records_agree",
         False,
-        "Records that are folded as one sample agree in the columns that are no training content.",
+        "Exact duplicates agree in the columns that are not training content.",
         _folded_columns,
         _expect_agreement,
     ),
@@ -486,7 +486,7 @@ SUITES: tuple[Suite, ...] = (
         "raw_pool",
         "few_near_duplicates",
         False,
-        "Near-duplicates are at most the share that the settings allow.",
+        "The share of near-duplicates is at most the setting's.",
         _near_duplicate_share,
         _expect_few_near_duplicates,
     ),
@@ -502,7 +502,7 @@ SUITES: tuple[Suite, ...] = (
         "embeddings",
         "texts_read",
         False,
-        "The part of the tokens that the model does not read is at most embedding.max_cut_fraction.",
+        "The fraction of tokens that the model does not read is at most embedding.max_cut_fraction.",
         _unread,
         _expect_read,
     ),
@@ -511,7 +511,7 @@ SUITES: tuple[Suite, ...] = (
         "distinct_pool",
         "counts_agree",
         True,
-        "As many samples and near-duplicates as the counts say.",
+        "The numbers of samples and near-duplicates match the counts.",
         _counted,
         _expect_said,
     ),
@@ -527,7 +527,7 @@ SUITES: tuple[Suite, ...] = (
         "distinct_pool",
         "partners_kept",
         True,
-        "Every near-duplicate by vectors is there once, and resembles a sample that was kept at least as it must.",
+        "Every near-duplicate by vectors occurs once, and is at least as similar to a kept sample as the threshold.",
         _partners,
         _expect_partners,
     ),
@@ -535,7 +535,7 @@ SUITES: tuple[Suite, ...] = (
         "distinct_pool",
         "few_near_duplicates",
         False,
-        "Near-duplicates by vectors are at most the share that the settings allow.",
+        "The share of near-duplicates by vectors is at most the setting's.",
         _similar_share,
         _expect_few_near_duplicates,
     ),
@@ -543,17 +543,17 @@ SUITES: tuple[Suite, ...] = (
         "density",
         "density_sound",
         True,
-        "Densities are finite, factors positive, and the search found the part of the neighbours that it must.",
+        "Densities are finite, factors positive, and the search reached the required recall.",
         _density_rows,
         _expect_density,
     ),
-    Suite("sample_novelty", "novelty_in_range", True, "Novelty is finite and possible.", _own_table, _expect_novelty),
+    Suite("sample_novelty", "novelty_in_range", True, "Novelty is finite and in range.", _own_table, _expect_novelty),
     Suite("selected_subset", "picks_sound", True, "k distinct samples of the pool, ranked.", _picks, _expect_picks),
     Suite(
         "selected_subset",
         "sources_balanced",
         False,
-        "No source swallows the others.",
+        "No source dominates the subset.",
         _source_shares,
         _expect_balanced,
     ),
@@ -561,8 +561,8 @@ SUITES: tuple[Suite, ...] = (
         "selected_subset",
         "near_duplicates_not_favoured",
         False,
-        "Near-duplicates are not picked far more often than others. They stand in dense regions, whose samples the"
-        " density factor raises; set pool.near_duplicates.drop where this warns.",
+        "Near-duplicates are not picked far more often than others. They are in dense regions, where the density factor"
+        " raises scores; set pool.near_duplicates.drop if this warns.",
         _near_duplicate_growth,
         _expect_few_near_duplicates_picked,
     ),
@@ -578,7 +578,7 @@ SUITES: tuple[Suite, ...] = (
         "changes",
         "novelsum_steady",
         False,
-        "NovelSum of the subset is near that of the state before, where the two compare.",
+        "NovelSum of the subset is close to that of the previous state, if the two can be compared.",
         _novelsum_drift,
         _expect_steady_novelsum,
     ),
@@ -586,7 +586,7 @@ SUITES: tuple[Suite, ...] = (
         "changes",
         "sources_steady",
         False,
-        "Each source has about the share of the pool that it had in the state before.",
+        "Each source has about the same share of the pool as in the previous state.",
         _source_drift,
         _expect_steady_sources,
     ),

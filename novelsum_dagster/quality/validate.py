@@ -1,4 +1,4 @@
-"""Running suites with Great Expectations, and the verdicts that are kept.
+"""Running suites with Great Expectations, and storing the verdicts.
 
 Belongs here: validation, verdict files, the gate. Does not: what is expected (`suites`), Dagster.
 """
@@ -7,7 +7,8 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from novelsum_dagster.artifacts.verdicts import Failure, Verdict, describe, verdicts_name
+from novelsum_dagster.artifacts.layout import verdicts_file
+from novelsum_dagster.artifacts.verdicts import Failure, Verdict, describe
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import write_bytes
 from novelsum_dagster.quality.suites import Subject, Suite, suites_of
@@ -47,15 +48,15 @@ def validate(suite: Suite, subject: Subject) -> Verdict:
 
 
 def check(step: str, subject: Subject) -> list[Verdict]:
-    """Run all suites of a step on its output and keep the verdicts under `root/checks`."""
+    """Run all suites of a step on its output and store the verdicts under `root/checks`."""
     verdicts = [validate(suite, subject) for suite in suites_of(step)]
     text = "\n".join(verdict.model_dump_json() for verdict in verdicts) + "\n"
-    write_bytes(text.encode(), subject.root / verdicts_name(step, subject.output.key))
+    write_bytes(text.encode(), subject.root / verdicts_file(step, subject.output.key))
     return verdicts
 
 
 def require_passed(step: str, subject: Subject) -> None:
-    """Refuse to go on unless every blocking suite passed on exactly this output; suites that never ran are run.
+    """Require that every blocking suite passed on exactly this output; suites that never ran are run.
 
     Raises:
         InputError: with every failure.
@@ -63,21 +64,21 @@ def require_passed(step: str, subject: Subject) -> None:
     failed = [verdict for verdict in verdicts_of(step, subject) if verdict.blocking and not verdict.passed]
     if failed:
         raise InputError(
-            f"{step} {subject.output.key} failed its checks, so nothing is built on it: "
+            f"{step} {subject.output.key} failed its checks, so later steps do not run: "
             + "; ".join(f"{verdict.name}: {describe(verdict.failures)}" for verdict in failed)
         )
 
 
 def verdicts_of(step: str, subject: Subject) -> list[Verdict]:
-    """Return the kept verdicts on exactly this output; suites that never ran are run."""
-    path = subject.root / verdicts_name(step, subject.output.key)
+    """Return the stored verdicts on exactly this output; suites that never ran are run."""
+    path = subject.root / verdicts_file(step, subject.output.key)
     if not path.exists():
         return check(step, subject)
     return [Verdict.model_validate_json(line) for line in path.read_text().splitlines()]
 
 
 def _row(frame: "pd.DataFrame", at: int) -> str:
-    """Return a row in words, so that a failure says which sample, file or source it is."""
+    """Return a row as text, so that a failure names the sample, file or source."""
     values = frame.iloc[at].to_dict().items()
     return " ".join(
         f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value!s:.60}" for name, value in values

@@ -1,7 +1,7 @@
 """The boto3 client for S3: time limits, connections, retries.
 
-Belongs here: how a client is configured. Does not: what is asked of S3 (`s3`). Imported inside functions only: boto3
-takes a while to load.
+Belongs here: the configuration of a client. Does not: requests (`s3`). Imported inside functions only: boto3 is slow to
+load.
 """
 
 import random
@@ -14,7 +14,7 @@ from botocore.config import Config
 from novelsum_dagster.remote.faults import HEADERS
 
 _CONNECTIONS = 40
-"""Kept open at once."""
+"""Connections kept open at once."""
 
 
 def new_client(
@@ -41,7 +41,7 @@ def new_client(
         read_timeout=read_seconds,
         max_pool_connections=_CONNECTIONS,
         retries={"mode": "standard", "total_max_attempts": attempts},
-        # Signed, a body that changes on its way is refused by the server, over plain HTTP too.
+        # With a signed body, the server refuses one that was changed in transit, over plain HTTP too.
         s3={"addressing_style": "path" if path_style else "auto", "payload_signing_enabled": True},
     )
     client = boto3.session.Session().client("s3", region_name=region, endpoint_url=endpoint_url, config=config)
@@ -52,9 +52,9 @@ def new_client(
 def _again_if_cut(
     most: int, response: tuple[Any, dict[str, Any]] | None, operation: Any, attempts: int, **_: Any
 ) -> float | None:
-    """Return the seconds to wait before a request is repeated whose answer ended within its headers; else None.
+    """Return the seconds to wait before repeating a request whose response ended within its headers, else None.
 
-    botocore's own rules are asked next.
+    botocore's own rules apply afterwards.
     """
     if response is None or attempts >= most or response[0].status_code >= 300:
         return None

@@ -1,8 +1,8 @@
-"""What can go wrong with S3, in plain words.
+"""Errors of S3: which ones are retried, and their messages.
 
-Belongs here: which error is worth another try, and what to tell a person. Does not: the transfers.
+Belongs here: retry times, the message and remedy for each error. Does not: the transfers.
 
-No message repeats what the server or the AWS libraries wrote: answers to a wrong signature hold what was signed.
+No message repeats text of the server or the AWS libraries: responses to a wrong signature contain the signed data.
 """
 
 import random
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long S3 is waited for.
+    """Retry and timeout limits for S3.
 
     Attributes:
-        attempts: of each request, and of each transfer whose content came wrong.
+        attempts: of each request, and of each transfer with wrong content.
         connect_seconds: the longest wait for a connection.
         read_seconds: the longest wait for the next bytes.
         first_wait: seconds before the second attempt at a transfer, at most; doubled for each further one.
         longest_wait: seconds before any attempt, at most.
-        abandoned_seconds: an upload in parts that began so long ago is taken to be a dead process's and removed.
+        abandoned_seconds: age from which a multipart upload counts as abandoned by a dead process, and is removed.
     """
 
     attempts: int = 8
@@ -39,7 +39,7 @@ class Patience:
     def tries(self) -> Iterator[int]:
         """Yield the number of each attempt from 0, waiting before every one but the first."""
         for number in range(self.attempts):
-            if number:  # At random, so that many that failed at once do not come back at once.
+            if number:  # Random, so that clients that failed together do not retry together.
                 longest = min(self.first_wait * 2 ** (number - 1), self.longest_wait)
                 time.sleep(random.uniform(0, longest))  # noqa: S311
             yield number
@@ -47,12 +47,12 @@ class Patience:
 
 _OF_OBJECT = ("ETag", "ContentLength", "LastModified")
 HEADERS = {"HeadObject": _OF_OBJECT, "GetObject": _OF_OBJECT, "PutObject": ("ETag",), "UploadPart": ("ETag",)}
-"""What an answer always has, by request. The HTTP library takes one that ended within its headers for a whole one."""
+"""Fields of every complete response, by request. The HTTP library accepts a response that ended within its headers."""
 CREDENTIALS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role; they are never read "
     "from the settings"
 )
-_LATER = "try again later; what was done is kept"
+_LATER = "try again later; finished work is kept"
 _WRONG_KEYS = ("the server does not accept the AWS credentials in force", CREDENTIALS)
 _OF_CODE = {
     "InvalidAccessKeyId": _WRONG_KEYS,
@@ -75,11 +75,11 @@ _OF_CODE = {
     "KeyTooLongError": ("the name is too long for S3", "shorten the prefix in storage"),
     "QuotaExceeded": ("the store is full", "make room"),
     "XMinioStorageFull": ("the store is full", "make room"),
-    "NoSuchKey": ("there is no such object", "make and publish it again"),
-    "404": ("there is no such object", "make and publish it again"),
+    "NoSuchKey": ("there is no such object", "rebuild and publish it"),
+    "404": ("there is no such object", "rebuild and publish it"),
     "403": (
         "access is denied",
-        "see that the AWS credentials in force are right and may list, read and write in this bucket",
+        "check that the AWS credentials in force are right and may list, read and write in this bucket",
     ),
     "301": ("the bucket is in another region", "set s3.region to the bucket's"),
 }
@@ -91,9 +91,9 @@ _OF_TYPE = {
     "ConfigParseError": ("the AWS configuration file cannot be read", "correct it (~/.aws/config)"),
     "EndpointConnectionError": (
         "nothing answers at this address",
-        "see that s3.endpoint_url is right, the server runs and the network is up",
+        "check that s3.endpoint_url is right, the server runs and the network is up",
     ),
-    "ConnectTimeoutError": ("the server cannot be reached", "see that s3.endpoint_url and the network are right"),
+    "ConnectTimeoutError": ("the server cannot be reached", "check s3.endpoint_url and the network"),
     "ReadTimeoutError": ("the server stopped answering", _LATER),
     "ConnectionClosedError": ("the server kept closing the connection", _LATER),
     "SSLError": ("the server's certificate is not accepted", "correct s3.endpoint_url, or set AWS_CA_BUNDLE"),
@@ -102,18 +102,18 @@ _OF_TYPE = {
 
 
 def code_of(error: "ClientError") -> str:
-    """Return the code of a server's answer, as `NoSuchKey`; its HTTP status where it has none that is a word."""
+    """Return the error code of a response, e.g. `NoSuchKey`; its HTTP status if the code is not a word."""
     code = str(error.response.get("Error", {}).get("Code", ""))
     return code if re.fullmatch(r"\w{1,64}", code) else str(status_of(error))
 
 
 def status_of(error: "ClientError") -> int:
-    """Return the HTTP status of a server's answer."""
+    """Return the HTTP status of a response."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def in_words(error: Exception) -> tuple[str, str]:
-    """Return what went wrong, and what to do."""
+    """Return the problem and the remedy."""
     from botocore.exceptions import ClientError
 
     if isinstance(error, ClientError):
@@ -126,5 +126,5 @@ def in_words(error: Exception) -> tuple[str, str]:
     if found:
         return found
     if "SSO" in type(error).__name__ or "Token" in type(error).__name__:
-        return "the AWS login is not valid any more", "log in again"
-    return f"the AWS library fails with {type(error).__name__}", "see that the AWS configuration is right"
+        return "the AWS login has expired", "log in again"
+    return f"the AWS library fails with {type(error).__name__}", "check the AWS configuration"

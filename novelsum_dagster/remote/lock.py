@@ -1,13 +1,13 @@
-"""One run at a time in a storage folder, here or on S3.
+"""The storage lock: one run at a time in a storage folder, local or on S3.
 
-Belongs here: taking the folder for a run, saying who has it, noticing that its holder is dead. Does not: what runs do.
+Belongs here: acquiring the folder for a run, naming the holder, detecting a dead holder. Does not: what runs do.
 
-Every process of a run has a lock of its own under `locks/`, so a run holds the folder until its last process has ended.
-Locally the operating system gives a dead process's lock back. On S3 it is a lease, renewed by a thread: an object that
-was not renewed in time is a dead process's. All times are the server's, read off the objects, so clocks may differ.
+Every process of a run has its own lock under `locks/`, so a run holds the folder until its last process has ended.
+Locally the operating system releases a dead process's lock. On S3 the lock is a lease, renewed by a thread: an object
+that was not renewed in time belongs to a dead process. All times are the server's, so clocks may differ.
 
 Taking a lease is safe without conditional writes: each process writes its own object and then lists them all. S3 lists
-what was written before, so of two that try at once at least one sees the other; both withdraw if neither holds yet.
+everything written before, so of two that try at once at least one sees the other; both withdraw if neither holds yet.
 """
 
 import atexit
@@ -38,25 +38,25 @@ FOLDER = "locks"
 LEASE_SECONDS = 60.0
 _PATIENCE = Patience(attempts=4, connect_seconds=5, read_seconds=10)
 _TRIES = 5
-"""How often a process tries that meets another which does not hold the folder yet either."""
+"""Attempts of a process that meets another one which does not hold the folder yet either."""
 
 
 _of_this_process: "dict[Path, tuple[str, StorageLock]]" = {}
 
 
 def hold_storage(root: Path, run_id: str, remote: Remote | None = None) -> bool:
-    """Keep other runs out of a storage folder until this process ends, or holds it for its next run.
+    """Keep other runs out of a storage folder until this process ends, or acquires it for its next run.
 
     Args:
         root: the local storage folder.
         run_id: of the run.
-        remote: the remote, where storage is on S3.
+        remote: the remote, if storage is on S3.
 
     Returns:
-        whether it was not held for this run yet.
+        whether the folder was newly acquired for this run.
 
     Raises:
-        InputError: naming the run that has it, or where it was lost.
+        InputError: naming the run that holds it, or if the lock was lost.
     """
     held = _of_this_process.get(root)
     if held is not None and held[0] == run_id:
@@ -72,16 +72,16 @@ def hold_storage(root: Path, run_id: str, remote: Remote | None = None) -> bool:
 
 
 class Holder(BaseModel):
-    """A process that holds a storage folder, or asks for it.
+    """A process that holds a storage folder, or requests it.
 
     Attributes:
         run_id: of its run.
         host: name of its machine.
-        pid: its number there.
+        pid: its process id there.
         token: names its lock.
-        since: when it began, by its own clock.
-        is_asking: it has not got it yet.
-        expires: when a lease ends unless it is renewed, by its own clock; for people.
+        since: when it started, by its own clock.
+        is_asking: whether it has only requested the folder.
+        expires: when a lease ends unless it is renewed, by its own clock; for information only.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -103,8 +103,8 @@ class StorageLock:
 
     Args:
         root: the local storage folder, or the one that mirrors the remote.
-        remote: the remote, where storage is on S3.
-        seconds: for which a lease is valid.
+        remote: the remote, if storage is on S3.
+        seconds: validity of a lease.
     """
 
     def __init__(self, root: Path, remote: Remote | None = None, seconds: float = LEASE_SECONDS) -> None:
@@ -115,10 +115,10 @@ class StorageLock:
         self._lease: _Lease | None = None
 
     def acquire(self, run_id: str) -> None:
-        """Take the folder for a run.
+        """Acquire the folder for a run.
 
         Raises:
-            InputError: naming the run that has it; or where S3 cannot be reached.
+            InputError: naming the run that holds it, or if S3 cannot be reached.
         """
         if self._local is not None:
             return
@@ -137,7 +137,7 @@ class StorageLock:
         atexit.register(self.release)
 
     def release(self) -> None:
-        """Give the folder back, if it is held. That S3 cannot be reached then is no error: the lease runs out."""
+        """Release the folder, if it is held. An unreachable S3 is not an error: the lease expires."""
         atexit.unregister(self.release)
         lease, self._lease = self._lease, None
         local, self._local = self._local, None
@@ -147,10 +147,10 @@ class StorageLock:
             local.release()
 
     def require(self) -> None:
-        """See that the folder is still held, before something is written that other runs read.
+        """Require that the folder is still held, before writing something that other runs read.
 
         Raises:
-            InputError: where a lease could not be renewed in time, as by a machine that slept, or is not held at all.
+            InputError: if the lease could not be renewed in time (e.g. the machine slept), or is not held at all.
         """
         if self._local is None:
             raise InputError(f"{self._remote.place if self._remote else self._root}: is not held by this process")
@@ -169,7 +169,7 @@ class StorageLock:
 
 @dataclass
 class _LocalLock:
-    """A lock that the operating system gives back when its process ends."""
+    """A lock that the operating system releases when its process ends."""
 
     root: Path
     me: Holder
@@ -188,10 +188,10 @@ class _LocalLock:
                 self.lock = FileLock(folder / f"{self.me.token}.lock")
                 self.lock.acquire(timeout=0)
         except Timeout:
-            raise InputError(f"{folder / '.guard'}: is held by another process for too long; try again") from None
+            raise InputError(f"{folder / '.guard'}: has been held by another process for too long; try again") from None
 
     def clear(self) -> None:
-        """Remove what dead processes have left, once it has told that their leases are over too."""
+        """Remove lock files of dead processes, once their leases are released too."""
         for path in self.dead:
             path.unlink(missing_ok=True)
             path.with_suffix(".lock").unlink(missing_ok=True)
@@ -215,7 +215,7 @@ class _LocalLock:
 
 
 class _Lease:
-    """An object that says who has a prefix of a bucket, renewed by a thread."""
+    """An object that names the holder of a prefix of a bucket, renewed by a thread."""
 
     def __init__(self, root: Path, remote: Remote, me: Holder, seconds: float) -> None:
         self._root = root
@@ -240,7 +240,7 @@ class _Lease:
                 self._remote.delete(self._name)
                 if not other.is_asking or number == _TRIES - 1:
                     raise _in_use(str(self._remote.place), other, self._seconds)
-                # At random, so that one of the two comes first.
+                # Random, so that one of the two comes first.
                 time.sleep(random.uniform(0, 2**number))  # noqa: S311
         except BaseException:
             self._forget()
@@ -255,14 +255,14 @@ class _Lease:
         if self._is_lost or time.monotonic() - self._renewed > self._seconds:
             raise InputError(
                 f"{self._remote.place}: the lease of run {self._me.run_id} was not renewed in {self._seconds:g} s, so "
-                "another run may have begun; start this one again, which goes on where it was"
+                "another run may have begun; start this one again, and it resumes"
             )
 
     def _forget(self) -> None:
         try:
             self._remote.delete(self._name)
         except InputError:
-            return  # It runs out.
+            return  # It expires.
 
     def _renew_until_end(self) -> None:
         while not self._ended.wait(self._seconds / 3):
@@ -275,10 +275,10 @@ class _Lease:
                     return
                 self._renewed = begun
             except InputError:
-                continue  # `require` tells when it is too late.
+                continue  # `require` raises once it is too late.
 
     def _write(self, *, is_asking: bool) -> float:
-        """Write the lease; return when that began, by this process's own steady clock."""
+        """Write the lease; return the start of the write, by this process's monotonic clock."""
         begun = time.monotonic()
         expires = _now() + timedelta(seconds=self._seconds)
         lease = self._me.model_copy(update={"is_asking": is_asking, "expires": expires})
@@ -286,14 +286,14 @@ class _Lease:
         return begun
 
     def _other(self) -> Holder | None:
-        """Return a living process of another run, one that holds rather than one that asks; removes dead ones' leases.
+        """Return a live process of another run, preferably one that holds the folder; remove leases of dead processes.
 
-        A lease is as old as it is older than the own one, which was just written: by the server's clock alone.
+        The age of a lease is its time before our own, which was just written: only the server's clock counts.
         """
         leases = self._remote.files(f"{FOLDER}/")
         mine = leases.pop(self._name, None)
         if mine is None:
-            raise InputError(f"{self._remote.place}: the lock {self._name} vanished as it was written; try again")
+            raise InputError(f"{self._remote.place}: the lock {self._name} was deleted while it was written; try again")
         found = [self._judged(name, lease, mine) for name, lease in leases.items()]
         return min((other for other in found if other), key=lambda other: other.is_asking, default=None)
 
@@ -328,7 +328,7 @@ def is_dead(root: Path, token: str) -> bool:
 
 
 def _in_use(place: str, other: Holder | None, lease: float | None = None) -> InputError:
-    after = f". If its process is gone, try again in {lease:g} s: its lease has run out then" if lease else ""
+    after = f". If its process has died, try again in {lease:g} s, when its lease has expired" if lease else ""
     return InputError(f"{place} is in use by {other or 'another run'}; wait until it has ended, or stop it{after}")
 
 

@@ -1,9 +1,9 @@
-"""A local folder over S3: all work is on local files, which are published once done and fetched when needed.
+"""A local mirror of a prefix on S3: work happens on local files, which are published when done and fetched when needed.
 
 Belongs here: what is sent or fetched, and in which order. Does not: how (`s3`), when (the steps and commands).
 
-Content-addressed files never change, so the one on S3 is right or damaged. The small files that say what is there
-(records, verdicts, runs, newest handles) are sent last: a process that is killed leaves files that nothing names yet.
+Content-addressed files never change, so a file on S3 is either right or damaged. The small files that name others
+(records, verdicts, runs, newest artifacts) are sent last, so a killed process leaves only files that nothing names.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ from novelsum_dagster.remote.s3 import Remote, RemoteFile
 from novelsum_dagster.settings import S3, S3Place, Settings
 
 LAST = ("provenance/", "checks/", "runs/", "assets/")
-"""Folders of small files that name others, in the order in which they are sent, after everything else."""
+"""Folders of small files that name others, in the order of sending, after everything else."""
 THREADS = 8
 Item = TypeVar("Item")
 
 
 class StoredFile(Protocol):
-    """What is recorded of a file (`artifacts.provenance.StoredFile`)."""
+    """The recorded size and hash of a file (`artifacts.provenance.StoredFile`)."""
 
     @property
     def sha256(self) -> str: ...
@@ -48,10 +48,10 @@ class Mirror:
         self._threads = threads
 
     def publish(self, files: Mapping[str, StoredFile]) -> int:
-        """Send files that are not there yet, the ones that name others last; return how many were sent.
+        """Send files that are missing on S3, those that name others last; return the number sent.
 
         Raises:
-            InputError: where a local file is gone or damaged, or S3 fails.
+            InputError: if a local file is missing or damaged, or S3 fails.
         """
         sent = 0
         for names in _in_order(files):
@@ -59,10 +59,10 @@ class Mirror:
         return sent
 
     def fetch(self, files: Mapping[str, StoredFile]) -> int:
-        """Fetch files that are missing or damaged locally; return how many were.
+        """Fetch files that are missing or damaged locally; return their number.
 
         Raises:
-            InputError: where a file is missing or damaged on S3 too, or S3 fails.
+            InputError: if a file is missing or damaged on S3 too, or S3 fails.
         """
         wanted = [name for name, file in files.items() if not self._is_here(name, file)]
 
@@ -73,11 +73,11 @@ class Mirror:
         return sum(self._each(fetched, wanted))
 
     def put(self, *names: str) -> int:
-        """Send files that change, each whole, in the order given; return how many were sent."""
+        """Send mutable files in the order given; return the number sent."""
         return sum(self._send(name, None) for name in names)
 
     def get(self, name: str) -> bool:
-        """Make a local file that changes as it is on S3; return False, and leave it, where there is none there."""
+        """Update a mutable local file from S3; return False, without changing it, if S3 has none."""
         there = self.remote.stat(name)
         if there is None:
             return False
@@ -85,12 +85,12 @@ class Mirror:
         return True
 
     def get_folder(self, folder: str) -> int:
-        """Make all local files of a folder as they are on S3; return how many were fetched. Others are left."""
+        """Update all local files of a folder from S3; return the number fetched. Other local files are kept."""
         there = self.remote.files(f"{folder.rstrip('/')}/")
         return sum(self._each(lambda name: self._refresh(name, there[name]), there))
 
     def put_folder(self, folder: str) -> int:
-        """Send all files of a local folder that differ from those on S3; return how many were sent."""
+        """Send all files of a local folder that differ from those on S3; return the number sent."""
         there = self.remote.files(f"{folder.rstrip('/')}/")
         found = (path for path in sorted((self.root / folder).rglob("*")) if path.is_file())
         local = {path.relative_to(self.root).as_posix(): path for path in found}
@@ -101,11 +101,11 @@ class Mirror:
     def _send(self, name: str, sha256: str | None) -> bool:
         path = self._path(name)
         if not path.is_file():
-            # A step in another working folder has published it already, or it is lost.
+            # Either a step in another working folder has published it already, or it is lost.
             there = self.remote.stat(name) if sha256 else None
             if there is not None and there.sha256 == sha256:
                 return False
-            raise InputError(f"{path}: is gone, so it cannot be sent to {self.remote.place}; make it again")
+            raise InputError(f"{path}: is missing, so it cannot be sent to {self.remote.place}; rebuild it")
         return self.remote.upload(path, name, sha256)
 
     def _refresh(self, name: str, there: RemoteFile) -> bool:
@@ -116,7 +116,10 @@ class Mirror:
         return True
 
     def _is_same(self, path: Path, name: str, there: RemoteFile) -> bool:
-        """Return whether a local file is as an object; one in parts, whose ETag tells nothing, is asked about."""
+        """Return whether a local file matches an object.
+
+        Multipart ETags are not content hashes, so such objects are compared by their stored SHA-256.
+        """
         if path.stat().st_size != there.size or "-" not in there.etag:
             return _has_etag(path, there)
         known = there if there.sha256 else self.remote.stat(name)
@@ -132,11 +135,11 @@ class Mirror:
         return self.root / name
 
     def _each(self, action: Callable[[str], bool], names: Iterable[str]) -> list[bool]:
-        """Do something for every name, several at once; the first failure ends it."""
+        """Apply an action to every name, several at once; stop at the first failure."""
         todo = list(names)
         if len(todo) < 2:
             return [action(name) for name in todo]
-        self.remote.connect()  # Once, not by every thread, where it fails.
+        self.remote.connect()  # Once, so that a failure is not raised by every thread.
         with ThreadPoolExecutor(min(self._threads, len(todo))) as threads:
             try:
                 return list(threads.map(action, todo))
@@ -145,7 +148,7 @@ class Mirror:
 
 
 def mirror_of(settings: Settings) -> Mirror | None:
-    """Return the mirror that the settings ask for; None where storage is a folder. A process has one for each place."""
+    """Return the mirror for the settings, one per place and process; None if storage is a folder."""
     place = settings.s3_place
     return None if place is None else Mirror(settings.storage_path, _remote(place, settings.s3))
 
@@ -156,7 +159,7 @@ def _remote(place: S3Place, s3: S3) -> Remote:
 
 
 def _in_order(names: Iterable[str]) -> list[list[str]]:
-    """Return names in groups, each to be sent after the one before."""
+    """Return names in groups, each to be sent after the previous one."""
     groups: dict[int, list[str]] = {}
     for name in names:
         groups.setdefault(next((i for i, folder in enumerate(LAST) if name.startswith(folder)), -1), []).append(name)
@@ -164,7 +167,7 @@ def _in_order(names: Iterable[str]) -> list[list[str]]:
 
 
 def _has_etag(path: Path, there: RemoteFile) -> bool:
-    """Return whether a file is as an object by its size and ETag: the MD5 of one that was sent whole."""
+    """Return whether a file matches an object by size and ETag, which is the MD5 of an object sent in one part."""
     if path.stat().st_size != there.size or "-" in there.etag:
         return False
     with path.open("rb") as file:

@@ -1,10 +1,10 @@
-"""One prefix of an S3 bucket as a store of files that are whole or not there.
+"""One prefix of an S3 bucket as a store of files that are either complete or missing.
 
-Belongs here: listing, reading, writing and deleting objects, verified and with patience. Does not: which files a
+Belongs here: listing, reading, writing and deleting objects, with verification and retries. Does not: which files a
 curation has, a local copy of them (`mirror`).
 
-A request that fails for a passing reason is repeated by botocore; a transfer whose content came short or wrong is
-repeated here. The SHA-256 of what is written is kept with the object, so that nothing is sent twice.
+A request that fails temporarily is repeated by botocore; a transfer with short or wrong content is repeated here. The
+SHA-256 of the content is stored with each object, so that nothing is sent twice.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ MULTIPART_BYTES = 8 << 20
 """Larger files are sent in parts of this size."""
 _CHUNK = 1 << 20
 _SHA256 = "sha256"
-"""Name of the metadata of an object that holds its SHA-256."""
+"""Name of an object's metadata field with its SHA-256."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class RemoteFile:
         size: in bytes.
         etag: of the server, without quotes.
         modified: when it was written, by the server's clock.
-        sha256: as kept with it; None where it was not asked for, or another program wrote the object.
+        sha256: stored with it; None if it was not requested, or another program wrote the object.
     """
 
     size: int
@@ -48,22 +48,22 @@ class RemoteFile:
 
 
 class _BrokenOffError(Exception):
-    """The connection ended in the middle of an object's content, which botocore does not repeat by itself."""
+    """The connection ended in the middle of an object's content, which botocore does not retry by itself."""
 
 
 class _WrongContentError(Exception):
-    """What was read is whole by its length, and has another SHA-256 than it should."""
+    """The content has the right length but the wrong SHA-256."""
 
 
 class Remote:
-    """A bucket and a prefix. Nothing is asked of the server before the first use. Threads may share it.
+    """A bucket and a prefix. The server is not contacted before the first use. Thread-safe.
 
-    Every method raises `InputError`, with the place, what failed and what to do, once its attempts are used up.
+    Every method raises `InputError`, with place, problem and remedy, once its attempts are used up.
 
     Args:
         place: the bucket and the prefix.
-        s3: how it is reached.
-        patience: how long it is waited for.
+        s3: the connection settings.
+        patience: retry and timeout limits.
     """
 
     def __init__(self, place: S3Place, s3: S3, patience: Patience | None = None) -> None:
@@ -74,14 +74,14 @@ class Remote:
         self._made: Any = None
 
     def connect(self) -> None:
-        """See that the bucket is there and may be used."""
+        """Check that the bucket exists and may be used."""
         with self._explained("", "be reached"):
             _ = self._client
 
     def files(self, under: str = "", page: int = 1000) -> dict[str, RemoteFile]:
-        """Return the objects whose names begin with `under`, by name, `page` a request.
+        """Return the objects whose names begin with `under`, by name, `page` per request.
 
-        Names that cannot be those of files, as ones with a part `..`, are left out.
+        Names that cannot be file names, e.g. with a part `..`, are left out.
         """
         found = {}
         with self._explained(under, "be listed"):
@@ -96,7 +96,7 @@ class Remote:
         return found
 
     def stat(self, name: str) -> RemoteFile | None:
-        """Return what is known of an object; None where there is none."""
+        """Return an object's metadata; None if it does not exist."""
         from botocore.exceptions import ClientError
 
         with self._explained(name, "be read"):
@@ -113,9 +113,9 @@ class Remote:
         )
 
     def read(self, name: str) -> bytes | None:
-        """Return the content of a small object; None if there is none.
+        """Return the content of a small object; None if it does not exist.
 
-        Its SHA-256 is checked where it is kept with it.
+        The content is checked against the stored SHA-256, if there is one.
         """
         from botocore.exceptions import ClientError
 
@@ -144,17 +144,17 @@ class Remote:
             self._put(name, data, hashlib.sha256(data).hexdigest())
 
     def delete(self, name: str) -> None:
-        """Delete an object, if it is there."""
+        """Delete an object, if it exists."""
         with self._explained(name, "be deleted"):
             self._client.delete_object(**self._object(name))
 
     def download(self, name: str, path: Path, sha256: str | None = None) -> None:
-        """Write an object to `path`, whole and verified, or leave `path` as it was.
+        """Download an object to `path`, complete and verified, or leave `path` unchanged.
 
         Args:
             name: of the object.
             path: of the file.
-            sha256: that it must have; default: the one kept with it, where there is one.
+            sha256: that it must have; default: the one stored with it, if any.
         """
         with replacing(path) as temporary, self._explained(name, "be read"):
             wrong = 0
@@ -164,22 +164,22 @@ class Remote:
                     return transfer.go_on()
                 except (_BrokenOffError, _WrongContentError) as error:
                     wrong += isinstance(error, _WrongContentError)
-                    if wrong == 2 or number == self.patience.attempts - 1:  # Twice wrong the same way: not by chance.
+                    if wrong == 2 or number == self.patience.attempts - 1:  # Wrong twice: not by chance.
                         raise
 
     def upload(self, path: Path, name: str, sha256: str | None = None) -> bool:
-        """Write a file as an object, in parts if it is large; return False where the object was there already.
+        """Upload a file as an object, in parts if it is large; return False if the object existed already.
 
         Args:
             path: of the file.
             name: of the object.
-            sha256: that the file must have; default: the one that it has.
+            sha256: that the file must have; default: its current one.
         """
         from botocore.exceptions import ClientError
 
         with self._explained(name, "be written"):
             for number in self.patience.tries():
-                # One that is replaced meanwhile is sent as it was: what is open stays.
+                # A file that is replaced meanwhile is sent in its old version, which is open.
                 with path.open("rb") as file:
                     wanted, there = sha256 or _digest(file), self.stat(name)
                     size = os.fstat(file.fileno()).st_size
@@ -187,13 +187,13 @@ class Remote:
                         return number > 0
                     if _digest(file) != wanted:
                         raise InputError(
-                            f"{path}: is damaged (its SHA-256 is another than recorded); delete it and make it again"
+                            f"{path}: is damaged (its SHA-256 differs from the record); delete and rebuild it"
                         )
                     try:
                         self._send(file, size, name, wanted)
                         return True
                     except ClientError as error:
-                        # The answer to a finished upload was lost and the question repeated, or it was removed.
+                        # The response to a finished upload was lost and the request repeated, or it was removed.
                         if code_of(error) != "NoSuchUpload" or number == self.patience.attempts - 1:
                             raise
         raise AssertionError
@@ -215,7 +215,7 @@ class Remote:
             extra = {"Metadata": {_SHA256: sha256}}
             try:
                 transfers.upload(file, self.place.bucket, self._key(name), extra_args=extra).result()
-            except KeyError:  # The answer to a part had no ETag: it was cut off.
+            except KeyError:  # The response to a part had no ETag: it was cut off.
                 raise _BrokenOffError from None
 
     def _put(self, name: str, data: bytes, sha256: str) -> None:
@@ -223,7 +223,7 @@ class Remote:
         _require_whole("PutObject", answer)
 
     def _remove_abandoned(self, name: str) -> None:
-        """Remove the parts that a process which was killed has left of this object: they are stored, and unseen."""
+        """Remove parts of this object left by killed processes: they are not listed, but take space."""
         from botocore.exceptions import ClientError
 
         key, before = self._key(name), datetime.now(UTC) - timedelta(seconds=self.patience.abandoned_seconds)
@@ -232,7 +232,7 @@ class Remote:
             for upload in uploads:
                 if upload["Key"] == key and upload["Initiated"] <= before:
                     self._client.abort_multipart_upload(**self._object(name), UploadId=upload["UploadId"])
-        except ClientError:  # Tidying up; some servers and policies do not allow it.
+        except ClientError:  # Only cleaning up; some servers and policies do not allow it.
             return
 
     @property
@@ -243,7 +243,7 @@ class Remote:
             return self._made
 
     def _new_client(self) -> Any:
-        """Return a client that has reached the bucket: later answers do not tell a missing bucket or wrong keys."""
+        """Return a client that has reached the bucket: later responses do not reveal a missing bucket or wrong keys."""
         from novelsum_dagster.remote.client import new_client
 
         path_style = self.s3.path_style
@@ -273,9 +273,9 @@ class Remote:
         try:
             yield
         except _WrongContentError:
-            problem, advice = "its SHA-256 is another than recorded", "delete it there, and make and publish it again"
+            problem, advice = "its SHA-256 differs from the record", "delete it there, then rebuild it"
         except _BrokenOffError:
-            problem, advice = "the connection broke off in the middle again and again", "try again later"
+            problem, advice = "the connection was interrupted repeatedly", "try again later"
         except (ClientError, BotoCoreError) as error:
             problem, advice = in_words(error)
         else:
@@ -286,7 +286,7 @@ class Remote:
 
 
 class _Download:
-    """A transfer of one object into a file that goes on where it broke off."""
+    """A resumable transfer of one object into a file."""
 
     def __init__(self, client: Any, place: dict[str, str], file: Path, sha256: str | None) -> None:
         self._client = client
@@ -298,7 +298,7 @@ class _Download:
         self._total: int | None = None
 
     def go_on(self) -> None:
-        """Fetch what is missing and check the whole; what is wrong as a whole is thrown away."""
+        """Fetch the missing part and verify the file; discard it if its content is wrong."""
         from botocore.exceptions import ClientError
 
         start = self._file.stat().st_size
@@ -339,7 +339,7 @@ def _require(found: str, wanted: str | None) -> None:
 
 
 def _digest(file: BufferedReader) -> str:
-    """Return the SHA-256 of an open file, and go back to its start."""
+    """Return the SHA-256 of an open file, and rewind it."""
     file.seek(0)
     found = hashlib.file_digest(file, "sha256").hexdigest()
     file.seek(0)

@@ -1,1 +1,1 @@
-"""What people look at: the table of sets, and plots."""
+"""The report of a selection: tables, plots and the data card."""

@@ -1,12 +1,12 @@
-"""A subset ready to be handed on: the data, a card that tells people what it is, and a signed-off manifest.
+"""The data card: a subset ready for publication, with its data, a description and a manifest.
 
-Belongs here: what a card says, its folder. Does not: the measures, the checks.
+Belongs here: the card's content, its folder. Does not: the measures, the checks.
 
 | file | content |
 |---|---|
 | README.md | the card, with the header that Hugging Face reads |
 | subset.jsonl, original/, picks.parquet | copies of the subset's files |
-| manifest.json | what the card is made from, for programs; SHA-256 of every other file |
+| manifest.json | the card's inputs, for programs; SHA-256 of every other file |
 | SHA256SUMS | the same for `sha256sum --check` |
 """
 
@@ -22,6 +22,7 @@ import numpy as np
 import yaml
 
 from novelsum_dagster.artifacts.artifact import Artifact
+from novelsum_dagster.artifacts.layout import output_folder
 from novelsum_dagster.artifacts.provenance import Provenance
 from novelsum_dagster.artifacts.verdicts import Verdict, describe
 from novelsum_dagster.common.errors import InputError
@@ -70,17 +71,17 @@ def build_card(
     verdicts: Sequence[Verdict],
     settings: Settings,
 ) -> DataCard:
-    """Write a subset's folder to hand on, under `root/cards`.
+    """Write the data card of a subset, under `root/cards`.
 
     Args:
         root: the storage folder.
-        snapshot, vectors, subset, report: what the card is about.
+        snapshot, vectors, subset, report: the artifacts described by the card.
         made: record of the subset.
         verdicts: of all checks.
         settings: of the curation.
 
     Raises:
-        InputError: where a blocking check failed.
+        InputError: if a blocking check failed.
     """
     failed = [_in_words(one) for one in verdicts if one.blocking and not one.passed]
     if failed:
@@ -114,8 +115,8 @@ def build_card(
         lines = [f"{sha256}  {name}\n" for name, sha256 in {**sums, "manifest.json": digest}.items()]
         write_bytes("".join(lines).encode(), folder / "SHA256SUMS")
         key = content_key(digest)
-        place_folder(folder, root / "cards" / f"card={key}")
-    return DataCard(key=key, folder=f"cards/card={key}", digest=digest)
+        place_folder(folder, root / output_folder("cards", key))
+    return DataCard(key=key, folder=output_folder("cards", key), digest=digest)
 
 
 def _copy_parts(subset: Path, folder: Path) -> None:
@@ -179,7 +180,7 @@ def _in_words(verdict: Verdict) -> str:
 
 
 def _licences(snapshot: PoolSnapshot) -> dict[str, list[str | None]]:
-    """Return the licences of each source; files of one name may have several."""
+    """Return the licences of each source; files of the same name may have several."""
     found: dict[str, list[str | None]] = {}
     for file in snapshot.files:
         known = found.setdefault(file.source, [])
@@ -248,14 +249,14 @@ def _listed(names: Sequence[str], most: int = 5) -> str:
 
 
 def _cell(text: object) -> str:
-    """Return text that stays in its line and its table's cell and is no markup."""
+    """Return text safe for a table cell: on one line, with markup escaped."""
     return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
 
 
 def _page(facts: dict[str, Any]) -> str:
     import jinja2
 
-    # Markdown, not HTML: what comes from data goes through the filter `cell`.
+    # Markdown, not HTML: text from data is escaped by the filter `cell`.
     environment = jinja2.Environment(
         autoescape=False,  # noqa: S701
         undefined=jinja2.StrictUndefined,

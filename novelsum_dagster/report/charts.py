@@ -2,7 +2,7 @@
 
 Belongs here: drawing tables and arrays as altair charts, and a chart as PNG. Does not: computing (`tables`), the page.
 
-The pool is light and filled, the subset dark, and each is named beside its marks or told by their shape.
+The pool is light and filled, the subset dark; each is labelled beside its marks or recognisable by their shape.
 """
 
 import io
@@ -26,18 +26,18 @@ MAX_SOURCES = 20
 _WIDTH = 660
 _MAX_BINS = 50
 _TOP = 0.999
-"""Quantile of the pool's novelty where the histogram ends; what lies above is counted in the last bin."""
+"""Quantile of the pool's novelty at which the histogram ends; higher values are counted in the last bin."""
 _POOL, _SUBSET, _INK, _FAINT = "#aeb8c2", "#0b4f8a", "#1f2933", "#e4e7eb"
 _FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
 _POINTS_BYTES = 5_000_000
-"""Bytes of the map's points in the page: with all else it stays below 8 MB."""
+"""Bytes of the map's points in the page, so that the whole page stays below 8 MB."""
 _MAP_TIPS = {
     "source": ("source", "source"),
     "rank": ("pick", "picked"),
     "id": ("id", "id"),
     "snippet": ("snippet", "text"),
 }
-"""Columns that pointing at a sample shows: the field that holds them, and what it is called."""
+"""Columns in the tooltip of a sample: field and title."""
 _LENGTH_KEYS = {"low": "p5", "lower": "p25", "median": "median", "upper": "p75", "high": "p95"}
 _LENGTH_TIPS = {"low": "5% have at most", "lower": "25%", "median": "half", "upper": "75%", "high": "95%"}
 
@@ -54,7 +54,7 @@ def novelty_histogram(pool: NDArray[np.float64], selected: NDArray[np.float64]) 
 
     Args:
         pool: float64, (n,).
-        selected: float64, (k,), empty where nothing is selected yet.
+        selected: float64, (k,), empty if nothing is selected yet.
     """
     import altair as alt
 
@@ -74,11 +74,11 @@ def novelty_histogram(pool: NDArray[np.float64], selected: NDArray[np.float64]) 
 
 
 def similarity_histogram(nearest: NDArray[np.float64], similarity: float) -> "alt.TopLevelMixin":
-    """Draw how similar samples are to the sample nearest to them, and the least similarity of near-duplicates.
+    """Draw the histogram of each sample's cosine to its nearest neighbour, with the threshold of near-duplicates.
 
     Args:
-        nearest: float64, (n,): cosine of each sample to the one nearest to it.
-        similarity: the least of a near-duplicate.
+        nearest: float64, (n,): cosine of each sample to its nearest neighbour.
+        similarity: threshold of near-duplicates.
     """
     import altair as alt
 
@@ -131,7 +131,7 @@ def _bins(pool: NDArray[np.float64], selected: NDArray[np.float64]) -> tuple[lis
     low, high = float(pool.min()), float(np.quantile(pool, _TOP))
     if high <= low:
         low, high = low - 0.5, low + 0.5
-    # Few samples in many bins would look like noise.
+    # With few samples, many bins would look like noise.
     bins = int(np.clip(2 * np.sqrt(len(selected) or len(pool)), 8, _MAX_BINS))
     edges = np.linspace(low, high, bins + 1)
     shares = []
@@ -145,7 +145,7 @@ def _bins(pool: NDArray[np.float64], selected: NDArray[np.float64]) -> tuple[lis
 
 
 def _columns(rows: list[dict[str, float]], top: float, sets: list[str], colour: "alt.Color") -> "list[alt.Chart]":
-    """Draw the pool's shares as columns; and unseen columns of full height, so that low ones can be pointed at."""
+    """Draw the pool's shares as columns, with invisible full-height columns so that tooltips work on low ones."""
     import altair as alt
 
     base = alt.Chart(alt.InlineData(values=[{**row, "set": sets[0], "top": top} for row in rows]))
@@ -173,7 +173,7 @@ def _columns(rows: list[dict[str, float]], top: float, sets: list[str], colour: 
 
 
 def _outline(rows: list[dict[str, float]], name: str, colour: "alt.Color") -> "alt.Chart":
-    """Draw the subset's shares as a line of steps, from zero and back to it."""
+    """Draw the subset's shares as a step line that starts and ends at zero."""
     import altair as alt
 
     steps = [{"at": rows[0]["low"], "share": 0.0}, *({"at": row["low"], "share": row["subset"]} for row in rows)]
@@ -189,14 +189,14 @@ def _outline(rows: list[dict[str, float]], name: str, colour: "alt.Color") -> "a
 def _marked(
     label: str, value: float, height: float, ink: str, dash: list[int], to_the_right: bool
 ) -> "list[alt.Chart]":
-    """Draw an upright line at `value` with its label at the top."""
+    """Draw a vertical line at `value` with its label at the top."""
     import altair as alt
 
     base = alt.Chart(alt.InlineData(values=[{"at": value, "foot": 0, "height": height, "label": label}]))
     rule = base.mark_rule(color=ink, strokeDash=dash, strokeWidth=1.5).encode(x="at:Q", y="foot:Q", y2="height:Q")
     text: dict[str, Any] = {"align": "left", "dx": 5} if to_the_right else {"align": "right", "dx": -5}
     text |= {"color": ink, "baseline": "middle", "fontSize": 12}
-    # The edge of the letters keeps them readable where the other line crosses.
+    # The outline keeps the letters readable across the other line.
     edge = base.mark_text(**text, stroke="white", strokeWidth=5)
     labels = [mark.encode(x="at:Q", y="height:Q", text="label:N") for mark in (edge, base.mark_text(**text))]
     return [rule, *labels]
@@ -248,7 +248,7 @@ def pool_map(points: pa.Table, explained: tuple[float, float]) -> "alt.TopLevelM
 
 
 def _unmarked(which: str, share: float) -> dict[str, Any]:
-    """Return an axis without numbers, which would mean nothing to a reader."""
+    """Return an axis without numbers, which would be meaningless to a reader."""
     import altair as alt
 
     return {
@@ -268,15 +268,15 @@ def _drawn(picked: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _csv(points: pa.Table) -> str:
-    """Return the points as text with the longest snippets that keep the page small.
+    """Return the points as CSV with the longest snippets that keep the page small.
 
-    As text, since altair would validate each of 20,000 objects.
+    CSV, because altair would validate each of 20,000 objects.
     """
     for length in (SNIPPET, 120, 80, 50, 30, 15):
         sink = pa.BufferOutputStream()
         pa_csv.write_csv(_shortened(points, length), sink)
         text = str(sink.getvalue().to_pybytes(), "utf-8")
-        # As the page holds it: < > and & take six bytes each, a quote two.
+        # Size after escaping: < > and & take six bytes each, a quote two.
         if len(text.encode()) + 5 * sum(map(text.count, "<>&")) + text.count('"') < _POINTS_BYTES:
             break
     return text
@@ -293,7 +293,7 @@ def _shortened(points: pa.Table, length: int) -> pa.Table:
 def _format(points: pa.Table) -> "alt.CsvDataFormat":
     import altair as alt
 
-    # Named, since an id such as 007 would be read as a number.
+    # Explicit types, because an id such as 007 would be parsed as a number.
     kinds = {name: "number" if name in ("x", "y", "rank") else "string" for name in points.column_names}
     return alt.CsvDataFormat(type="csv", parse=kinds)
 
@@ -320,7 +320,7 @@ def coverage_bars(coverage: pa.Table) -> "alt.TopLevelMixin":
         for name, count, share in (("pool", "pool", "pool_share"), ("subset", "selected", "selected_share"))
     ]
     base = alt.Chart(alt.InlineData(values=bars)).encode(
-        # By number, as two long names may begin alike.
+        # By number, because two long names may start the same.
         y=alt.Y("row:O", title=None, axis=_names([shortened(row["source"], 22) for row in rows])),
         yOffset=alt.YOffset("set:N", sort=["pool", "subset"]),
         x=alt.X(
@@ -347,7 +347,7 @@ def _gathered(coverage: pa.Table) -> list[dict[str, Any]]:
 
 
 def length_ranges(lengths: pa.Table) -> "alt.TopLevelMixin":
-    """Draw how long the samples of the pool and of the subset are: middle 90 %, middle half and median.
+    """Draw the length distribution of the pool and of the subset: middle 90 %, middle half and median.
 
     Args:
         lengths: quantity, statistic, pool, subset, as `tables.lengths` returns it.
@@ -388,7 +388,7 @@ def _length_rows(lengths: pa.Table) -> list[dict[str, Any]]:
     for number, quantity in enumerate(QUANTITIES):
         for name in ("pool", "subset"):
             values = {key: found[quantity, statistic][name] for key, statistic in _LENGTH_KEYS.items()}
-            # The scale is logarithmic and has no zero; pointing at the row shows what was cut.
+            # The scale is logarithmic and has no zero; the tooltip shows the clipped values.
             drawn = {f"{key}_at": max(1.0, value) for key, value in values.items()}
             label = f"{name} {values['median']:,.0f}"
             rows.append({"row": number, "quantity": quantity, "set": name, "label": label, **values, **drawn})

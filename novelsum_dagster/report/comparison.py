@@ -1,6 +1,6 @@
 """A comparison of sets as JSON and as tables on disk.
 
-Belongs here: the form in which measures of sets are given to other programs. Does not: measuring (`measures`).
+Belongs here: the exchange format of measures for other programs. Does not: measuring (`measures`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ def write_comparison(
         ids: ids of each set's samples, in order.
         settings: of the measures.
         content: content hash of each set, and of the reference.
-        folder: where to.
+        folder: destination.
     """
     write_json(comparison_json(comparison, settings, content), folder / "comparison.json")
     write_csv_and_table(
@@ -67,7 +67,7 @@ def write_comparison(
 
 
 def grid_records(one: SetMeasures) -> list[dict[str, Any]]:
-    """Return a row a setting of NovelSum: set, neighbors, density_power, proximity_power, value, low, high."""
+    """Return one row per setting of NovelSum: set, neighbors, density_power, proximity_power, value, low, high."""
     rows = []
     for powers, found in one.grid.items():
         low, high = found.interval()

@@ -1,8 +1,8 @@
 """Why measures find a random subset more diverse than the selected one, and which setting may help.
 
-Belongs here: the facts, what is said of them, the rules of the recommendation. Does not: the measures, the page.
+Belongs here: the facts, their sentences, the rules of the recommendation. Does not: the measures, the page.
 
-Everything that is said is a number of `Facts`; nothing is said of a number that chance may explain.
+Every statement is based on a number of `Facts` that chance does not explain.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,19 +25,19 @@ from novelsum_dagster.settings import Settings
 
 SELECTED, RANDOM = "selected", "random"
 CROWDED = 0.1
-"""Cosine distance within which picks crowd: rewordings and texts of one template lie nearer than this in MiniLM."""
+"""Cosine distance within which picks crowd: paraphrases and texts of one template are closer than this in MiniLM."""
 LEAST = 0.05
-"""Least difference that is named, whatever its interval: with many samples every difference is beyond chance.
+"""Smallest difference that is reported, whatever its interval: with many samples every difference is significant.
 
 Of shares (picks that crowd, sources) it is five points; of the mean distance to the nearest pick, 5 % of it. Among
 random subsets of 1,000 of the real pool that distance varies by 0.5 %.
 """
 _CONFIDENCE = 0.95
 _LOWER_POWER = 0.25
-"""Power of the density factor that is recommended where picks crowd: on the real pool fewest measures then prefer a
-random subset, while NovelSum stays above that of one."""
+"""Power of the density factor that is recommended if picks crowd: on the real pool, it minimises the number of measures
+that prefer a random subset, while NovelSum stays above that of a random one."""
 _EXAMPLES = 3
-"""Measures that are named in the line on a terminal."""
+"""Number of measures named in the line on a terminal."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Compared:
 
     @property
     def ahead(self) -> str | None:
-        """The set that is more diverse, `SELECTED` or `RANDOM`; None where the intervals overlap."""
+        """The set that is more diverse, `SELECTED` or `RANDOM`; None if the intervals overlap."""
         if self.selected.low <= self.random.high and self.random.low <= self.selected.high:
             return None
         higher = MEASURES[self.measure].higher_is_diverse
@@ -62,7 +62,7 @@ class Compared:
         return f"{MEASURES[self.measure].label} {_number(self.selected.value)} against {_number(self.random.value)}"
 
     def record(self) -> dict[str, Any]:
-        """Return it as the row of a table: measure, selected, random, more_diverse."""
+        """Return the row of a table: measure, selected, random, more_diverse."""
         values = {SELECTED: self.selected.value, RANDOM: self.random.value}
         return {"measure": self.measure, **values, "more_diverse": self.ahead}
 
@@ -81,12 +81,12 @@ class Contrast(_Recorded):
 
 
 class Drift(_Recorded):
-    """How far the subset's shares of sources are from the pool's.
+    """Difference between the subset's and the pool's shares of sources.
 
     Attributes:
         variation: total variation: half the sum of the absolute differences, from 0 to 1.
-        chance: what 97.5 % of random subsets of its size do not exceed.
-        source: whose share grew most; `pool_share` and `selected_share` are its shares.
+        chance: 97.5 % quantile of random subsets of the same size.
+        source: the source whose share grew most; `pool_share` and `selected_share` are its shares.
     """
 
     variation: float
@@ -97,16 +97,16 @@ class Drift(_Recorded):
 
 
 class Facts(_Recorded):
-    """What is known of a subset beside its measures.
+    """Facts about a subset besides its measures.
 
     Attributes:
         picks: samples of the subset; one that was picked twice counts twice.
         radius: cosine distance within which two picks crowd.
         crowding: share of the picks that have another within `radius`.
         drift: of sources.
-        coverage: mean cosine distance of the pool's samples to their nearest pick; less is better covered.
+        coverage: mean cosine distance of the pool's samples to their nearest pick; lower means better coverage.
         near_duplicates: picks that are near-duplicates of another sample of the pool.
-        unread: part of the texts' tokens that the model did not read.
+        unread: fraction of the texts' tokens that the model did not read.
     """
 
     picks: int
@@ -119,14 +119,14 @@ class Facts(_Recorded):
 
 
 class Recommendation(_Recorded):
-    """Settings to change, by dotted key, and the facts that speak for it."""
+    """Settings to change, by dotted key, and the supporting facts."""
 
     settings: dict[str, Any]
     because: str
 
     @property
     def changes(self) -> list[str]:
-        """The settings as a settings file has them, a line each."""
+        """The settings in the syntax of a settings file, one line each."""
         return [f"{key}: {_yaml(value)}" for key, value in self.settings.items()]
 
     @property
@@ -136,13 +136,13 @@ class Recommendation(_Recorded):
 
 
 class Explanation(_Recorded):
-    """What a report says of a subset beside its measures.
+    """What a report states about a subset besides its measures.
 
     Attributes:
-        facts: that it is made of.
-        causes: names of the facts that tell the two sets apart, where a measure finds the random one more diverse.
+        facts: on which it is based.
+        causes: names of the facts in which the two sets differ, if a measure finds the random one more diverse.
         sentences: one or two.
-        recommendation: the setting most likely to help; None where no rule holds.
+        recommendation: the setting most likely to help; None if no rule applies.
     """
 
     facts: Facts
@@ -152,7 +152,7 @@ class Explanation(_Recorded):
 
 
 def random_rows(samples: int, size: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Return the rows of a random subset of a pool: int64, (size,), or as many as there are."""
+    """Return the rows of a random subset of a pool: int64, (size,), or all rows of a smaller pool."""
     return generator.permutation(samples)[:size]
 
 
@@ -166,9 +166,9 @@ def compare(selected: Mapping[str, Value], random: Mapping[str, Value]) -> tuple
 
 
 def less_diverse(compared: Sequence[Compared]) -> str | None:
-    """Return that most measures find the subset less diverse than a random one; None where they do not.
+    """Return a warning if most measures find the subset less diverse than a random one, else None.
 
-    A measure counts where the intervals do not overlap. Those that differ most come first, by |a - b| / (|a| + |b|).
+    A measure counts if the intervals do not overlap. Those that differ most come first, by |a - b| / (|a| + |b|).
     """
     behind = [one for one in compared if one.ahead == RANDOM]
     if 2 * len(behind) <= len(compared):
@@ -209,14 +209,14 @@ def facts_of(
         random: int64, (m,), rows of the random subset.
         to_selected, to_random: float64, (n,), cosine distances of the pool's samples to the nearest of each set.
         near_duplicates: picks that are near-duplicates of another sample of the pool.
-        unread: part of the texts' tokens that the model did not read.
+        unread: fraction of the texts' tokens that the model did not read.
         seed: of the intervals.
 
     Raises:
         ValueError: for bad rows.
     """
     apart, apart_at_random = (nearest_others(vectors[rows]) for rows in (selected, random))
-    # Some models place all texts near each other: within half of what is usual between random samples.
+    # Some models place all texts close together: use at most half of the usual distance between random samples.
     radius = min(CROWDED, float(np.median(apart_at_random)) / 2)
     low, high = mean_interval(to_selected - to_random, _CONFIDENCE, seed)
     return Facts(
@@ -276,12 +276,12 @@ def _variation(shares: NDArray[np.float64], others: NDArray[np.float64]) -> floa
 
 
 def explain(compared: Sequence[Compared], facts: Facts, settings: Settings) -> Explanation:
-    """Return what is to be said of a subset: one or two sentences, and at most one recommendation.
+    """Return the explanation of a subset: one or two sentences, and at most one recommendation.
 
     Args:
         compared: its measures beside a random subset's.
         facts: of the subset.
-        settings: that it was made with.
+        settings: with which it was selected.
     """
     behind = [one for one in compared if one.ahead == RANDOM]
     causes = tuple(name for name, cause in _CAUSES.items() if cause.holds(facts)) if behind else ()
@@ -292,8 +292,8 @@ def explain(compared: Sequence[Compared], facts: Facts, settings: Settings) -> E
         )
     elif behind:
         sentences.append(
-            "No cause was found: as many picks crowd as in the random subset, sources have the pool's shares, and the"
-            " pool is covered as well."
+            "No cause was found: crowding of picks, shares of sources and coverage of the pool are like those of the"
+            " random subset."
         )
     return Explanation(
         facts=facts,
@@ -305,7 +305,7 @@ def explain(compared: Sequence[Compared], facts: Facts, settings: Settings) -> E
 
 def _verdict(compared: Sequence[Compared]) -> str:
     if not compared:
-        return "No measure was taken of both the selected subset and a random one."
+        return "No measure was computed for both the selected subset and a random one."
     ahead = [one.ahead for one in compared]
     selected, random, total = ahead.count(SELECTED), ahead.count(RANDOM), len(compared)
     unclear = f"; for {total - selected - random} the intervals overlap" if total > selected + random else ""
@@ -319,7 +319,7 @@ def _verdict(compared: Sequence[Compared]) -> str:
 
 @dataclass(frozen=True)
 class _Cause:
-    """What may tell a subset from a random one: when it does, and how that is said."""
+    """A possible difference between a subset and a random one: its condition and its sentence."""
 
     holds: Callable[[Facts], bool]
     words: Callable[[Facts], str]
@@ -380,9 +380,9 @@ class _Rule:
     """One row of the table of recommendations.
 
     Attributes:
-        cause: that must have been found; None where the rule asks for none.
-        holds: what else must be so.
-        changes: settings by dotted key. The rule passes where all are so already, or do not go with the other settings.
+        cause: that must have been found; None if the rule requires none.
+        holds: further condition.
+        changes: settings by dotted key. The rule is skipped if all are set already, or conflict with other settings.
         because: the evidence.
     """
 
@@ -397,7 +397,7 @@ def _near_duplicates_unknown(facts: Facts, settings: Settings) -> bool:
 
 
 def _near_duplicates_crowd(facts: Facts, settings: Settings) -> bool:
-    # Of a pair of near-duplicates both crowd, and one is counted: half of what crowds beyond chance can be due to them.
+    # Both samples of a near-duplicate pair crowd but one is counted: each explains two crowded picks.
     beyond = (facts.crowding.selected - facts.crowding.random) * facts.picks
     return facts.near_duplicates >= beyond / 2
 
@@ -434,7 +434,7 @@ _RULES = (
         "crowding",
         _near_duplicates_unknown,
         lambda facts, settings: _DISTINCT,
-        lambda facts: f"{_crowding_words(facts)}, and near-duplicates were not looked for",
+        lambda facts: f"{_crowding_words(facts)}, and near-duplicates were not searched for",
     ),
     _Rule(
         "crowding",
@@ -469,19 +469,19 @@ _RULES = (
         lambda facts: f"the model did not read {facts.unread:.1%} of the texts' tokens",
     ),
 )
-"""The first that holds is the recommendation.
+"""The first rule that applies is the recommendation.
 
-The order is what helped most on the real pool (docs/measures.md), 1,000 of 27,518 samples.
+The order is by effect on the real pool (docs/measures.md), 1,000 of 27,518 samples.
 """
 
 
 def recommend(causes: Sequence[str], facts: Facts, settings: Settings) -> Recommendation | None:
-    """Return the first rule's recommendation that holds and is not in the settings already; None without one.
+    """Return the recommendation of the first rule that applies and is not in the settings already, or None.
 
     Args:
         causes: that were found.
         facts: of the subset.
-        settings: that it was made with.
+        settings: with which it was selected.
     """
     current = settings.model_dump()
     for rule in _RULES:

@@ -1,6 +1,6 @@
-"""The report of a selection: the pool, a random subset and the selected subset, measured alike and at equal size.
+"""The report of a selection: pool, random subset and selected subset, measured identically at equal size.
 
-Belongs here: which sets are measured, and the report's folder. Does not: the measures, the page's form (`page`).
+Belongs here: which sets are measured, and the report's folder. Does not: the measures, the page (`page`).
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from novelsum_dagster.artifacts.artifact import Artifact
+from novelsum_dagster.artifacts.layout import output_folder
 from novelsum_dagster.common.files import content_key, place_folder, temporary_folder, write_json
 from novelsum_dagster.common.progress import Reporter
 from novelsum_dagster.diversity.measures import (
@@ -58,7 +59,7 @@ REPORT_COLUMNS = [
     *("id", "source", "file", "position", "line"),
     *("tokens", "text_tokens", "turns", "characters", "text"),
 ]
-"""What the report shows of the pool's samples."""
+"""Columns of the pool's samples that the report shows."""
 
 
 class SetMeasure(BaseModel):
@@ -83,7 +84,7 @@ class NovelSumReport(Artifact):
     folder: str
     sets: tuple[SetMeasure, ...]
     explanation: Explanation | None = None
-    """None in a report of an earlier version."""
+    """None in reports of an earlier version."""
 
     def of(self, set_name: str, measure: str = "novelsum") -> SetMeasure:
         """Return one measure of one set: `pool sample` (NovelSum only), `random`, `selected`, `fresh`."""
@@ -91,7 +92,7 @@ class NovelSumReport(Artifact):
 
     @property
     def compared(self) -> tuple[Compared, ...]:
-        """The measures of the selected subset beside those of the random one."""
+        """The measures of the selected subset and of the random one."""
         by_set: dict[str, dict[str, Value]] = {SELECTED: {}, RANDOM: {}}
         for row in self.sets:
             by_set.setdefault(row.set_name, {})[row.measure] = Value(row.value, row.low, row.high)
@@ -99,7 +100,7 @@ class NovelSumReport(Artifact):
 
     @property
     def given_up(self) -> float | None:
-        """NovelSum that a subset which extends an earlier one gives up against a fresh one of its size."""
+        """Loss of NovelSum of a subset that extends an earlier one, compared with a fresh one of its size."""
         if all(row.set_name != FRESH for row in self.sets):
             return None
         return self.of(FRESH).value - self.of(SELECTED).value
@@ -137,8 +138,8 @@ def build_report(
         settings: of the curation.
         seed: of the random subset, the pool's draws and the measures.
         reporter: shows progress.
-        fresh: int64, (k,), rows of a fresh selection, where the subset extends an earlier one.
-        nearest: float64, cosine of each sample to the one nearest to it, where vectors were compared.
+        fresh: int64, (k,), rows of a fresh selection, if the subset extends an earlier one.
+        nearest: float64, cosine of each sample to its nearest neighbour, if vectors were compared.
 
     Raises:
         ValueError: as the measures do.
@@ -198,8 +199,8 @@ def build_report(
     with reporter.step("report"), temporary_folder(root / "reports") as folder:
         write_json({**described, **found}, folder / "novelsum.json")
         write_page(folder, contents)
-        place_folder(folder, root / "reports" / f"report={key}")
-    return NovelSumReport(key=key, folder=f"reports/report={key}", sets=tuple(rows), explanation=explanation)
+        place_folder(folder, root / output_folder("reports", key))
+    return NovelSumReport(key=key, folder=output_folder("reports", key), sets=tuple(rows), explanation=explanation)
 
 
 def _texts(samples: pa.Table, rows: NDArray[np.int64]) -> list[str]:

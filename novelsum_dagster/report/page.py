@@ -1,7 +1,7 @@
-"""The report that people look at: one HTML file that loads nothing, and its figures and tables as files beside it.
+"""The HTML report: one self-contained file, and its figures and tables as files beside it.
 
-Belongs here: the page's words and numbers, writing the folder. Does not: measuring, drawing (`charts`), computing
-(`tables`). How it looks is in `page.html`.
+Belongs here: the page's text and numbers, writing the folder. Does not: measuring, drawing (`charts`), computing
+(`tables`). The layout is in `page.html`.
 """
 
 import base64
@@ -40,21 +40,21 @@ for (const figure of document.querySelectorAll("figure[data-chart]")) {
     });
 }
 """
-"""Draws each figure in place of its still picture, which stays where drawing fails, and for print."""
+"""Replaces each static picture by an interactive figure; the picture remains if drawing fails, and for print."""
 
 
 _OFFERED = (0.80, 0.85, 0.90, 0.95)
-"""Cosines for which the page counts samples."""
+"""Cosine thresholds for which the page counts samples."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What the report shows.
+    """Contents of the report.
 
     Attributes:
         title: of the page.
-        measures: a row a set and measure: set, measure (key), label, family (string), size (integer), value, low, high
-            (float64, null or NaN where there is none), higher_is_diverse (bool); rows keep their order.
+        measures: one row per set and measure: set, measure (key), label, family (string), size (integer), value, low,
+            high (float64, null or NaN if missing), higher_is_diverse (bool); rows keep their order.
         samples: the pool, (n,), in pool order: id, source, file, text (string), position, line, tokens, turns,
             characters (integer).
         vectors: float32, (n, d), in pool order.
@@ -62,13 +62,13 @@ class Contents:
         selected: int64, (k,), rows in pick order, k >= 1; may hold a row more than once.
         to_selected, to_random: float64, (n,), cosine distances of each sample to the nearest pick, and to the nearest
             of a random subset.
-        cells: int64, (n,), the region of the pool in which each sample lies.
-        explanation: why measures differ, and what may help.
+        cells: int64, (n,), the region of the pool to which each sample belongs.
+        explanation: why measures differ, and which setting may help.
         settings: nested values, shown as a table.
         hashes: content hashes of what was measured, by name.
         notes: sentences on how it was measured.
-        nearest: float64, cosine of each sample that was looked at to the one nearest to it, where vectors were compared
-            for near-duplicates.
+        nearest: float64, cosine of each compared sample to its nearest neighbour, if vectors were compared for
+            near-duplicates.
     """
 
     title: str
@@ -94,7 +94,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class _Figure:
-    """A figure of the page; `alternative` says in words what it shows."""
+    """A figure of the page; `alternative` is its text alternative."""
 
     chart: "alt.TopLevelMixin"
     alternative: str
@@ -104,7 +104,7 @@ class _Figure:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A figure as the template takes it: `spec` is JSON that is safe within a script element."""
+    """A figure for the template; `spec` is JSON that is safe within a script element."""
 
     name: str
     alternative: str
@@ -117,11 +117,11 @@ def write_page(folder: Path, contents: Contents) -> None:
     """Write report.html, and each figure (PNG) and table (CSV, Parquet) of it; equal contents give equal bytes.
 
     Args:
-        folder: is made where it is missing; files of the same names are replaced, the page last.
-        contents: what to show.
+        folder: created if missing; files of the same names are replaced, the page last.
+        contents: of the page.
 
     Raises:
-        ValueError: where the arrays do not belong together, nothing is selected, or a picked vector is all zeros.
+        ValueError: if the arrays differ in length, nothing is selected, or a picked vector is all zeros.
     """
     _check(contents)
     points, explained = tables.map_points(contents.vectors, contents.selected)
@@ -190,7 +190,7 @@ def _figures(contents: Contents, found: dict[str, pa.Table], explained: tuple[fl
         "novelty": _Figure(
             charts.novelty_histogram(contents.novelty, picked), f"Histogram of novelty. The median is {middle}."
         ),
-        # Twenty thousand points are too many for elements of their own, and their picture is large.
+        # Twenty thousand points are too many for SVG elements, and their picture is large.
         "map": _Figure(
             charts.pool_map(found["map"], explained),
             "Scatter plot of the pool on its first two principal components, the picked samples as triangles.",
@@ -207,7 +207,7 @@ def _figures(contents: Contents, found: dict[str, pa.Table], explained: tuple[fl
 
 
 def _near_figure(contents: Contents) -> dict[str, _Figure]:
-    """Return the figure of how similar samples are, where that is known."""
+    """Return the histogram of similarities, if they are known."""
     if contents.nearest is None:
         return {}
     words = ", ".join(f"{count:,} from {least:.2f}" for least, count in _as_similar(contents.nearest))
@@ -220,7 +220,7 @@ def _near_figure(contents: Contents) -> dict[str, _Figure]:
 
 
 def _as_similar(nearest: NDArray[np.float64]) -> list[tuple[float, int]]:
-    """Return cosines to choose among, and how many samples have another that is at least so similar."""
+    """Return candidate thresholds, each with the number of samples that have another at least as similar."""
     return [(least, int(np.count_nonzero(nearest >= least))) for least in _OFFERED]
 
 
@@ -231,7 +231,7 @@ def _drawn(name: str, figure: _Figure, picture: bytes) -> _Drawn:
 
 
 def _in_script(value: Any) -> str:
-    """Return a value as JSON that can end no script element, whatever texts it holds."""
+    """Return a value as JSON that cannot close a script element, whatever texts it contains."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
@@ -287,7 +287,7 @@ def _bundle() -> str:
     import vl_convert
 
     script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    # An element ends at these whatever the script means by them; browsers hash a script with plain line ends.
+    # These sequences close a script element even inside a string; browsers hash a script with plain line ends.
     return script.replace("</script", "<\\/script").replace("<!--", "\\x3c!--").replace("\r\n", "\n")
 
 
@@ -302,7 +302,7 @@ class _Cell:
 
 @dataclass(frozen=True)
 class _Row:
-    """A measure; `ahead` names the most diverse set, "narrowly" where another's interval overlaps."""
+    """A measure; `ahead` names the most diverse set, with "narrowly" if another's interval overlaps."""
 
     label: str
     higher_is_diverse: bool
@@ -311,7 +311,7 @@ class _Row:
 
 
 def _measures(measured: list[dict[str, Any]]) -> tuple[dict[str, str], dict[str, list[_Row]]]:
-    """Return the sets with their sizes in words, and the rows of each family by its name."""
+    """Return the sets with their sizes as text, and the rows of each family by its name."""
     sizes: dict[str, list[int]] = {}
     rows: dict[str, dict[str, dict[str, Any]]] = {}
     for row in measured:
@@ -328,7 +328,7 @@ def _measures(measured: list[dict[str, Any]]) -> tuple[dict[str, str], dict[str,
 
 
 def _best(by_set: dict[str, dict[str, Any]]) -> tuple[list[str], bool]:
-    """Return a measure's most diverse sets, none where all are equal, and whether another's interval overlaps."""
+    """Return a measure's most diverse sets (none if all are equal), and whether another's interval overlaps."""
     known = {name: row for name, row in by_set.items() if not _missing(row["value"])}
     values = {row["value"] for row in known.values()}
     if len(values) < 2:
@@ -404,7 +404,7 @@ def _listed(parts: list[str]) -> str:
 
 
 def _length_sentences(lengths: pa.Table) -> list[str]:
-    """Return how the subset's lengths compare with the pool's, a sentence each for tokens, characters and turns."""
+    """Return one sentence each on the subset's tokens, characters and turns, compared with the pool's."""
     rows = {(row["quantity"], row["statistic"]): row for row in lengths.to_pylist()}
     sentences = [
         f"The subset's median sample has {_times(rows[quantity, 'median'], quantity)}."

@@ -1,6 +1,6 @@
 """The figures of a report as tables: map, sources, coverage of the pool, lengths, nearest pairs.
 
-Belongs here: computing from arrays and the pool's table. Does not: drawing (`charts`), files and words (`page`).
+Belongs here: computing from arrays and the pool's table. Does not: drawing (`charts`), files and text (`page`).
 """
 
 import math
@@ -15,32 +15,32 @@ from novelsum_dagster.diversity.vectors import cosine_distances, unit_rows
 
 PAIRS = 20
 SNIPPET = 160
-"""Characters of a text that are shown."""
+"""Characters shown of a text."""
 QUANTITIES = ("tokens", "turns", "characters")
 QUANTILES = {"p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95}
 REGIONS = 10
-"""Regions of the pool that are shown as least covered."""
+"""Number of least covered regions of the pool that are shown."""
 REGION_SNIPPET = 200
 WHOLE = "all sources"
-"""Name of the row that is about the whole pool."""
+"""Name of the row for the whole pool."""
 _DIGITS = 4
 _TILE = 2048
 
 
 def map_points(vectors: NDArray[np.float32], selected: NDArray[np.int64]) -> tuple[pa.Table, tuple[float, float]]:
-    """Return each sample's place on the pool's first two principal components.
+    """Return each sample's coordinates on the pool's first two principal components.
 
     Args:
         vectors: float32, (n, d).
         selected: int64, (k,), rows in pick order.
 
     Returns:
-        A table of n rows: x, y (float64, four digits of the map's extent) and rank (int64, from 1, null where the
-        sample was not picked; the first where it was picked more than once); and the shares of variance of x and y.
+        A table of n rows: x, y (float64, four digits of the map's extent) and rank (int64, from 1, null if the sample
+        was not picked; the first rank if it was picked more than once); and the shares of variance of x and y.
     """
     points, explained = _plane(vectors)
     rank = np.zeros(len(vectors), dtype=np.int64)
-    rank[selected[::-1]] = np.arange(len(selected), 0, -1)  # Backwards, so that the first pick of a row stays.
+    rank[selected[::-1]] = np.arange(len(selected), 0, -1)  # Backwards, so that the first pick of a row wins.
     points = _rounded(points)
     table = pa.table({"x": points[:, 0], "y": points[:, 1], "rank": pa.array(rank, mask=rank == 0)})
     return table, explained
@@ -51,7 +51,7 @@ def _plane(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float64], tuple[flo
 
     points, explained = np.zeros((len(vectors), 2)), np.zeros(2)
     components = min(2, *vectors.shape)
-    if len(vectors) > 1:  # One point has no variance, and PCA warns about it.
+    if len(vectors) > 1:  # A single point has no variance, and PCA would warn.
         pca = PCA(n_components=components, random_state=0)
         with np.errstate(divide="ignore", invalid="ignore"):
             points[:, :components] = pca.fit_transform(vectors)
@@ -68,7 +68,7 @@ def _rounded(points: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def coverage(sources: pa.ChunkedArray, selected: NDArray[np.int64]) -> pa.Table:
-    """Return how many samples of each source are in the pool and in the subset, most frequent in the pool first.
+    """Return the number of samples of each source in the pool and in the subset, most frequent in the pool first.
 
     Args:
         sources: string, (n,).
@@ -97,14 +97,14 @@ def coverage(sources: pa.ChunkedArray, selected: NDArray[np.int64]) -> pa.Table:
 def pool_coverage(
     sources: pa.ChunkedArray, to_selected: NDArray[np.float64], to_random: NDArray[np.float64]
 ) -> pa.Table:
-    """Return how far the pool's samples are from the nearest pick, by source, most frequent first.
+    """Return the distances of the pool's samples to the nearest pick, by source, most frequent first.
 
     Args:
         sources: string, (n,).
         to_selected, to_random: float64, (n,), cosine distances to the nearest of the subset and of a random one.
 
     Returns:
-        A table, first a row `WHOLE` where there are several sources: source, samples (int64), and float64
+        A table, first a row `WHOLE` if there are several sources: source, samples (int64), and float64
         selected_mean, selected_median, selected_p90, and the same of random.
     """
     encoded = sources.combine_chunks().dictionary_encode()
@@ -137,7 +137,7 @@ def least_covered(
     Args:
         samples: the pool, with columns id, source, file, position, line and text.
         to_selected, to_random: float64, (n,), cosine distances to the nearest of the subset and of a random one.
-        cells: int64, (n,), the region of each sample: its k-means cell, as partition entropy has them.
+        cells: int64, (n,), the region of each sample: its k-means cell, as used by partition entropy.
         selected: int64, (k,), rows of the subset; one that it holds twice counts twice.
 
     Returns:
@@ -152,7 +152,7 @@ def least_covered(
     picks = np.bincount(cells[selected], minlength=len(sizes))
     order = [int(cell) for cell in np.argsort(-means, kind="stable")[:REGIONS] if means[cell] > 0]
     members = [np.flatnonzero(cells == cell) for cell in order]
-    # By distance, of equally far ones the first; of an even number the nearer of the middle two.
+    # Ordered by distance, ties by row; for an even number, the nearer of the middle two.
     examples = [rows[np.argsort(to_selected[rows], kind="stable")[(len(rows) - 1) // 2]] for rows in members]
     shown = samples.select(["id", "source", "file", "position", "line", "text"]).take(pa.array(examples, pa.int64()))
     return pa.table(
@@ -173,7 +173,7 @@ def least_covered(
 
 
 def _mix(sources: pa.ChunkedArray) -> str:
-    """Return the most frequent sources with their shares: one, and up to two more that have a hundredth or more."""
+    """Return the most frequent sources with their shares: one, and up to two more with at least 1 %."""
     counts = [(entry["values"], entry["counts"]) for entry in sources.value_counts().to_pylist()]
     counts.sort(key=lambda entry: (-entry[1], entry[0]))
     shown = [counts[0], *(entry for entry in counts[1:3] if 100 * entry[1] >= len(sources))]
@@ -182,7 +182,7 @@ def _mix(sources: pa.ChunkedArray) -> str:
 
 
 def place(row: dict[str, Any]) -> str:
-    """Return where a sample stands, from its file, line (None in files without lines) and position."""
+    """Return a sample's place as text, from its file, line (None in files without lines) and position."""
     return f"{row['file']}:{row['line']}" if row["line"] is not None else f"{row['file']}, record {row['position']}"
 
 
@@ -195,7 +195,7 @@ def lengths(samples: pa.Table, selected: NDArray[np.int64]) -> pa.Table:
 
     Returns:
         A table: quantity, statistic (a key of `QUANTILES`, or "mean"), pool, subset (float64), ratio (subset / pool;
-        null where the pool's is 0).
+        null if the pool's is 0).
     """
     rows = []
     for quantity in QUANTITIES:
@@ -229,7 +229,7 @@ def nearest_pairs(samples: pa.Table, vectors: NDArray[np.float32], selected: NDA
         A table: distance (float64, cosine), then id, source and snippet of both, the earlier pick as `_a`.
 
     Raises:
-        ValueError: where a picked row is all zeros, which has no cosine.
+        ValueError: if a picked row is all zeros, which has no cosine.
     """
     rows = first_picks(selected)
     first, second, distance = closest(unit_rows(vectors[rows], "subset"), PAIRS)
@@ -242,7 +242,7 @@ def nearest_pairs(samples: pa.Table, vectors: NDArray[np.float32], selected: NDA
 
 
 def first_picks(selected: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the distinct rows among the picks, int64, in the order in which each was picked first."""
+    """Return the distinct rows among the picks, int64, in the order of their first pick."""
     return selected[np.sort(np.unique(selected, return_index=True)[1])]
 
 
@@ -291,10 +291,10 @@ def _visible(text: str) -> str:
     line = " ".join(text.split())
     if line.isprintable():
         return line
-    # Controls and marks of direction would change how what stands around the snippet is shown.
+    # Control characters and direction marks would affect the text around the snippet.
     return "".join(letter for letter in line if letter.isprintable())
 
 
 def shortened(text: str, length: int) -> str:
-    """Return `text`, cut to `length` characters, the last of them an ellipsis where something was cut."""
+    """Return `text`, cut to `length` characters, with an ellipsis as the last one if it was cut."""
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"

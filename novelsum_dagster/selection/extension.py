@@ -6,9 +6,10 @@ Belongs here: which subset that is, and which of its samples are still in the po
 from dataclasses import dataclass
 from pathlib import Path
 
+from novelsum_dagster.artifacts.layout import output_folder
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.pool.snapshot import PoolSnapshot
-from novelsum_dagster.selection.subset import Subset, read_picks, selection_folder
+from novelsum_dagster.selection.subset import Subset, read_picks
 
 EXTENDS = "extends"
 """The option of a recorded selection that names the subset that it extends."""
@@ -48,7 +49,7 @@ def earlier_subset(root: Path, snapshot: PoolSnapshot, key: str) -> Earlier:
         InputError: where its picks are gone or damaged.
     """
     try:
-        ids = read_picks(root / selection_folder(key), ["id"])["id"].to_pylist()
+        ids = read_picks(root / output_folder("selections", key), ["id"])["id"].to_pylist()
     except InputError as error:
         raise InputError(
             f"the subset that is to be extended cannot be read: {error}. Or take selection.extend_by out of the"

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from novelsum_dagster.artifacts.artifact import Artifact
+from novelsum_dagster.artifacts.layout import output_folder
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import (
     content_key,
@@ -157,11 +158,6 @@ def rows_of(ids: list[str], picked: pa.ChunkedArray) -> NDArray[np.int64]:
     return np.asarray(pc.index_in(picked, value_set=pa.array(ids, pa.string())), dtype=np.int64)
 
 
-def selection_folder(key: str) -> str:
-    """Return where a selection is, in the storage folder."""
-    return f"selections/selection={key}"
-
-
 def describe(selection: Selection) -> dict[str, Any]:
     """Return the settings of a selection as they are recorded."""
     rest = selection.model_dump(mode="json", exclude={"strategy", "k", "seed", "verify"}, exclude_defaults=True)
@@ -229,8 +225,8 @@ def write_subset(
         write_table(pa.table({"id": ids, "vector": chosen_vectors}), folder / "picks_vectors.parquet")
         if picks.remaining:
             write_table(remaining_table(snapshot, root, picks.remaining), folder / "remaining.parquet")
-        place_folder(folder, root / selection_folder(key))
-    return Subset(key=key, folder=selection_folder(key), settings=chosen)
+        place_folder(folder, root / output_folder("selections", key))
+    return Subset(key=key, folder=output_folder("selections", key), settings=chosen)
 
 
 def _counts(table: pa.Table) -> dict[str, int]:

@@ -86,7 +86,7 @@ def test_a_link_leads_to_the_page_that_says_why(page: Page, shots: Path) -> None
     run = address.partition("?run=")[2]
     page.goto(address)
     expect(page.get_by_text(run[:8], exact=True)).to_be_visible()
-    expect(page.get_by_text("240 of 240 samples fit the filters")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("240 of 240 samples pass the filters")).to_be_visible(timeout=60_000)
     page.screenshot(path=shots / "linked.png")
 
 

@@ -92,7 +92,7 @@ def opened(explorer: str) -> Iterator[Page]:
         page.on("request", lambda request: None if request.url.startswith(own) else asked.append(request.url))
         page.on("websocket", lambda socket: None if socket.url.startswith(own) else asked.append(socket.url))
         page.goto(explorer)
-        expect(page.get_by_text("161 of 161 samples fit the filters")).to_be_visible()
+        expect(page.get_by_text("161 of 161 samples pass the filters")).to_be_visible()
         page.wait_for_function(f"({_PIXELS})() > 500")
         yield page
         assert asked == []
@@ -108,7 +108,7 @@ def test_the_map_is_drawn_without_a_traceback(opened: Page, shots: Path) -> None
 
 
 def test_search_shows_the_text_and_why_and_runs_nothing(opened: Page, shots: Path) -> None:
-    opened.get_by_placeholder("beginning of an id").fill("**zebra**")
+    opened.get_by_placeholder("start of an id").fill("**zebra**")
     opened.keyboard.press("Enter")
     code = opened.locator("[data-testid=stCode]")
     expect(code).to_contain_text(MARKED)
@@ -129,7 +129,7 @@ def test_names_of_sources_are_shown_as_they_are(opened: Page) -> None:
 
 def test_a_click_on_a_pick_shows_it(opened: Page, settings: Path) -> None:
     opened.get_by_text("picked", exact=True).first.click()
-    expect(opened.get_by_text("20 of 161 samples fit the filters")).to_be_visible()
+    expect(opened.get_by_text("20 of 161 samples pass the filters")).to_be_visible()
     opened.wait_for_function(f"({_PIXELS})() > 100")
     place = """() => {
         const plot = document.querySelector(".js-plotly-plot");
@@ -147,7 +147,7 @@ def test_a_click_on_a_pick_shows_it(opened: Page, settings: Path) -> None:
             break
         opened.mouse.move(x + 200, y + 200)
     opened.mouse.click(x, y)
-    expect(opened.get_by_text("Chosen as pick")).to_be_visible()
+    expect(opened.get_by_text("Picked as number")).to_be_visible()
     shown = opened.locator("[data-testid=stCode]").inner_text()
     subset = next((settings.parent / "curated" / "selections").glob("*/subset.jsonl")).read_text().splitlines()
     assert any(shown.startswith(json.loads(line)["instruction"][:60]) for line in subset)

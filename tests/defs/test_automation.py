@@ -115,7 +115,7 @@ def test_nothing_starts_by_itself_unless_the_settings_say_so() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("timezone", "Mars/Olympus", "'Mars/Olympus' is no time zone"),
+        ("timezone", "Mars/Olympus", "'Mars/Olympus' is not a time zone"),
         ("interval_seconds", 0, "greater than 0"),
         ("settle_seconds", -1, "greater than or equal to 0"),
     ],
@@ -263,7 +263,7 @@ def test_the_schedule_starts_a_run_only_when_something_changed(curated: Watched,
     assert "novelsum.neighbors for density" in curated.nightly(wider)
     np.save(curated.folder / "own.npy", np.ones((2, 3)))
     own = settings.model_copy(update={"embedding": settings.embedding.model_copy(update={"vectors": "own.npy"})})
-    assert "own.npy is another file" in curated.nightly(own)
+    assert "own.npy has changed" in curated.nightly(own)
     late = write_jsonl(curated.folder / "pool" / "late.jsonl", alpaca(3, start=40))
     assert curated.nightly() == "+1 file, 0 overwritten, 0 removed (pool/late.jsonl)"
     late.unlink()

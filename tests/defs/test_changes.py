@@ -174,7 +174,7 @@ def test_a_failed_message_fails_no_run(
     assert metadata["notification"] == "not sent: it answered with HTTP status 503"
     assert _compared(curation).settings == {"selection.k": (20, 10)}
     assert checks == {"novelsum_steady": True, "sources_steady": True}  # Other sizes do not compare.
-    assert "do not compare: 20 and 10 samples" in metadata["summary"]
+    assert "cannot be compared: 20 and 10 samples" in metadata["summary"]
     monkeypatch.delenv(VARIABLE)
     metadata, _ = _run(curation)
     assert metadata["notification"] == f"not sent: {VARIABLE} is not set"

@@ -222,7 +222,7 @@ def test_scores_and_reasons(curation: Curation, finished: list[Run]) -> None:
         suffix = {1: "st", 2: "nd", 3: "rd"}.get(pick["rank"], "th")
         short = pick["runner_up_id"][:8]
         assert row["reason"] == f"picked {pick['rank']}{suffix}; {short} came second by {pick['margin']:.3g}"
-    assert rows[run.picks[0]["id"]]["reason"] == "picked 1st; no score of it is recorded (novelselect)"
+    assert rows[run.picks[0]["id"]]["reason"] == "picked 1st; no score is recorded (novelselect)"
     for id_, left in run.remaining.items():
         if id_ in run.ranks:
             continue

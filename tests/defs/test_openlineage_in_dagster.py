@@ -152,7 +152,7 @@ def test_events_that_cannot_be_sent_stop_nothing(
             assert result.success
             [(step, message)] = _warnings(curation, result.run_id)
             assert step == asset
-            assert "lineage events cannot be sent" in message and "the curation goes on" in message
+            assert "lineage events cannot be sent" in message and "the curation continues" in message
     assert hashes(curation.root / "assets") == before
 
 

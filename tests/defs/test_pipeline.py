@@ -164,7 +164,7 @@ def test_a_failed_check_stops_the_run_and_the_subset_alone(
         failed = [check.check_name for check in stopped.get_asset_check_evaluations() if not check.passed]
         assert failed == ["files_complete"]
         mismatched = curation.materialise("selected_subset")
-        assert "made from raw_pool" in str(
+        assert "built from raw_pool" in str(
             next(e for e in mismatched.all_events if e.is_step_failure).step_failure_data
         )
         for asset in ("embeddings", "distinct_pool", "density"):

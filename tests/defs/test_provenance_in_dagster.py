@@ -199,7 +199,7 @@ def test_what_was_refused_works_after_what_the_words_say(curation: Curation) -> 
     # The old novelty is still beside it.
     said = _words(curation.materialise("novelsum_report"))
     assert "sample_novelty: novelsum.neighbors was 10, the settings say 4; materialise sample_novelty again" in said
-    assert "sample_novelty: was made from density" in said
+    assert "sample_novelty: was built from density" in said
     assert "selected_subset" not in said
 
 
@@ -244,7 +244,7 @@ def test_a_damaged_file_is_named_and_made_again(curation: Curation, asset: str, 
     assert f"{asset}: {path} is damaged" in said and f"delete it, and materialise {asset} again" in said
     path.unlink()
     said = _words(curation.materialise(next_one))
-    assert f"{asset}: {path} is gone; materialise {asset} again" in said
+    assert f"{asset}: {path} is missing; materialise {asset} again" in said
     again = curation.materialise(asset)
     assert again.success
     assert curation.materialise(next_one).success
@@ -281,7 +281,7 @@ def test_without_records_the_words_say_which(curation: Curation) -> None:
     shutil.rmtree(curation.root / "provenance")
     said = _words(curation.materialise("selected_subset"))
     for asset in INPUTS["selected_subset"]:
-        assert f"{asset} {_key(curation, asset)}: has no record of where it came from" in said
+        assert f"{asset} {_key(curation, asset)}: has no provenance record" in said
         assert f"materialise {asset} again" in said
     before = _keys(curation)
     for asset in (*INPUTS["selected_subset"], "selected_subset"):

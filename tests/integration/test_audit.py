@@ -187,7 +187,7 @@ def _left_out(pool: Pool) -> list[int]:
 
 
 def test_before_any_run_it_is_said_what_to_do(before: tuple[Path, str, list[Done]]) -> None:
-    for done, words in zip(before[2], ("novelsum run", "novelsum run", "nothing to rebuild from"), strict=True):
+    for done, words in zip(before[2], ("novelsum run", "novelsum run", "no run files"), strict=True):
         assert (done.code, done.out) == (2, "")
         assert words in done.err
     assert not (before[0] / "curated" / "lineage.duckdb").exists()
@@ -213,11 +213,11 @@ def test_a_chosen_sample(audited: Audited, pool: Pool) -> None:
         examples = [pool.ids.index(one["id"]) for one in found["covers"]["examples"]]
         assert all(nearest[one] == row["rank"] - 1 for one in examples)
         words = " ".join(found["words"])
-        assert f"Chosen as pick {row['rank']} of 12 by novelselect." in words
+        assert f"Picked as number {row['rank']} of 12 by novelselect." in words
         assert f"{row['score']:.6g} was the highest; {runner_up[:8]} came second by {row['margin']:.3g}" in words
         covers = found["covers"]["samples"]
-        stands = f"stands for {covers} samples of the pool" if covers > 1 else "stands for itself alone"
-        assert stands in words and "1 samples" not in words
+        near = f"is the nearest pick of {covers - 1} other" if covers > 1 else "not the nearest pick of any other"
+        assert near in words and " 1 other samples" not in words
         assert found["run"] in words and f"seed {42}" in words
 
 
@@ -225,7 +225,7 @@ def test_the_first_pick(audited: Audited) -> None:
     row = audited.picks("base")[0]
     found = audited.why(row["id"])
     assert (found["rank"], found["score"], found["runner_up"], found["nearest_pick_id"]) == (1, None, None, None)
-    assert "The first pick is drawn at random (seed 42), or given by the settings." in found["words"]
+    assert "The first pick is drawn at random (seed 42), or required by the settings." in found["words"]
 
 
 @pytest.mark.parametrize("run", ["base", "more"])
@@ -291,7 +291,7 @@ def test_a_pick_that_stands_for_itself_alone(audited: Audited) -> None:
     )
     assert alone
     found = audited.why(alone[0][0], "more")
-    assert "It stands for itself alone: all other samples of the pool have a nearer pick." in found["words"]
+    assert "It is not the nearest pick of any other sample." in found["words"]
 
 
 def test_the_smallest_k_that_lets_a_sample_in(audited: Audited) -> None:
@@ -320,9 +320,9 @@ def test_what_fits_several_samples_offers_their_ids(audited: Audited, pool: Pool
     assert (done.code, done.out) == (2, "")
     offered = re.findall(r"^  ([0-9a-f]{32})  pool/two.jsonl:\d+ ", done.err, re.MULTILINE)
     assert len(offered) == 3 and set(offered) <= set(pool.ids)
-    assert "fits 3 samples" in done.err
+    assert "matches 3 samples" in done.err
     done = audited.ask("why", "numpy", "--run", audited.runs["base"])
-    assert done.code == 2 and "fits more than 5 samples" in done.err
+    assert done.code == 2 and "matches more than 5 samples" in done.err
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_an_ambiguous_prefix_offers_ids(audited: Audited) -> None:
     LineageStore(copy / "curated").start_run("aaaa", "{}")  # Points the views at the copy.
     done = called(copy, "why", "abcd", "--run", audited.runs["base"])
     assert done.code == 2
-    assert "'abcd' fits 2 samples; give one of these ids" in done.err
+    assert "'abcd' matches 2 samples; give one of these ids" in done.err
     assert all(id_ in done.err for id_ in ids[:2])
 
 
@@ -365,14 +365,14 @@ def test_a_record_that_repeats_another_leads_to_the_sample(audited: Audited) -> 
     found, first = audited.why("one.jsonl:23"), audited.why("one.jsonl:3")
     assert found["sample"] == first["sample"]
     assert (found["sample"]["line"], found["sample"]["source"]) == (3, SOURCE)
-    assert "The same sample also stands at pool/one.jsonl:23." in found["words"]
+    assert "The same sample also occurs at pool/one.jsonl:23." in found["words"]
 
 
 def test_a_rejected_record(audited: Audited) -> None:
     found = audited.why("pool/two.jsonl:18")
     assert found["outcome"] == "rejected"
     assert (found["sample"]["reason"], found["sample"]["line"]) == ("wrong_type", 18)
-    assert found["words"][0].startswith("Rejected when it was read: wrong_type: ")
+    assert found["words"][0].startswith("Rejected while reading: wrong_type: ")
     assert "It is from pool/two.jsonl:18 (source two)." in found["words"]
 
 
@@ -428,13 +428,13 @@ def test_limits_are_named(audited: Audited, before: tuple[Path, str, list[Done]]
                 else []
             ),
             *([f"the cap on source {SOURCE} is 0"] if source == SOURCE else []),
-            *([f"it has {tokens} tokens, and {left} of the budget of 700 were left"] if tokens > left else []),
+            *([f"it has {tokens} tokens, but only {left} of the budget of 700 were left"] if tokens > left else []),
         ]
         # The selection goes on as long as a sample may be picked, so something rules out each that is left.
         assert found["ruled_out"]
         assert found["at_most_before_it"] is None
         words = " ".join(found["words"])
-        assert all(f"What ruled it out: {reason}." in words for reason in found["ruled_out"])
+        assert all(f"Excluded because {reason}." in words for reason in found["ruled_out"])
         assert "next pick" not in words and "With a quality" not in words
 
 
@@ -544,7 +544,7 @@ def test_a_larger_k_keeps_all(audited: Audited) -> None:
     words = audited.ask("diff", audited.runs["base"], audited.runs["more"]).out
     assert "6 samples entered, 0 left, 12 stayed." in words
     assert "  selection.k: 12 -> 18" in words and "  6: changed settings (selection.k)" in words
-    assert "The sets have other sizes" in words
+    assert "The sets differ in size" in words
     back = audited.diff("more", "base")
     assert (back["entered"], [change["id"] for change in back["left"]]) == (
         [], [change["id"] for change in found["entered"]],
@@ -569,7 +569,7 @@ def test_new_and_removed_data_and_near_duplicates_are_causes(audited: Audited) -
     seen = set()
     for a, b, side, gone in (
         ("base", "limits", "entered", "new data: not in the pool before"),
-        ("limits", "base", "left", "removed data: not in the pool any more"),
+        ("limits", "base", "left", "removed data: no longer in the pool"),
     ):
         found = audited.diff(a, b)
         for change in found[side]:
@@ -578,7 +578,7 @@ def test_new_and_removed_data_and_near_duplicates_are_causes(audited: Audited) -
             is_new = files[change["id"]] == "more/new.jsonl"
             assert (change["cause"] == gone) == is_new
             if not is_new:
-                assert "other samples came or went" in change["cause"]
+                assert "other samples were added" in change["cause"]
             seen.add((side, is_new))
     assert {("entered", True), ("left", True)} <= seen
 

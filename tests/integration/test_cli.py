@@ -161,8 +161,8 @@ def test_near_duplicates_by_their_vectors(folder: Path) -> None:
     assert _json(measured)["sets"][0]["samples"] == 18 - dropped
     for wrong, says in (
         (("--near-duplicates", "simhash"), "'minhash', 'embedding' or 'both'"),
-        (("--similarity", "0.8"), "--similarity is of vectors; give --near-duplicates embedding or both"),
-        (("--similarity", "0.8", "--drop-near-duplicates"), "--similarity is of vectors"),
+        (("--similarity", "0.8"), "--similarity compares vectors; give --near-duplicates embedding or both"),
+        (("--similarity", "0.8", "--drop-near-duplicates"), "--similarity compares vectors"),
         ((*by[:3], "1.5"), "similarity: Input should be less than or equal to 1"),
     ):
         refused = _novelsum(folder, "select", "again.jsonl", "-k", "2", "-o", "a.jsonl", *wrong)
@@ -295,7 +295,7 @@ def test_an_interrupted_run_stops_and_goes_on_later(folder: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, words = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted; what was embedded is kept" in words
+    assert "interrupted; finished vectors are kept" in words
     assert "Traceback" not in words
     kept = len(list(vectors.glob("*/*.parquet")))
     assert 2 <= kept < 25

@@ -27,8 +27,8 @@ def test_a_check_that_stops_the_run_ends_it_in_its_own_words(tmp_path: Path) -> 
         "check failed: raw_pool: files_complete: expected: Every file was read to its end. Found: "
     )
     assert "file=pool/broken.json" in failed
-    assert stopped == "novelsum: stopped by a check that failed: nothing is built on what does not pass it"
-    assert kept.startswith("What was done before is kept")
+    assert stopped == "novelsum: stopped by a failed blocking check; later steps did not run"
+    assert kept.startswith("Finished work is kept")
     for word in ("Traceback", "Stack Trace", "Dagster", ", line "):
         assert word not in done.err
 
@@ -44,7 +44,7 @@ def test_a_mistake_in_a_check_ends_without_a_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
 ) -> None:
     done = _run_with(tmp_path, monkeypatch, error)
-    assert f"novelsum: raw_pool_checks failed: {words}\nWhat was done before is kept" in done
+    assert f"novelsum: raw_pool_checks failed: {words}\nFinished work is kept" in done
     assert "Traceback" not in done and "Stack Trace" not in done
 
 

@@ -129,7 +129,7 @@ def test_simulate_ranks_the_measures_and_writes_them(fresh: Path) -> None:
 def test_simulate_prints_a_table(fresh: Path) -> None:
     done = _novelsum(fresh, "study", "simulate", "--repeats", "1")
     assert done.returncode == 0, done.stderr
-    assert "Comparisons ranked as a person would" in done.stdout
+    assert "Comparisons ranked as expected" in done.stdout
     assert "NovelSum" in done.stdout and "%" in done.stdout
     assert "TTR" in done.stderr  # What was left out, and why.
 
@@ -188,8 +188,8 @@ def test_before_any_run_it_says_what_to_do(fresh: Path) -> None:
         (["-s", "missing.yaml"], "missing.yaml: no such settings file"),
         (["--table", "missing.csv"], "missing.csv: cannot be read as CSV"),
         (["--table", "long.csv"], "long.csv:2: has 4 values in place of 3"),
-        (["--table", "long.csv", "--list-sets"], "leave --performance and --list-sets out"),
-        (["--table", "long.csv", "--performance", "long.csv"], "leave --performance and --list-sets out"),
+        (["--table", "long.csv", "--list-sets"], "omit --performance and --list-sets"),
+        (["--table", "long.csv", "--performance", "long.csv"], "omit --performance and --list-sets"),
         (["--list-sets", "--output", "long.csv"], "--output: long.csv is a file"),
     ],
 )

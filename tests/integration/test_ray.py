@@ -75,7 +75,7 @@ def test_a_lost_head_keeps_the_vectors(tmp_path: Path) -> None:
         # Looked after at every block, not every few seconds.
         engine._cluster._looked = 0.0
 
-    with pytest.raises(InputError, match=r"the Ray cluster is lost: its head .* What was done is kept"):
+    with pytest.raises(InputError, match=r"the Ray cluster is lost: its head .* Finished work is kept"):
         embed(tmp_path, settings, ids, texts, "pool", committed=kill, encoder_of=engine.encoder)
     shards = list(tmp_path.glob("vectors/*/*.parquet"))
     assert 0 < len(shards) < 6

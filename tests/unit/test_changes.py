@@ -260,7 +260,7 @@ def test_states_whose_files_are_gone_are_passed_over(storage: Storage) -> None:
     assert storage.compared(newest).runs["before"] == run
     shutil.rmtree(storage.root / "changes")
     gone = storage.changes(newest)
-    assert "are gone" in summary(gone.comparison(storage.root))[0]
+    assert "were deleted" in summary(gone.comparison(storage.root))[0]
     assert storage.changes(storage.run("p", ["4"])) == gone
 
 
@@ -282,13 +282,13 @@ def test_measures_move_only_where_they_compare(storage: Storage) -> None:
     other_size = storage.compared(storage.run("q", ["1", "5", "2"], {"selected": 1.2}))
     row = other_size.measure("selected", "novelsum")
     assert row is not None and (row.difference, row.is_outside) == (None, None)
-    assert "do not compare: 2 and 3 samples" in "\n".join(summary(other_size))
+    assert "cannot be compared: 2 and 3 samples" in "\n".join(summary(other_size))
 
 
 @pytest.mark.parametrize(
     ("later", "why"),
     [
-        ({"model": "another"}, "another model's"),
+        ({"model": "another"}, "model, revision"),
         ({"settings": {"novelsum": {"neighbors": 5}}}, None),
     ],
 )
@@ -299,7 +299,7 @@ def test_another_yardstick_is_named(storage: Storage, later: dict[str, Any], why
     if why is None:  # A setting that the earlier version had not changes nothing.
         assert row.difference is not None
         compared = storage.compared(storage.run("q", ["5"], settings={"novelsum": {"neighbors": 6}}))
-        assert compared.other_yardstick == "other settings of the measures (novelsum.neighbors)"
+        assert compared.other_yardstick == "settings of the measures changed (novelsum.neighbors)"
     else:
         assert row.difference is None
         assert why in "\n".join(summary(compared))
@@ -321,7 +321,7 @@ def test_the_summary_is_short_and_the_page_holds_no_markup_of_names(storage: Sto
     lines = summary(compared)
     assert 5 <= len(lines) <= 15
     assert all("\n" not in line for line in lines)
-    assert lines[0] == "The pool went from 1 to 2 samples (1 came, 0 went); of 1 picks 1 are new, 1 were dropped."
+    assert lines[0] == "The pool went from 1 to 2 samples (1 added, 0 removed); of 1 picks 1 are new, 1 were dropped."
     text = page(compared)
     assert "<img" not in text and "\n# heading" not in text
     assert "&lt;" in message(compared)["text"] and "<" not in message(compared)["text"]
@@ -448,7 +448,7 @@ def test_what_failed_is_sent_by_a_later_run_before_its_own(storage: Storage, web
     webhook.status = 500
     assert notify(storage.root, first, VARIABLE, said.append) == "not sent: it answered with HTTP status 500"
     assert said == [
-        f"the webhook of {VARIABLE} could not be told what changed: it answered with HTTP status 500;"
+        f"the notification to the webhook of {VARIABLE} failed: it answered with HTTP status 500;"
         " the next run tries again"
     ]
     second = storage.changes(storage.run("q", ["2"]))

@@ -113,7 +113,7 @@ def test_a_token_budget_takes_the_place_of_k(snapshot: PoolSnapshot, root: Path)
 
 
 def test_quality_is_a_field_of_the_records(snapshot: PoolSnapshot, root: Path) -> None:
-    with pytest.raises(InputError, match=r"plain.jsonl, record 1: meta.score is None; a number over 0 is needed"):
+    with pytest.raises(InputError, match=r"plain.jsonl, record 1: meta.score is None; a number above 0 is needed"):
         _choose(snapshot, root, k=5, quality="meta.score")
     tokens = np.array(positive_numbers(snapshot, root / "storage", "tokens"))
     picks = _choose(snapshot, root, k=5, quality="tokens")
@@ -140,7 +140,7 @@ def test_what_the_settings_name_must_be_there(snapshot: PoolSnapshot, root: Path
         ({"quotas": [{"column": "source", "caps": {"a": -1}}]}, "greater than or equal to 0"),
         ({"repr_filter": {"threshold": 2}}, "less than or equal to 1"),
         ({"quotas": [{"column": "source"}]}, "give caps, floors or both"),
-        ({"strategy": "kmeans", "quality": "score"}, "quality changes nothing in strategy kmeans"),
+        ({"strategy": "kmeans", "quality": "score"}, "quality has no effect in strategy kmeans"),
         ({"strategy": "qdit", "quality": "score"}, "qdit.quality_weight over 0, or neither"),
         ({"strategy": "qdit", "qdit": {"quality_weight": 0.5}}, "qdit.quality_weight over 0, or neither"),
     ],

@@ -42,7 +42,7 @@ def test_every_kind_of_out_of_memory_is_known(error: RuntimeError) -> None:
     assert is_out_of_memory(error)
     with (
         pytest.raises(
-            NotEnoughMemory, match=r"^this needs about 2\.0 KiB on cpu, whose memory ran out \(.*\); end what"
+            NotEnoughMemory, match=r"^this needs about 2\.0 KiB on cpu, whose memory ran out \(.*\); stop other"
         ),
         DeviceMemory(torch.device("cpu"), 2048, "this"),
     ):

@@ -1,4 +1,4 @@
-"""The documentation says what the code does. `python -m tests.unit.test_docs` writes docs/settings.md anew."""
+"""The documentation says what the code does. `python -m tests.unit.test_docs` rewrites docs/settings.md."""
 
 import re
 from pathlib import Path
@@ -7,8 +7,14 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from novelsum_dagster.cli.files import embedding_of, pool_of
+from novelsum_dagster.cli.oneshot import embedded_files
+from novelsum_dagster.common.progress import LogReporter
+from novelsum_dagster.lineage.models import models
 from novelsum_dagster.quality.suites import SUITES
-from novelsum_dagster.settings import Quota, Settings, Source, load_settings
+from novelsum_dagster.settings import CACHE_VARIABLE, Quota, Settings, Source, load_settings
+from tests.pools import alpaca, write_jsonl
+from tests.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = """# Settings
@@ -23,10 +29,7 @@ key. [curation.yaml](../curation.yaml) is an example.
 
 
 LISTS: dict[str, type[BaseModel]] = {"pool.sources": Source, "selection.quotas": Quota}
-PAGES = [
-    "audit", "data", "dagster", "deploy", "gpu", "growing", "install", "measures", "ray", "scaling", "selection",
-    "settings",
-]  # fmt: skip
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
 def settings_page() -> str:
@@ -65,15 +68,66 @@ def test_the_example_settings_are_valid() -> None:
     assert settings.selection.k == 300
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in PAGES)])
+def _outside_code(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def _anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", _outside_code(page), re.MULTILINE)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in plain}
+
+
+def _python(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
-    for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
-        assert link.startswith("https://") or (path.parent / link).exists(), link
+    for link in re.findall(r"\]\(([^)\s]+)\)", _outside_code(path)):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        assert target.exists(), link
+        assert target.is_relative_to(ROOT), link
+        assert not anchor or anchor in _anchors(target), link
 
 
-def test_the_number_of_checks_is_right() -> None:
-    assert f"{len(SUITES)} checks" in (ROOT / "README.md").read_text()
+def test_the_index_names_every_page() -> None:
+    index = (ROOT / "docs" / "index.md").read_text()
+    for page in (path.name for path in ROOT.glob("docs/*.md") if path.name != "index.md"):
+        assert f"]({page}" in index, page
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if _python(page)])
+def test_python_blocks_compile(page: str) -> None:
+    for block in _python(page):
+        compile(block, page, "exec")
+
+
+def test_the_lines_of_the_readme_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    pool = pool_of([write_jsonl(tmp_path / "pool.jsonl", alpaca(130))], None, None)
+    with embedded_files(pool, embedding_of(tiny_model()), LogReporter(lambda line: None)) as files:
+        found: dict[str, Any] = {"embeddings": files.vectors}
+    exec(_python("README.md")[0], found)
+    assert len(set(found["picks"].indices.tolist())) == 100
+    assert float(capsys.readouterr().out) > 0
+
+
+def test_the_readme_fits_on_a_few_screens() -> None:
+    assert len((ROOT / "README.md").read_text().split()) < 900
+
+
+def test_the_numbers_of_checks_and_models_are_right() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert f"{len(SUITES)} checks" in readme
+    assert f"{len(models())} SQL models" in readme
 
 
 if __name__ == "__main__":

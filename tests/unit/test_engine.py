@@ -242,7 +242,7 @@ def test_work_waits_for_room(engine: RayEngine, caplog: pytest.LogCaptureFixture
     threading.Timer(8, ray.kill, [other]).start()
     assert list(engine.spread(2, [lambda shared: shared + 1])) == [3]
     assert [record.message for record in caplog.records] == [
-        "Ray: waiting for room: the workers need 1 CPUs together, of 0"
+        "Ray: waiting for room: the workers need 1 CPUs in total, of 0"
     ]
 
 
@@ -257,7 +257,7 @@ def test_a_block_that_ends_every_worker_ends_the_embedding(engine: RayEngine, mo
 
     encoder = engine.encoder(Embedding(), None, "cpu")
     monkeypatch.setattr("novelsum_dagster.engine.ray_embedding._Embedder", Lost)
-    with pytest.raises(InputError, match="workers were lost again and again"):
+    with pytest.raises(InputError, match="workers were lost repeatedly"):
         list(encoder.batches(["one", "two"]))
 
 
@@ -274,7 +274,7 @@ def test_a_worker_that_is_always_lost_ends_the_work(engine: RayEngine) -> None:
     def ask(_: None) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(InputError, match="workers were lost again and again"):
+    with pytest.raises(InputError, match="workers were lost repeatedly"):
         list(engine.spread(None, [ask]))
 
 
@@ -312,7 +312,7 @@ def test_a_lost_head_is_told_and_the_picks_are_kept(engine: RayEngine, tmp_path:
             # Asked at every answer, not every few seconds.
             engine._cluster._looked = 0.0
 
-    with pytest.raises(InputError, match=r"the Ray cluster is lost: its head .* What was done is kept"):
+    with pytest.raises(InputError, match=r"the Ray cluster is lost: its head .* Finished work is kept"):
         novelselect(ROWS, search_on=engine.search, checkpoint=checkpoint, progress=kill, **options)
     assert checkpoint.exists()
     _require_same(novelselect(ROWS, checkpoint=checkpoint, **options), novelselect(ROWS, **options))
@@ -326,7 +326,7 @@ def test_a_cluster_that_does_not_answer_is_named() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(InputError, match=f"ray.address: {address} does not answer"):
+    with pytest.raises(InputError, match=f"ray.address: {address} does not respond"):
         list(RayEngine(Ray(address=address)).spread(None, []))
 
 

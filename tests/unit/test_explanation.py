@@ -143,7 +143,7 @@ def test_values_below_zero_differ_by_their_sizes() -> None:
 @pytest.mark.parametrize(
     ("ahead", "sentence"),
     [
-        ((), "No measure was taken of both the selected subset and a random one."),
+        ((), "No measure was computed for both the selected subset and a random one."),
         ((SELECTED, SELECTED), "The measures agree: 2 of 2 find the selected subset the more diverse one."),
         (
             (SELECTED, None),
@@ -532,7 +532,7 @@ def test_select_says_when_the_subset_is_less_diverse_than_a_random_one(tmp_path:
     assert counts is not None
     behind, total = map(int, counts.groups())
     assert 2 * behind > total
-    assert len(line.rpartition("compared were ")[2].split(", ")) == total
+    assert len(line.rpartition("measures compared: ")[2].split(", ")) == total
     rows = json.loads(_select(tmp_path, even, *repeats, "--json").stdout)["compared"]
     assert [row["more_diverse"] for row in rows].count(RANDOM) == behind
     assert len(rows) == total

@@ -293,7 +293,7 @@ def test_the_page_shows_every_view_and_a_sample(app: AppTest, root: Path) -> Non
     assert not app.exception and not app.error
     app.text_input(key="query").set_value(_picks(root)[0]).run()
     assert app.code[0].value.startswith("sample number")
-    assert any("Chosen as pick 1 of 20" in text.value for text in app.text)
+    assert any("Picked as number 1 of 20" in text.value for text in app.text)
     for view in page._VIEWS:
         app.button_group(key="view").set_value([view]).run()
         assert not app.exception, view
@@ -303,7 +303,7 @@ def test_the_page_shows_every_view_and_a_sample(app: AppTest, root: Path) -> Non
 def test_filters_count_what_fits(app: AppTest) -> None:
     app.run()
     app.radio(key="picked").set_value("picked").run()
-    assert "20 of 300 samples fit the filters, 20 of them picked" in " ".join(one.value for one in app.caption)
+    assert "20 of 300 samples pass the filters, 20 of them picked" in " ".join(one.value for one in app.caption)
 
 
 @pytest.mark.parametrize("damage", ["none", "damaged", "no map"])

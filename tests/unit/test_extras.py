@@ -49,7 +49,7 @@ def test_the_ui_goes_without_the_page(monkeypatch: pytest.MonkeyPatch, capsys: p
     take_away(monkeypatch, "streamlit")
     assert page_beside("http://127.0.0.1:8501", 3000) == []
     assert capsys.readouterr().err == (
-        "Links to the explore page will lead nowhere: pip install 'novelsum-dagster[explore]'\n"
+        "The explore page is not served, so links to it will not work: pip install 'novelsum-dagster[explore]'\n"
     )
 
 

@@ -196,7 +196,7 @@ def test_a_text_of_several_sets_is_read_once(folder: Path, monkeypatch: pytest.M
     [
         (
             {"model": "some/model"},
-            r"measures\.g_vendi\.model: some/model is no folder here; .* measures\.g_vendi\.revision",
+            r"measures\.g_vendi\.model: some/model is not a local folder; .* measures\.g_vendi\.revision",
         ),
         ({"context": 49}, r"measures\.g_vendi\.context: 49 tokens are more than the 48 positions"),
     ],

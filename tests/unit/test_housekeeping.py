@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from novelsum_dagster.artifacts.layout import OUTPUTS
 from novelsum_dagster.artifacts.provenance import Provenance, damaged_files
 from novelsum_dagster.audit.explain import explain
-from novelsum_dagster.audit.gc import OUTPUTS, Plan, collect, plan
+from novelsum_dagster.audit.gc import Plan, collect, plan
 from novelsum_dagster.audit.reproduce import records_of, reproduce
 from novelsum_dagster.cli.main import app
 from novelsum_dagster.common.errors import InputError

@@ -90,11 +90,11 @@ def test_options_may_be_for_one_file(tmp_path: Path) -> None:
     ("forms", "columns", "says"),
     [
         (["poem"], None, "--form"),
-        (["x.jsonl=alpaca"], None, "x.jsonl is none of the files"),
+        (["x.jsonl=alpaca"], None, "x.jsonl is not one of the files"),
         (None, ["prompt"], "prompt=q,response=a"),
         (None, ["verse=q"], "--columns: verse"),
-        (None, ["prompt=q,prompt=r"], "--columns: prompt is there twice"),
-        (None, ["x.jsonl:prompt=q"], "x.jsonl is none of the files"),
+        (None, ["prompt=q,prompt=r"], "--columns: prompt is given twice"),
+        (None, ["x.jsonl:prompt=q"], "x.jsonl is not one of the files"),
     ],
 )
 def test_wrong_options_are_named(forms: list[str] | None, columns: list[str] | None, says: str) -> None:

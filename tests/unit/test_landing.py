@@ -251,7 +251,7 @@ def test_a_link_out_of_the_folder_is_an_error_in_words(tmp_path: Path) -> None:
     place.write("in/a.jsonl")
     outside = write_jsonl(tmp_path / "outside" / "o.jsonl", [])
     (place.base / "in" / "x.jsonl").symlink_to(outside)
-    with pytest.raises(InputError, match=r"in/\*: .*in/x\.jsonl leads out of .*, to .*o\.jsonl; name that file itself"):
+    with pytest.raises(InputError, match=r"in/\*: .*in/x\.jsonl leads out of .*, to .*o\.jsonl; list that file itself"):
         place.listing()
 
 
@@ -390,8 +390,8 @@ def test_a_file_that_changes_while_it_is_read_enters_no_snapshot(
         yield from records[2:]
 
     monkeypatch.setattr(ingest, "read_file", changed)
-    says = "is gone since it was read" if what == "gone" else "changed while it was read"
-    with pytest.raises(InputError, match=rf"in/a\.jsonl: {says}; run again"):
+    says = "was deleted after it was read" if what == "gone" else "changed while it was read"
+    with pytest.raises(InputError, match=rf"in/a\.jsonl {says}; run again"):
         snapshot_of(place)
     assert not list((place.base / "curated").rglob("snapshot=*"))
     assert not (place.base / "curated" / "landing").exists()

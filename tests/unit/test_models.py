@@ -203,14 +203,14 @@ def test_row_counts_are_given_where_they_are_cheap(store: LineageStore) -> None:
 def test_reasons_are_in_words(store: LineageStore) -> None:
     found = dict(_rows(store, "SELECT id, reason FROM selection_audit WHERE run_id = 'r1'"))
     assert found == {
-        "a": "picked 1st; no score of it is recorded (novelselect)",
+        "a": "picked 1st; no score is recorded (novelselect)",
         "b": "left out: near-duplicate (0.91) of a",
         "c": "left out: near-duplicate (0.85) of b",
         "d": "not picked: its score after 2 picks was at most 3.2; 3.25 won"
         "; its nearest pick is f, at cosine distance 0.2500",
         EVIL: "picked 2nd; f-is-lon came second by 0.03",
         "f": "picked 3rd with a score of 3.25",
-        "g": "not picked: never scored, as the limits of the selection leave it out"
+        "g": "not picked: excluded by the limits of the selection"
         f"; its nearest pick is {EVIL[:8]}, at cosine distance 0.5000",
     }
 
@@ -219,9 +219,9 @@ def test_a_sample_that_is_picked_several_times_is_one_row(store: LineageStore) -
     query = "SELECT id, picked, rank, times_picked, reason FROM selection_audit WHERE run_id = 'r2' AND in_pool"
     assert sorted(_rows(store, query)) == sorted(
         [
-            ("a", True, 2, 2, "picked 2nd; no score of it is recorded (duplicate); picked 2 times in all"),
-            ("d", True, 1, 2, "picked 1st; no score of it is recorded (duplicate); picked 2 times in all"),
-            *((id_, False, None, 0, "not picked; no score of it is recorded (duplicate)") for id_ in (EVIL, "f", "g")),
+            ("a", True, 2, 2, "picked 2nd; no score is recorded (duplicate); picked 2 times in all"),
+            ("d", True, 1, 2, "picked 1st; no score is recorded (duplicate); picked 2 times in all"),
+            *((id_, False, None, 0, "not picked; no score is recorded (duplicate)") for id_ in (EVIL, "f", "g")),
         ]
     )
 
@@ -283,7 +283,7 @@ def test_an_exact_score_above_the_winner_was_ruled_out(tmp_path: Path) -> None:
     build(store)
     assert _rows(store, "SELECT reason FROM selection_audit WHERE run_id = 'r1' AND id = 'd'") == [
         (
-            "not picked: its score after 1 pick was 3.75; 3.5 won, as the limits left this one out"
+            "not picked: its score after 1 pick was 3.75; 3.5 won, but the limits excluded this one"
             "; its nearest pick is f, at cosine distance 0.2500",
         )
     ]
@@ -492,19 +492,19 @@ def test_a_cte_is_no_table_that_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"marts/a": _view("a", "b"), "marts/b": _view("b", "a")}, r"\.sql: the models read each other in a circle: "),
-        ({"marts/a": _view("a", "nowhere")}, r"a\.sql: reads nowhere, which is no model"),
-        ({"marts/a": _view("a", "runs")}, r"a\.sql: reads runs, which is no model"),
-        ({"staging/a": _view("a", "b"), "staging/b": _view("b", "runs")}, r"a\.sql: reads b, .* no table of sources"),
+        ({"marts/a": _view("a", "b"), "marts/b": _view("b", "a")}, r"\.sql: the models form a cycle: "),
+        ({"marts/a": _view("a", "nowhere")}, r"a\.sql: reads nowhere, which is not a model"),
+        ({"marts/a": _view("a", "runs")}, r"a\.sql: reads runs, which is not a model"),
+        ({"staging/a": _view("a", "b"), "staging/b": _view("b", "runs")}, r"a\.sql: reads b, .* not a table of"),
         ({"staging/a": _view("a", "runs"), "marts/a": _view("a", "a")}, r"marts/a\.sql: .*a\.sql is a model of"),
         ({"staging/runs": _view("runs", "runs")}, r"runs\.sql: the lineage has a table of that name"),
         ({"staging/a": _view("a", "runs") + "DROP TABLE runs;"}, r"a\.sql: has 2 statements"),
         ({"staging/a": "-- Nothing.\n"}, r"a\.sql: has 0 statements"),
-        ({"staging/a": _view("b", "runs")}, r"a\.sql: makes b; the file's name says a"),
-        ({"staging/a": "-- A row.\nDROP TABLE runs;"}, r"a\.sql: is no CREATE OR REPLACE"),
-        ({"staging/a": "-- A row.\nCREATE VIEW a AS SELECT 1 AS x;"}, r"a\.sql: is no CREATE OR REPLACE"),
+        ({"staging/a": _view("b", "runs")}, r"a\.sql: creates b, but the file name says a"),
+        ({"staging/a": "-- A row.\nDROP TABLE runs;"}, r"a\.sql: is not a CREATE OR REPLACE"),
+        ({"staging/a": "-- A row.\nCREATE VIEW a AS SELECT 1 AS x;"}, r"a\.sql: is not a CREATE OR REPLACE"),
         ({"staging/a": "-- A row.\nCREATE OR REPLACE VIEW a AS SELEC;"}, r"a\.sql: "),
-        ({"staging/a": _view("a", "runs").removeprefix("-- A row.\n")}, r"a\.sql: begins with no comment"),
+        ({"staging/a": _view("a", "runs").removeprefix("-- A row.\n")}, r"a\.sql: has no comment at its start"),
         ({"staging/a": _view("a", "read_parquet('x')")}, r"a\.sql: reads READ_PARQUET\('x'\)"),
         ({"staging/a": _view("a", "other.runs")}, r"a\.sql: reads other\.runs"),
         ({}, "has no models"),
@@ -518,15 +518,15 @@ def test_files_that_are_no_models_are_named(tmp_path: Path, files: dict[str, str
 @pytest.mark.parametrize(
     ("stated", "message"),
     [
-        ("{name: b, columns: []}", "is about 'b'; the file's name says 'a'"),
+        ("{name: b, columns: []}", "describes 'b', but the file name says 'a'"),
         ("{name: a, columns: [{name: x, tests: [rare]}]}", "a.yml: "),
         ("{name: a, columns: [{name: x, tests: [{accepted_values: {}}]}]}", "values"),
-        ("{name: a, columns: [{name: x, tests: [{}]}]}", "a test of x names no kind, or two"),
+        ("{name: a, columns: [{name: x, tests: [{}]}]}", "a test of x must name exactly one kind"),
         ("{name: a, columns: [{name: 'x; DROP TABLE runs'}]}", "should match pattern"),
-        ("{name: a, newest: y, columns: [{name: x, tests: [unique]}]}", "a test names a.y, which no yml states"),
-        ("{name: a, columns: [{name: x, tests: [unique, unique]}]}", "states a test twice"),
+        ("{name: a, newest: y, columns: [{name: x, tests: [unique]}]}", "a test names a.y, which no yml describes"),
+        ("{name: a, columns: [{name: x, tests: [unique, unique]}]}", "repeats a test"),
         ("{name: a, columns: [{name: x, tests: [{relationships: {to: b, field: x}}]}]}", "names b.x, which no yml"),
-        ("{name: a, tests: [{unique: [x, z]}], columns: [{name: x}]}", "names a.z, which no yml states"),
+        ("{name: a, tests: [{unique: [x, z]}], columns: [{name: x}]}", "names a.z, which no yml describes"),
         ("{name: a, columns: [", "a.yml: "),
     ],
 )  # fmt: skip

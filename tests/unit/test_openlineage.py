@@ -20,7 +20,7 @@ import pytest
 
 from novelsum_dagster.lineage.openlineage import API_KEY_VARIABLE, Dataset, Events, step_run_id
 
-GOES_ON = "the curation goes on"
+GOES_ON = "the curation continues"
 RUN = "0b3c8a52-8f5c-4d0e-9a59-0a4ed4d1f5b7"
 FILE = Dataset("/data/a.jsonl", "5f70bf18", rows=12, namespace="file")
 POOL = Dataset("raw_pool", "key-1", (("id", "string"), ("turns", "int32")), rows=10, bytes=2048)

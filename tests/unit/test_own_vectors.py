@@ -208,7 +208,7 @@ def test_vectors_are_matched_by_a_field_of_the_records_in_any_order(tmp_path: Pa
 def test_numbers_match_as_they_are_written(tmp_path: Path) -> None:
     pool = made_pool(tmp_path)
     save_file({"position": np.array([3, 2, 1, 4, 5]), "v": VECTORS[:5]}, tmp_path / "v.safetensors")
-    with pytest.raises(InputError, match=r"the records: position '2' is there twice"):
+    with pytest.raises(InputError, match=r"the records: position '2' occurs twice"):
         stored(pool, given("v.safetensors", vectors_id="position"))
     save_file({"text_tokens": np.array([34, 30, 33, 31, 32]), "v": VECTORS[:5]}, tmp_path / "v.safetensors")
     _, found = stored(pool, given("v.safetensors", vectors_id="text_tokens"))
@@ -238,19 +238,19 @@ def test_ids_that_are_missing_or_there_twice_are_named(tmp_path: Path) -> None:
             [*keys[:3], "k5", "k4"],
             r"b\.jsonl, record 2 has meta\.key 'k3', which .* does not have; 1 of 5 samples have no",
         ),
-        (["k0", *keys[:4]], r"v\.parquet: meta\.key 'k0' is there twice"),
+        (["k0", *keys[:4]], r"v\.parquet: meta\.key 'k0' occurs twice"),
         ([None, *keys[1:]], r"a\.jsonl, record 1 has meta\.key 'k0', which"),
     ):
         pq.write_table(pa.table({"meta.key": found, "v": lists(VECTORS[:5])}), tmp_path / "v.parquet")
         with pytest.raises(InputError, match=words):
             own_vectors(pool, given("v.parquet", vectors_id="meta.key"))
     pq.write_table(pa.table({"other": keys, "v": lists(VECTORS[:5])}), tmp_path / "v.parquet")
-    with pytest.raises(InputError, match=r"vectors_id: other is no field of any record"):
+    with pytest.raises(InputError, match=r"vectors_id: other is not a field of any record"):
         own_vectors(pool, given("v.parquet", vectors_id="other"))
     with pytest.raises(InputError, match=r"vectors_id: .* has no 'meta\.key'; its columns are other, v"):
         own_vectors(pool, given("v.parquet", vectors_id="meta.key"))
     np.save(tmp_path / "v.npy", VECTORS)
-    with pytest.raises(InputError, match=r"vectors_id: .* has rows of numbers and no names; leave vectors_id out"):
+    with pytest.raises(InputError, match=r"vectors_id: .* has rows of numbers without names; remove vectors_id"):
         own_vectors(pool, given("v.npy", vectors_id="meta.key"))
 
 
@@ -259,7 +259,7 @@ def test_ids_that_are_missing_or_there_twice_are_named(tmp_path: Path) -> None:
 
 def test_another_number_of_rows_than_records_is_refused_with_both(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", VECTORS[ROWS])
-    with pytest.raises(InputError, match=r"v\.npy has 5 rows, and 7 records were read; .* embedding\.vectors_id"):
+    with pytest.raises(InputError, match=r"v\.npy has 5 rows, but 7 records were read.* embedding\.vectors_id"):
         own_vectors(made_pool(tmp_path), given("v.npy"))
 
 
@@ -269,7 +269,7 @@ def test_another_number_of_rows_than_records_is_refused_with_both(tmp_path: Path
         (np.nan, "has NaN or infinite"),
         (np.inf, "has NaN or infinite"),
         (1e39, "has NaN or infinite"),
-        (0, "is 0 every"),
+        (0, "is all zeros"),
     ],
 )
 def test_a_vector_that_cannot_be_is_refused_before_anything_is_written(
@@ -343,7 +343,7 @@ def test_folders_whose_order_or_split_is_not_known_are_refused(tmp_path: Path) -
     with pytest.raises(InputError, match=r"different lengths: 4 in 2\.json, 1 in 10\.json"):
         read_vectors(tmp_path / "published")
     (tmp_path / "published" / "more.json").write_text("[[1.0]]")
-    with pytest.raises(InputError, match=r"has more\.json, whose name is no number"):
+    with pytest.raises(InputError, match=r"has more\.json, whose name is not a number"):
         read_vectors(tmp_path / "published")
     made = datasets.Dataset.from_dict({"vector": VECTORS.tolist()})
     datasets.DatasetDict({"train": made, "test": made}).save_to_disk(tmp_path / "splits")
@@ -354,7 +354,7 @@ def test_folders_whose_order_or_split_is_not_known_are_refused(tmp_path: Path) -
     with pytest.raises(InputError, match=r"vectors_column: .* a is double, not lists of float16"):
         read_vectors(tmp_path / "v.parquet", "a")
     np.savez(tmp_path / "v.npz", id=np.array(["a"]), v=VECTORS)
-    with pytest.raises(InputError, match=r"vectors_id: .* id is of shape \(1,\), not one id a vector"):
+    with pytest.raises(InputError, match=r"vectors_id: .* id is of shape \(1,\), not one id per vector"):
         read_vectors(tmp_path / "v.npz", None, "id")
 
 

@@ -135,7 +135,7 @@ def test_more_parts_than_samples_are_refused() -> None:
 
 def test_settings_refuse_what_no_part_can_know() -> None:
     for limit in ({"token_budget": 100}, {"extend_by": 5}, {"must_include": ["a"]}, {"must_exclude": ["a"]}):
-        with pytest.raises(ValidationError, match=f"partitions does not go together with {next(iter(limit))}"):
+        with pytest.raises(ValidationError, match=f"partitions cannot be combined with {next(iter(limit))}"):
             Selection.model_validate({"partitions": 4, **limit})
     with pytest.raises(ValidationError, match="partitions works with strategy novelselect only, not with random"):
         Selection(partitions=4, strategy="random")

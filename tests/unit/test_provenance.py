@@ -64,7 +64,7 @@ def _found(curated: Curated, settings: Settings | None = None, **changed: Artifa
         require_matching(curated.root, settings or curated.settings, {**curated.made, **changed})
     except InputError as error:
         first, *lines = str(error).splitlines()
-        assert first == "what this step would use does not match:"
+        assert first == "the inputs of this step do not match:"
         assert all(line.startswith("  ") for line in lines)
         return [line.strip() for line in lines]
     return []
@@ -219,7 +219,7 @@ def test_an_input_that_is_another_now_is_found(original: Curated) -> None:
         path.unlink()
     key = original.made["density"].key[:8]
     assert line == (
-        f"selected_subset: was made from density {key}, which is ffffffff now; materialise selected_subset again"
+        f"selected_subset: was built from density {key}, which is ffffffff now; materialise selected_subset again"
     )
 
 
@@ -228,7 +228,7 @@ def test_other_code_is_found(original: Curated, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(provenance.STEPS, "density", StepFacts("99", then.settings))
     [line] = _found(original)
     assert line == (
-        f"density: was made by version {then.code_version} of its code, which is 99 now; materialise density again"
+        f"density: was built by version {then.code_version} of its code, which is 99 now; materialise density again"
     )
 
 
@@ -244,7 +244,7 @@ def test_a_step_that_begins_to_depend_on_a_setting_is_a_mismatch(
 def test_a_missing_record_is_found(curated: Curated) -> None:
     curated.record_of("embeddings").unlink()
     [line] = _found(curated)
-    assert line.startswith(f"embeddings {curated.made['embeddings'].key}: has no record of where it came from")
+    assert line.startswith(f"embeddings {curated.made['embeddings'].key}: has no provenance record")
     assert line.endswith("materialise embeddings again")
 
 
@@ -280,12 +280,12 @@ def test_every_file_that_is_gone_or_damaged_is_found(curated: Curated, asset: st
         before = write_wrong(path)
         [line] = _found(curated)
         assert line == (
-            f"{asset}: {path} is damaged (its SHA-256 is another than recorded); delete it, and materialise {asset}"
+            f"{asset}: {path} is damaged (its SHA-256 differs from the record); delete it, and materialise {asset}"
             " again"
         )
         path.unlink()
         [line] = _found(curated)
-        assert line == f"{asset}: {path} is gone; materialise {asset} again"
+        assert line == f"{asset}: {path} is missing; materialise {asset} again"
         path.mkdir()
         assert _found(curated) == [line]  # A folder in its place is no file.
         path.rmdir()
@@ -323,18 +323,18 @@ def test_everything_that_is_wrong_is_in_one_error(curated: Curated, monkeypatch:
     starts = [
         "raw_pool: pool.max_characters was",
         f"raw_pool: {first} is damaged",
-        f"raw_pool: {second} is gone",
-        f"embeddings {'e' * 32}: has no record",
-        f"density {curated.made['density'].key}: has no record",
+        f"raw_pool: {second} is missing",
+        f"embeddings {'e' * 32}: has no provenance record",
+        f"density {curated.made['density'].key}: has no provenance record",
         "selected_subset: selection.k was 6",
         "selected_subset: selection.seed was 42",
-        "selected_subset: was made from embeddings",
+        "selected_subset: was built from embeddings",
     ]
     assert len(found) == len(starts)
     for line, start in zip(found, starts, strict=True):
         assert line.startswith(start)
     # With the record of the embeddings in place, the version of their code is found, too.
-    assert any(line.startswith("embeddings: was made by version") for line in _found(curated))
+    assert any(line.startswith("embeddings: was built by version") for line in _found(curated))
 
 
 def test_a_partition_is_told_by_its_name(curated: Curated) -> None:

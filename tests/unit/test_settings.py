@@ -113,9 +113,9 @@ def test_the_shipped_settings_load() -> None:
         ("novelsum:\n  density_power: .inf\n", 2, "novelsum.density_power", "finite"),
         ("novelsum:\n  proximity_power: -1\n", 2, "novelsum.proximity_power", "greater than or equal to 0"),
         ("device: gpu\n", 1, "device", "match pattern"),
-        ("embedding:\n  device: cpu\n", 2, "embedding.device", "the one setting device, at the top of the file"),
-        ("selection:\n  device: cuda\n", 2, "selection.device", "the one setting device"),
-        ("study:\n  training:\n    device: mps\n", 3, "study.training.device", "the one setting device"),
+        ("embedding:\n  device: cpu\n", 2, "embedding.device", "set device at the top level of the file"),
+        ("selection:\n  device: cuda\n", 2, "selection.device", "set device at the top level"),
+        ("study:\n  training:\n    device: mps\n", 3, "study.training.device", "set device at the top level"),
         ("embedding:\n  pooling: cls\n", 2, "embedding.pooling", "'last_token' or 'position_weighted_mean'"),
         ("checks:\n  max_source_growth: 0.5\n", 2, "checks.max_source_growth", "greater than or equal to 1"),
         ("typo: 1\n", 1, "typo", "no such setting"),
@@ -152,7 +152,7 @@ def test_no_setting_holds_a_secret(tmp_path: Path, text: str, key: str, says: st
 @pytest.mark.parametrize("section", ["embedding: {{revision: {}}}", "study: {{training: {{revision: {}}}}}"])
 def test_a_models_revision_is_a_whole_commit(tmp_path: Path, section: str, revision: str) -> None:
     (error,) = refused(tmp_path, section.format(revision))
-    assert "revision: must be a full commit, 40 hexadecimal digits, as the model's page on the hub shows" in error
+    assert "revision: must be a full commit, 40 hexadecimal digits, shown on the model's page on the hub" in error
     load(tmp_path, section.format("'" + "0" * 40 + "'"))
 
 

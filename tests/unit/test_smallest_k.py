@@ -182,7 +182,7 @@ def test_it_says_how_far_it_went(made: Made) -> None:
     seen: list[tuple[int, int]] = []
     found = made.smallest_k("far", last, times_k=2, progress=lambda done, total: seen.append((done, total)))
     assert found == SmallestK(more_than=2 * K)
-    assert found.words == f"The smallest k that lets it in is more than {2 * K}: so far the selection went on."
+    assert found.words == f"Not picked up to k = {2 * K}, where the search stopped."
     assert seen and seen[-1] == (2 * K, 2 * K)
     assert made.smallest_k("far", last, times_k=3).k == 2 * K + 1
 
@@ -243,7 +243,7 @@ def test_where_a_sample_came_closest_counts_its_quality(made: Made) -> None:
         assert closest["share"] == pytest.approx(shares[:, at].max(), rel=1e-6)
         assert closest["rank"] == shares[:, at].argmax() + 2
         assert closest["quality"] == quality[row]
-        needed = re.search(r"With meta.score over ([\d.]+), in place of ([\d.]+), it would", found["words"])
+        needed = re.search(r"With meta.score over ([\d.]+) instead of ([\d.]+), it would", found["words"])
         assert needed and float(needed[1]) == pytest.approx(quality[row] / closest["share"], rel=1e-5)
         assert float(needed[2]) == quality[row]
         assert found["at_most_before_it"] is None
@@ -280,7 +280,7 @@ def test_why_scores_by_the_side_of_the_run(made: Made, side: str) -> None:
         assert closest["score"] == pytest.approx(scores[best, at], rel=1e-6)
         assert closest["share"] == (None if side == "objective" else pytest.approx(near[best, at], rel=1e-6))
         assert found["at_most_before_it"] == end.rank[at] - 1
-        assert ("With a quality of its own over" in found["words"]) == (side != "objective")
+        assert ("With a quality more than" in found["words"]) == (side != "objective")
     for row in left[::9].tolist():
         smallest = made.smallest_k(side, row)
         k = smallest.k or smallest.more_than

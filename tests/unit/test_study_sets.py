@@ -162,13 +162,13 @@ def test_a_recipe_without_a_variant_is_described_as_before_there_were_any() -> N
     ("study", "message"),
     [
         ({"variants": [{"name": "a", "strategy": "kmeans", "density_side": "row"}]}, "density_side works with"),
-        ({"variants": [{"name": "A b", "strategy": "kmeans"}]}, "must be of lower-case letters"),
-        ({"variants": [{"name": "a", "strategy": "kmeans"}] * 2}, "variants: a is there twice"),
+        ({"variants": [{"name": "A b", "strategy": "kmeans"}]}, "must consist of lower-case letters"),
+        ({"variants": [{"name": "a", "strategy": "kmeans"}] * 2}, "variants: a occurs twice"),
         ({"representations": [{"name": "own"}]}, "own means the vectors of embedding"),
-        ({"representations": [{"name": "p"}] * 2}, "representations: p is there twice"),
+        ({"representations": [{"name": "p"}] * 2}, "representations: p occurs twice"),
         (
             {"variants": [{"name": "a", "strategy": "kmeans", "representation": "p"}]},
-            "a chooses by p, which is not among the representations: there are none",
+            "a uses p, which is not among the representations: there are none",
         ),
         ({"name": "a/b"}, "name"),
     ],

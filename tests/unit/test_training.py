@@ -225,7 +225,7 @@ def test_pickled_weights_and_code_of_a_models_own_are_refused(tmp_path: Path, to
     ("changes", "missing", "message"),
     [
         ({"n_positions": 16}, None, r"training\.context: 32 tokens are more than the 16 positions"),
-        ({"vocab_size": 300}, None, "tokens that the model does not know"),
+        ({"vocab_size": 300}, None, "tokens beyond the model's vocabulary"),
         ({"eos_token_id": None}, None, "names no end token"),
         ({}, "tokenizer.json", "cannot be loaded"),
         ({}, "config.json", "cannot be loaded"),
@@ -242,9 +242,9 @@ def test_a_model_that_does_not_fit_is_refused(
 
 
 def test_what_cannot_be_trained_or_scored_is_refused(tokenizer: str) -> None:
-    with pytest.raises(InputError, match=r"no folder here; .* training\.revision"):
+    with pytest.raises(InputError, match=r"not a local folder; .* training\.revision"):
         build_model(TINY.model_copy(update={"model": "some/model"}))
-    with pytest.raises(InputError, match="mps is not on this machine"):
+    with pytest.raises(InputError, match="this machine has no device mps"):
         build_model(TINY, tokenizer, device="mps")
     with pytest.raises(ValueError, match="needs a tokenizer"):
         build_model(TINY)

@@ -106,7 +106,7 @@ def test_a_vector_that_is_the_mean_has_no_direction(whiten: bool) -> None:
     half = _vectors(2500, 4) - np.float32(0.1)
     vectors = np.concatenate([half, -half, np.zeros((1, 4), np.float32)]) + np.float32(0.7)
     fitted = Whitening.of(vectors, whiten=whiten)
-    with pytest.raises(NoDirection, match="row 5000 is the mean") as raised:
+    with pytest.raises(NoDirection, match="row 5000 equals the mean") as raised:
         fitted.apply(vectors)
     assert raised.value.row == 5000
     assert np.isfinite(fitted.apply(vectors[:5000])).all()
@@ -207,7 +207,7 @@ def test_a_sample_without_direction_is_named(tmp_path: Path) -> None:
     vectors = VECTORS.copy()
     vectors[ROWS] = np.concatenate([VECTORS[:2], 2 - VECTORS[:2], np.ones((1, 4), np.float32)])
     np.save(tmp_path / "v.npy", vectors)
-    with pytest.raises(InputError, match=r"embedding\.whiten: the vector of b\.jsonl, record 3 is the mean"):
+    with pytest.raises(InputError, match=r"embedding\.whiten: the vector of b\.jsonl, record 3 equals the mean"):
         stored(made_pool(tmp_path), given("v.npy", whiten=True))
 
 
@@ -261,5 +261,5 @@ def test_sets_that_cannot_be_transformed_are_refused() -> None:
         transformed(sets, None, Embedding(reduce=3))
     half = _vectors(6, 4)
     pool = np.concatenate([half, -half])
-    with pytest.raises(InputError, match=r"a\.jsonl: row 1 is the mean .* leave --whiten and --reduce out"):
+    with pytest.raises(InputError, match=r"a\.jsonl: row 1 equals the mean .* omit --whiten and --reduce"):
         transformed({"a.jsonl": Samples(np.stack([half[0], 0 * half[0]]))}, pool, Embedding(whiten=True))

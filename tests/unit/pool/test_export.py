@@ -273,9 +273,9 @@ UNFIT: dict[str, tuple[list[str], str]] = {
         ["1.5", "9007199254740993"],
         "x unchanged: x has .*whole numbers that 64-bit floating point would change",
     ),
-    "out of range": (["1e999"], "x unchanged: x has a number out of the range of 64-bit floating point"),
-    "half a pair": (['"\\ud800"'], "x unchanged: x has text that is no Unicode"),
-    "half a pair in a key": (['{"\\ud800": 1}'], "x unchanged: x has text that is no Unicode"),
+    "out of range": (["1e999"], "x unchanged: x has a number outside the range of 64-bit floating point"),
+    "half a pair": (['"\\ud800"'], "x unchanged: x has text that is not valid Unicode"),
+    "half a pair in a key": (['{"\\ud800": 1}'], "x unchanged: x has text that is not valid Unicode"),
     "too deep": (["[" * 60 + "]" * 60], "x unchanged: x.* has lists and objects more than 50 deep"),
 }
 
@@ -314,7 +314,7 @@ def test_a_column_whose_name_is_no_unicode_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(r'{"instruction": "q", "output": "a", "\ud800": 1}')
     snapshot = build(tmp_path, "a.jsonl")
     for nested in ("refuse", "json"):
-        with pytest.raises(InputError, match=r"column '\\ud800': no Unicode; write \.jsonl"):
+        with pytest.raises(InputError, match=r"column '\\ud800': not valid Unicode; write \.jsonl"):
             require_writable(snapshot, tmp_path / "curated", tmp_path / "out.parquet", nested)
 
 
@@ -460,7 +460,7 @@ def typed() -> pa.RecordBatch:
 def test_what_json_does_not_have_is_written_in_its_next_form_with_a_note(tmp_path: Path) -> None:
     notes = [
         "binary values written as base64 text: 2",
-        "values that are no finite number (NaN, infinity) written as null: 2",
+        "values that are not finite (NaN, infinity) written as null: 2",
     ]
     for name in ("out.jsonl", "out.json"):
         assert write_records([arrow_record(typed())], tmp_path / name) == notes
@@ -507,5 +507,5 @@ def test_records_without_names_do_not_fit_into_parquet(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('"a text"\n["q", "a"]\n')
     snapshot = build(tmp_path, "a.jsonl")
     assert snapshot.kept == 2
-    with pytest.raises(InputError, match="without names"):
+    with pytest.raises(InputError, match="named columns"):
         require_writable(snapshot, tmp_path / "curated", tmp_path / "out.parquet", "json")

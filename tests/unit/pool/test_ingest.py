@@ -259,7 +259,7 @@ def test_it_fails_only_over_the_reject_fraction(tmp_path: Path, limit: float, fa
 
 def test_a_pool_of_rejects_alone_fails_whatever_the_limit(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [{"x": 1}])
-    with pytest.raises(InputError, match="none is a sample") as error:
+    with pytest.raises(InputError, match="no sample is left") as error:
         build(tmp_path, "a.jsonl", max_reject_fraction=1.0)
     assert "raise the limit" not in str(error.value)
 
@@ -294,7 +294,7 @@ def test_files_without_records_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").touch()
     (tmp_path / "b.json").write_text("[]")
     write_jsonl(tmp_path / "good.jsonl", alpaca(3))
-    with pytest.raises(InputError, match=r"no record in a\.jsonl, b\.json; take that out of the sources, or wait"):
+    with pytest.raises(InputError, match=r"no records in a\.jsonl, b\.json; remove from pool.sources, or wait"):
         build(tmp_path, "a.jsonl", "b.json", "good.jsonl")
     assert not snapshots(tmp_path) and not list(hidden(tmp_path))
 
@@ -443,7 +443,7 @@ def test_the_longest_or_the_best_of_a_group_can_be_kept(tmp_path: Path) -> None:
         near = snapshot.table(tmp_path / keep, "near_duplicates").to_pylist()
         assert {row["partner_id"] for row in near} == set(snapshot.samples(tmp_path / keep, ["id"])["id"].to_pylist())
     write_jsonl(tmp_path / "a.jsonl", [*records, {"prompt": "Why?", "completion": "So.", "score": 0}])
-    with pytest.raises(InputError, match=r"a\.jsonl, record 4: score is 0; a number over 0 is needed"):
+    with pytest.raises(InputError, match=r"a\.jsonl, record 4: score is 0; a number above 0 is needed"):
         build_snapshot(settings, tmp_path, tmp_path / "bad", lambda texts: [1] * len(texts), quality="score")
 
 

@@ -459,7 +459,7 @@ def test_a_link_that_a_glob_finds_stays_in_the_globs_folder(tmp_path: Path, patt
     assert base / link in find_files(pattern, base)
     (base / link).unlink()
     (base / link).symlink_to(secret)
-    with pytest.raises(InputError, match=r"name that file itself in pool\.sources") as error:
+    with pytest.raises(InputError, match=r"list that file itself in pool\.sources") as error:
         find_files(pattern, base)
     assert f"{pattern}: {base / link} leads out of " in str(error.value)
     assert find_files(link, base) == [base / link]  # Whoever writes the settings may name what they like.
