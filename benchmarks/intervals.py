@@ -16,7 +16,7 @@ from novelsum_dagster.cli.oneshot import embedded_files
 from novelsum_dagster.common.progress import LogReporter
 from novelsum_dagster.diversity.density import density
 from novelsum_dagster.diversity.lexical import Occurrences
-from novelsum_dagster.diversity.measures import MEASURES, Samples, SetMeasures, Yardstick
+from novelsum_dagster.diversity.measures import MEASURES, Evaluator, Samples, SetMeasures
 from novelsum_dagster.settings import Embedding, Measures, NovelSum, Pool, Source
 
 
@@ -44,7 +44,7 @@ def main() -> None:
 
 def _measured(samples: Samples, size: int, draws: int) -> list[SetMeasures]:
     assert samples.texts is not None
-    yardstick = Yardstick(samples.vectors, NovelSum(), Measures())
+    evaluator = Evaluator(samples.vectors, NovelSum(), Measures())
     factor = density(samples.vectors).factor()
     generator = np.random.default_rng(0)
     found = []
@@ -52,7 +52,7 @@ def _measured(samples: Samples, size: int, draws: int) -> list[SetMeasures]:
         rows = generator.permutation(len(samples.vectors))[:size]
         words = Occurrences.of([samples.texts[row] for row in rows])
         found.append(
-            yardstick.measure(
+            evaluator.measure(
                 f"draw {number}",
                 samples,
                 rows,

@@ -29,7 +29,7 @@ from novelsum_dagster.cli.oneshot import embedded_files
 from novelsum_dagster.common.processors import usable_processors
 from novelsum_dagster.common.progress import LogReporter
 from novelsum_dagster.diversity.density import density
-from novelsum_dagster.diversity.measures import MEASURES, Samples, Yardstick, measure_sets
+from novelsum_dagster.diversity.measures import MEASURES, Evaluator, Samples, measure_sets
 from novelsum_dagster.diversity.novelsum import Powers, novelsum, novelsum_grid
 from novelsum_dagster.settings import Embedding, Measures, NovelSum, Pool, Source
 
@@ -115,8 +115,8 @@ def _all_measures(arguments: argparse.Namespace) -> dict[str, Any]:
     reporter = LogReporter(lambda line: None)
 
     def measured() -> Any:
-        yardstick = Yardstick(vectors, NovelSum(), Measures())
-        return measure_sets({"set": samples}, yardstick, reporter=reporter)
+        evaluator = Evaluator(vectors, NovelSum(), Measures())
+        return measure_sets({"set": samples}, evaluator, reporter=reporter)
 
     seconds, found = timed(measured)
     assert set(found.sets[0].values) == set(MEASURES) - {"g_vendi"}

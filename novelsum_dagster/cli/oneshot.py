@@ -21,7 +21,7 @@ from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.progress import Progress, Reporter
 from novelsum_dagster.diversity.density import density
 from novelsum_dagster.diversity.distinct import distinct_pool
-from novelsum_dagster.diversity.measures import Comparison, Factors, Grid, Samples, Yardstick, measure_sets
+from novelsum_dagster.diversity.measures import Comparison, Evaluator, Factors, Grid, Samples, measure_sets
 from novelsum_dagster.diversity.vectors import distinct_rows
 from novelsum_dagster.embedding.cut import Cut
 from novelsum_dagster.embedding.encoder import token_counter
@@ -192,10 +192,10 @@ def beside_random(
     random = random_rows(size, len(choice.rows), np.random.default_rng(selection.seed))
     sets = {SELECTED: choice.rows, RANDOM: random}
     with reporter.step("preparing"):
-        yardstick = Yardstick(files.vectors, settings, Measures(), seed=selection.seed, device=device)
+        evaluator = Evaluator(files.vectors, settings, Measures(), seed=selection.seed, device=device)
     measured = measure_sets(
         {name: Samples(files.vectors[rows], texts.take(pa.array(rows)).to_pylist()) for name, rows in sets.items()},
-        yardstick,
+        evaluator,
         factors={name: {key: factor[rows] for key, factor in choice.factors.items()} for name, rows in sets.items()},
         seed=selection.seed,
         reporter=reporter,
@@ -257,7 +257,7 @@ def compare(
         settings: variants of NovelSum.
         grid: its K, beta and alpha.
         seed: of sampling, clusterings and draws.
-        device: as `Yardstick` takes it.
+        device: as `Evaluator` takes it.
         reporter: shows progress.
 
     Raises:
@@ -267,8 +267,8 @@ def compare(
     together = [sets[name].vectors for name in sorted(sets)]
     pool = np.concatenate(together) if reference is None else reference
     with reporter.step("preparing"):
-        yardstick = Yardstick(pool, settings, Measures(), grid=grid, seed=seed, device=device)
-    return measure_sets(sets, yardstick, seed=seed, reporter=reporter)
+        evaluator = Evaluator(pool, settings, Measures(), grid=grid, seed=seed, device=device)
+    return measure_sets(sets, evaluator, seed=seed, reporter=reporter)
 
 
 def _density_factor(

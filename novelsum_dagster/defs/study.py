@@ -21,7 +21,7 @@ from novelsum_dagster.study.sets import (
     measure_set,
     performance_of,
     recipes,
-    study_yardstick,
+    study_evaluator,
     train_on_set,
 )
 from novelsum_dagster.study.views import build_view, represented, views_of
@@ -95,11 +95,11 @@ def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         """All measures of one set: NovelSum at every K, beta and alpha; vector measures for each representation."""
         data = StudyData(workspace.root, distinct_pool, embeddings, study_pool)
         with recorded(context, workspace, _inputs(data, study_set)) as step:
-            yardstick = study_yardstick(data, settings)
-            found = measure_set(data, study_set, settings, yardstick, step.reporter)
+            evaluator = study_evaluator(data, settings)
+            found = measure_set(data, study_set, settings, evaluator, step.reporter)
             for one in views_of(data, settings, step.reporter).values():
                 view = represented(data, one)  # Its measures stay in the storage folder, for the tables.
-                measure_set(data, study_set, settings, study_yardstick(data, settings, view), step.reporter, view)
+                measure_set(data, study_set, settings, study_evaluator(data, settings, view), step.reporter, view)
             return step.result(found, **{name: one.value for name, one in found.values.items()})
 
     @dg.asset(

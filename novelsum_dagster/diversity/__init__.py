@@ -1,4 +1,4 @@
-"""How diverse a set of samples is: NovelSum, density, and the measures that it is compared with."""
+"""Measures of the diversity of a set of samples: NovelSum, density, and the measures that it is compared with."""
 
 from novelsum_dagster.diversity.clusters import Partition, cluster_inertia, partition_entropy
 from novelsum_dagster.diversity.dcscore import dcscore

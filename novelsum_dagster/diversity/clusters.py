@@ -14,11 +14,11 @@ from novelsum_dagster.diversity.vectors import distinct_rows, searchable_rows
 
 _ITERATIONS = 20
 _TRAINED_ON = 256
-"""Samples a cluster that k-means looks at, at most, as FAISS does."""
+"""Most samples per cluster that k-means is trained on, as in FAISS."""
 _SECOND_DRAW = 1
-"""What FAISS adds to the seed for the draw of the first centres."""
+"""Offset that FAISS adds to the seed when drawing the first centres."""
 _SPLIT_SEED, _SPLIT = 1234, 1 / 1024
-"""FAISS's seed for the choice of clusters to split, and by which part of a coordinate their centres are moved."""
+"""FAISS's seed for choosing clusters to split, and the relative shift of the coordinates of their centres."""
 _TILE = 1024
 
 
@@ -131,7 +131,7 @@ def _drawn(size: int, seed: int) -> NDArray[np.int32]:
 def cluster_inertia(target: ArrayLike, *, clusters: int = 200, seed: int = 42) -> Measured:
     """Return the inertia of k-means: the sum of squared L2 distances to the nearest centre, rows as given.
 
-    200 clusters are the paper's for 10,000 samples; where there are no more distinct samples than clusters, each is
+    200 clusters are the paper's for 10,000 samples; if there are no more distinct samples than clusters, each is
     its own centre and the inertia 0. (Du and Black, 2019; paper, section 3.)
 
     Args:
@@ -167,7 +167,9 @@ class Partition:
         """
         rows = searchable_rows(reference, "reference")
         if not 1 <= clusters <= len(rows):
-            raise ValueError(f"clusters is {clusters:,} and the reference has {len(rows):,} samples; give 1 to as many")
+            raise ValueError(
+                f"clusters is {clusters:,}; the reference allows 1 to {len(rows):,}, its number of samples"
+            )
         return cls(centres_of(rows, clusters, seed))
 
     def cells(self, target: ArrayLike) -> NDArray[np.int64]:
@@ -215,7 +217,7 @@ def partition_entropy(
         reference: (r, d) embeddings, normally the pool; None takes the target.
         clusters: default 100.
         seed: default 42.
-        partition: of the reference, where it is known.
+        partition: of the reference, if already computed.
 
     Raises:
         ValueError: for bad rows, rows too long to square in float32, unequal dimensions, or more clusters than

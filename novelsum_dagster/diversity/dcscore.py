@@ -42,7 +42,7 @@ def dcscore(
 
     Raises:
         ValueError: for bad rows, or a temperature that is not over 0 and finite.
-        NotEnoughMemory: where the device has too little.
+        NotEnoughMemory: if the device has too little.
     """
     if not 0 < temperature < np.inf:
         raise ValueError(f"temperature is {temperature}; it must be over 0 and finite")
@@ -65,7 +65,7 @@ def _memory_needed(n: int, d: int) -> int:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The n x n matrix of `exp(-(1 - cos) / t)`, made a tile at a time."""
+    """The n x n matrix of `exp(-(1 - cos) / t)`, computed tile by tile."""
 
     rows: "torch.Tensor"
     halves: "torch.Tensor"
@@ -90,7 +90,7 @@ class _Pairs:
             stop = min(start + step, size)
             tile = self._tile(start, stop)
             found[start:stop] += tile @ there[start:]
-            # A pair of two samples is in one tile only, and counts for both.
+            # A pair of two samples is in one tile only and counts for both samples.
             found[stop:] += there[start:stop] @ tile[:, stop - start :]
             progress(stop, size)
         return np.asarray(found.cpu().numpy())

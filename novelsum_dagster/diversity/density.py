@@ -30,25 +30,25 @@ NeighborPolicy = Literal["published", "self"]
 DensityIndex = Literal["auto", "exact", "ivf"]
 
 EXACT_REFERENCE = 50_000
-"""`auto` searches exactly up to so many distinct reference points."""
+"""Most distinct reference points for which `auto` searches exactly."""
 EXACT_TARGETS = 20_000
-"""`auto` searches exactly for up to so many samples: building an index would take longer."""
+"""Most samples for which `auto` searches exactly: building an index would take longer."""
 
 _TILE = 4096
 _BLOCK_VALUES = 2**24
-"""Coordinates of points copied at a time: 64 MiB of float32."""
+"""Number of coordinates copied at a time: 64 MiB of float32."""
 _PAIRS = 2**14
-"""Pairs of rows whose exact distances a thread computes at a time."""
+"""Number of pairs of rows whose exact distances a thread computes at a time."""
 _PRODUCTS = 2**22
-"""Products of rows and points held at a time: they stay in the processor's cache."""
+"""Number of products of rows and points held at a time, small enough for the processor's cache."""
 _SPARE = 3
-"""Candidates that FAISS is asked for beyond those wanted: its rounding then seldom leaves a doubt (see `_Rounding`)."""
+"""Extra candidates requested from FAISS, so that its rounding rarely makes the result uncertain (see `_Rounding`)."""
 _EPSILON = 1e-9
 """Keeps the factor finite where K neighbours are at distance 0 (published code)."""
 _SAMPLE = 1000
 """Queries that tune the index, and others that measure it."""
 _TRAINED_ON = 40
-"""Training points a list; FAISS asks for 39."""
+"""Training points per list; FAISS requires 39."""
 _TRAINING_ROUNDS = 8
 
 
@@ -58,13 +58,13 @@ class Density:
 
     Attributes:
         mean_squared_distance: float64, (n,): mean squared L2 distance to the nearest reference points that count; 0
-            where there are none.
-        neighbors: K as asked for.
-        neighbors_used: the fewest neighbours that any sample's mean is taken over; under K where r is too small.
+            if there are none.
+        neighbors: the requested K.
+        neighbors_used: the fewest neighbours that any sample's mean is taken over; under K if r is too small.
         reference_size: r.
         index: "exact", or the tuned index, as in "ivf, 2,500 lists, 12 probed".
         recall: part of the true neighbours that was found, at least `min_recall`; 1.0 for the exact search. Measured
-            on a sample of queries beside the one that the index is tuned on.
+            on another sample of queries than the one that the index is tuned on.
     """
 
     mean_squared_distance: NDArray[np.float64]
@@ -115,8 +115,8 @@ def density(
 ) -> Density:
     """Search each target's nearest points in the reference.
 
-    Exact duplicates are taken out of the reference, so K neighbours are K distinct points. Where it has too few of
-    them, all that there are count. (Paper, section 4; UmeanNever/NovelSum.)
+    Exact duplicates are removed from the reference, so K neighbours are K distinct points. If it has fewer, all
+    of them count. (Paper, section 4; UmeanNever/NovelSum.)
 
     Args:
         target: (n, d) embeddings, as given (not normalised here).
@@ -126,7 +126,7 @@ def density(
             for and the first is dropped as the sample itself, whatever it is. "self": the point whose every
             coordinate equals the sample's is dropped; a sample that is not in the reference keeps its K nearest.
         index: "exact" compares with every point and gives the same result on every processor. "ivf" clusters the
-            points into lists, looks into the nearest ones, and takes the exact search instead where too many lists
+            points into lists, looks into the nearest ones, and takes the exact search instead if too many lists
             would have to be looked into to save time; FAISS clusters in float32, so on another processor up to
             1 - `min_recall` of the neighbours may be others. "auto" (default) is "ivf" over 50,000 reference points
             and 20,000 targets, else "exact".
@@ -134,14 +134,14 @@ def density(
             1,000 seeded queries that tune it and 1,000 others; default 0.99. Points as near as a true neighbour
             count as one. 1 takes the exact search.
         seed: of the sampled queries and the clustering, default 42.
-        device: "cpu" (default), a torch device such as "cuda", or "auto" for CUDA where there is one, on which the
+        device: "cpu" (default), a torch device such as "cuda", or "auto" for CUDA if there is one, on which the
             exact search finds candidates; what it finds is the same, bit for bit. The index is on the CPU.
         spread: searches parts of the target; default: one after the other.
         progress: called with targets searched and n.
 
     Raises:
         ValueError: for bad rows, rows too long to square in float32, unequal dimensions, or a setting out of range.
-        NotEnoughMemory: where the index would not fit, or the points on the device.
+        NotEnoughMemory: if the index would not fit, or the points on the device.
     """
     found = densities(
         target,
@@ -199,7 +199,7 @@ def densities(
 
 
 def searches_lists(targets: int, reference: int, index: DensityIndex, min_recall: float) -> bool:
-    """Tell whether a search of so many targets in so many points tries the tuned index; arguments as in `density`."""
+    """Return whether a search tries the tuned index, given the sizes of target and reference; see `density`."""
     large = reference > EXACT_REFERENCE and targets > EXACT_TARGETS
     return min_recall < 1 and (index == "ivf" or (index == "auto" and large))
 
@@ -218,7 +218,7 @@ def _check_settings(neighbors: Sequence[int], neighbor_policy: str, index: str, 
 
 
 def search_memory_needed(size: int, dimensions: int, neighbors: int, approximate: bool, *, keeps: bool = False) -> int:
-    """Return the bytes that a search in `size` points takes at most, beside the reference given.
+    """Return the most bytes that a search in `size` points takes, in addition to the reference passed in.
 
     Args:
         size, dimensions: of the reference.
@@ -245,16 +245,16 @@ def _tile_bytes(dimensions: int, neighbors: int) -> int:
 def require_search_memory(
     reference: NDArray[np.float32], neighbors: int, approximate: bool, *, keeps: bool = False
 ) -> None:
-    """Refuse a search in a reference, (r, d), that would not fit into memory.
+    """Raise an error if a search in a reference, (r, d), would not fit into memory.
 
     Args:
         reference: of the search.
         neighbors: K.
         approximate: whether the tuned index is tried.
-        keeps: whether what is found is kept, and what was found earlier.
+        keeps: whether the neighbours found are kept, along with those of an earlier search.
 
     Raises:
-        NotEnoughMemory: where it would not fit.
+        NotEnoughMemory: if it would not fit.
     """
     size, dimensions = reference.shape
     needed = search_memory_needed(size, dimensions, neighbors, approximate, keeps=keeps)
@@ -270,7 +270,7 @@ def require_search_memory(
 
 @dataclass(frozen=True)
 class _Query:
-    """What is asked: `rows`, (n, d); their own points in the reference, or None where the first is dropped."""
+    """A query: `rows`, (n, d), and their own points in the reference, or None if the first point is dropped."""
 
     rows: NDArray[np.float32]
     own: NDArray[np.int64] | None
@@ -282,13 +282,13 @@ class _Query:
         return _Query(self.rows[chosen], own, self.neighbors, self.asked)
 
     def counted(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Tell which of the points found, (n, asked), nearest first, count as neighbours."""
+        """Return which of the points found, (n, asked), nearest first, count as neighbours."""
         if self.own is None:
             counts = np.ones(ids.shape, dtype=np.bool_)
             counts[:, :1] = False
             return counts
         counts = np.not_equal(ids, self.own[:, None])
-        # Where the sample itself is not among those found, one was asked for too many.
+        # If the sample itself is not among those found, one point too many was requested.
         counts[counts.all(axis=1), self.neighbors :] = False
         return counts
 
@@ -305,7 +305,7 @@ class ExactSearch:
 
     Args:
         points: of the search.
-        device: as in `density`; it is looked for when the search begins.
+        device: as in `density`; it is opened when the search begins.
     """
 
     name = "exact"
@@ -330,7 +330,7 @@ class ExactSearch:
         return PointsOnDevice(self.points, self._all_squares, device)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Another process has a device of its own.
+        # Another process opens the device itself.
         return {name: value for name, value in vars(self).items() if name != "_there"}
 
     def order(self, rows: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -408,7 +408,7 @@ class ExactSearch:
             yield row, among[part][place]
 
     def distances(self, rows: NDArray[np.float32], near: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the squared distances of rows, (n, d), to points of theirs, (n, asked)."""
+        """Return the squared distances of each row, (n, d), to its points, (n, asked)."""
         row = np.repeat(np.arange(len(rows)), near.shape[1])
         return _squared(rows, row, self.points, near.ravel()).reshape(near.shape)
 
@@ -455,7 +455,7 @@ def _insert(
 
 
 class _Rounding:
-    """By how much distances can be off that are computed in float32 from rows of `dimensions` coordinates.
+    """Error bounds of distances that are computed in float32 from rows of `dimensions` coordinates.
 
     With u = 2^-24, a sum of d products in any order is off by at most d u times the sum of their sizes (and terms in
     u^2), so |x|^2 + |y|^2 - 2xy is off by less than c (|x| + |y|)^2, which is at most 2c (|x|^2 + |y|^2) and, with t
@@ -465,10 +465,10 @@ class _Rounding:
     def __init__(self, dimensions: int) -> None:
         self._c = (dimensions + 8) * 2.0**-24
         self._tiny = dimensions * 1e-37
-        """What numbers too small for float32 can add up to."""
+        """Bound of the sum of numbers that underflow in float32."""
 
     def least_beyond(self, rough: NDArray[np.float32], lengths: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return what no squared distance is under where FAISS's or the device's is `rough` or more, (n,)."""
+        """Return a lower bound, (n,), of the squared distance if FAISS or the device computed at least `rough`."""
         return rough.astype(np.float64) * (1 - 4 * self._c) - 9 * self._c * lengths - self._tiny
 
     def shortened(self, lengths: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -494,7 +494,7 @@ class _Lists:
         self._index = faiss.IndexIVFFlat(self._centres, points.shape[1], lists)
         self._index.cp.niter = _TRAINING_ROUNDS
         self._index.cp.seed = seed % 2**31
-        # A stream of its own: queries that measure the index should not be those that it was trained on.
+        # A separate random stream: the queries that measure the index should not be those that it was trained on.
         chosen = np.random.default_rng([seed, 1]).permutation(len(points))[: _TRAINED_ON * lists]
         self._index.train(points[np.sort(chosen)])
         self._index.add(points)
@@ -513,18 +513,18 @@ class _Lists:
         self._index.nprobe = value
 
     def order(self, rows: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Put rows of one list side by side: their lists then stay in the processor's cache."""
+        """Order rows by list, so that the lists stay in the processor's cache."""
         _, nearest = self._centres.search(rows, 1)
         return np.argsort(nearest[:, 0], kind="stable")
 
     def search(self, rows: NDArray[np.float32], asked: int) -> Found:
         squared, ids = self._index.search(rows, asked)
-        # Computed again, so that a neighbour's distance is the number that the exact search has for it.
+        # Recomputed, so that a neighbour's distance is the same number as in the exact search.
         known = ids >= 0
         squared[known] = self._exact.distances(rows, np.where(known, ids, 0))[known]
         order = np.lexsort((ids, squared), axis=-1)
         squared, ids = np.take_along_axis(squared, order, 1), np.take_along_axis(ids, order, 1)
-        # Lists with too few points leave places that FAISS fills with -1 and the largest float.
+        # If the lists hold too few points, FAISS fills the remaining places with -1 and the largest float.
         short = np.flatnonzero(ids[:, -1] < 0)
         if len(short):
             squared[short], ids[short] = self._exact.search(rows[short], asked)
@@ -536,9 +536,9 @@ def _list_count(size: int) -> int:
 
 
 def _tuned_lists(query: _Query, exact: ExactSearch, min_recall: float, seed: int) -> _Lists | None:
-    """Return an index of at least the recall asked for, or None where the exact search is no slower."""
+    """Return an index with at least the requested recall, or None if the exact search is not slower."""
     lists = _list_count(len(exact.points))
-    # The exact search compares some twenty times as many pairs a second, as matrix products.
+    # The exact search uses matrix products and compares about twenty times as many pairs per second.
     most = lists // 20
     if most == 0:
         return None

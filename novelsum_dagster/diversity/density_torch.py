@@ -1,4 +1,4 @@
-"""Points on a torch device, where the candidates for the nearest of them are found.
+"""Candidates for nearest neighbours, found on a torch device.
 
 Belongs here: what is searched on a GPU. Does not: exact distances, which are computed on the CPU so that they are the
 same everywhere (`density`).
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from novelsum_dagster.common.devices import DeviceMemory, torch_device
 
 _TILE_VALUES = 2**27
-"""Products of rows and points held at a time: 512 MiB of float32."""
+"""Number of products of rows and points held at a time: 512 MiB of float32."""
 _COPIES = 3
-"""So many times a tile is held: products, what is sorted out of them, room of the library."""
+"""Memory of a search in units of one tile: products, the sorted selection, working memory of the library."""
 _ROWS = 2**14
-"""Rows of which products are made at a time, at most."""
+"""Most rows whose products are computed at a time."""
 
 
 def device_memory_needed(size: int, dimensions: int) -> int:
@@ -39,7 +39,7 @@ class PointsOnDevice:
         device: as torch names it.
 
     Raises:
-        NotEnoughMemory: where they do not fit there, or what is searched for beside them.
+        NotEnoughMemory: if they do not fit there together with a search.
     """
 
     def __init__(self, points: NDArray[np.float32], squares: NDArray[np.float64], device: str) -> None:
@@ -87,7 +87,7 @@ class PointsOnDevice:
         Args:
             rows: (n, d).
             bound: (n,).
-            lengths: of the points looked at, (m,).
+            lengths: of the points examined, (m,).
             among: these points, (m,).
 
         Yields:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 _TILE_VALUES = 2**24
-"""Distances held at a time."""
+"""Number of distances held at a time."""
 _SEARCHED = 4096
-"""Rows whose nearest others are searched at a time."""
+"""Number of rows whose nearest neighbours are searched at a time."""
 
 
 def distsum_l2(target: ArrayLike, *, device: str = "cpu", progress: Progress = no_progress) -> Measured:
@@ -36,7 +36,7 @@ def distsum_l2(target: ArrayLike, *, device: str = "cpu", progress: Progress = n
 
     Raises:
         ValueError: for bad rows.
-        NotEnoughMemory: where the device has too little.
+        NotEnoughMemory: if the device has too little.
     """
     rows = as_rows(target, "target")
     there = torch_device(cuda_or_cpu(device))
@@ -83,7 +83,7 @@ def knn_distance(
 
     Args:
         target: (n, d) embeddings.
-        neighbor: k, default 1; the farthest other sample where the set has fewer.
+        neighbor: k, default 1; the farthest other sample if the set has fewer.
         device: "cpu" (default), or a torch device.
         progress: called with rows done and n.
 

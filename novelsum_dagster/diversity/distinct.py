@@ -1,4 +1,4 @@
-"""A pool in which near-duplicates were looked for by vectors, on disk.
+"""A pool on disk after the search for near-duplicates by vectors.
 
 Belongs here: the folder of such a pool, reading it back. Does not: the search (`similar`), pools as they are read
 (`pool.ingest`).
@@ -7,7 +7,7 @@ The folder has the tables of the pool that was read, near_duplicates with both k
 
 | table | a row is |
 |---|---|
-| similar | a sample whose vector was compared: id, cosine to the one nearest to it (null where there is no other) |
+| similar | a sample whose vector was compared: id, cosine to its nearest neighbour (null if it is the only one) |
 | neighbours | a distinct direction, in the order of the walk (`Neighbours`): a pool that grows is compared faster |
 """
 
@@ -49,9 +49,9 @@ def distinct_pool(
     say: Callable[[str], None] = lambda line: None,
     progress: Progress = no_progress,
 ) -> PoolSnapshot:
-    """Look for near-duplicates by vectors and write the pool with them; where the rule does not, return the pool read.
+    """Find near-duplicates by vectors and write the pool with them; return the pool read if the rule needs no vectors.
 
-    Where minhash has flagged samples, those are not looked at: each sample is a near-duplicate once.
+    Samples that MinHash has flagged are skipped: each sample is a near-duplicate at most once.
 
     Args:
         root: the storage folder.
@@ -59,14 +59,14 @@ def distinct_pool(
         vectors: float32, (n, d), in its order.
         vectors_key: key of the vector set.
         rule: the least similarity, which of a group stays, whether the others are dropped.
-        quality: field of the records by which they are kept, where the rule says so.
-        earlier: another such pool: what it knows of vectors is not compared again. The outcome is the same without.
+        quality: field of the records that decides which sample is kept, if the rule uses one.
+        earlier: another such pool, whose comparisons are reused; the result is the same without it.
         device, spread: as in `similar_samples`.
         say: called with a phrase: how many vectors were compared with how many.
         progress: called with vectors compared and their number.
 
     Raises:
-        InputError: where a quality is missing.
+        InputError: if a quality is missing.
         ValueError, NotEnoughMemory: as `similar_samples` does.
     """
     if not rule.by_vectors:
@@ -98,7 +98,7 @@ def distinct_pool(
 
 
 def neighbours_of(pool: PoolSnapshot, root: Path) -> Neighbours | None:
-    """Read what a pool knows of its vectors; None where nothing was compared in it, or the table is damaged."""
+    """Read the neighbours stored with a pool; None if no vectors were compared, or the table is damaged."""
     if pool.read_as is None:
         return None
     try:
@@ -108,7 +108,7 @@ def neighbours_of(pool: PoolSnapshot, root: Path) -> Neighbours | None:
 
 
 def similarities(pool: PoolSnapshot, root: Path) -> NDArray[np.float64] | None:
-    """Return the cosine of each sample to the one nearest to it, of those that were compared; None where none were."""
+    """Return the cosine of each compared sample to its nearest neighbour; None if none were compared."""
     if pool.read_as is None:
         return None
     found: NDArray[np.float64] = pool.table(root, "similar", ["similarity"])["similarity"].drop_null().to_numpy()
@@ -149,7 +149,7 @@ def _written(
 
 
 def _share(path: Path, place: Path) -> None:
-    """Let a file, which never changes, stand in another place, too; copy it where the disk cannot do that."""
+    """Hard-link a file, which never changes; copy it if the file system does not support hard links."""
     try:
         os.link(path, place)
     except OSError:

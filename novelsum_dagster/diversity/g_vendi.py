@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from novelsum_dagster.embedding.language_model import LanguageModel
 
 _BLOCK = 2**22
-"""Weights that are projected at a time."""
+"""Number of weights projected at a time."""
 _KEPT = 2**26
-"""Weights up to which the projection is kept between texts (12 bytes a weight), and not drawn for each."""
+"""Most weights for which the projection is kept between texts (12 bytes per weight) instead of redrawn for each."""
 
 
 def gradient_features(

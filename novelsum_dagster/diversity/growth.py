@@ -1,9 +1,9 @@
-"""The nearest points of a pool, of which those of an earlier pool are known: only what is new is searched.
+"""Incremental search of the nearest points of a pool, given those of an earlier pool.
 
-What it finds is equal, bit for bit, to what a search of all finds: the exact search depends on nothing but the vectors,
-and both order points that are equally near by a hash of their coordinates, whatever their order in the pool.
+The result is bit for bit that of a full search: the exact search depends on the vectors alone, and both searches order
+equally near points by a hash of their coordinates, regardless of their order in the pool.
 
-Belongs here: which points are searched anew, what is kept of the others, the table that they are kept in. Does not:
+Belongs here: which points are searched again, what is kept of the others, the table that stores them. Does not:
 the search (`density`), files (`tables`).
 """
 
@@ -22,12 +22,12 @@ from novelsum_dagster.diversity.density import Density, ExactSearch, Found, requ
 from novelsum_dagster.diversity.vectors import searchable_rows
 
 _TILE = 4096
-_MOST_ANEW = 0.5
-"""Largest part of the vectors that is searched anew before all are."""
+_MOST_AGAIN = 0.5
+"""Largest fraction of the vectors that is searched again; above it, all are."""
 HASH_BYTES = 16
-"""Of a vector's hash."""
+"""Length of a vector's hash."""
 _PROBED = 1000
-"""Points whose kept distances are computed again before any is used: another release may have rounded differently."""
+"""Number of points whose stored distances are verified before use: another release may have rounded differently."""
 
 
 def _schema(asked: int) -> pa.Schema:
@@ -42,12 +42,12 @@ def _schema(asked: int) -> pa.Schema:
 
 @dataclass(frozen=True)
 class Nearest:
-    """The K + 1 nearest points of each distinct vector of a pool, itself among them; all r where there are fewer.
+    """The K + 1 nearest points of each distinct vector of a pool, itself among them; all r if there are fewer.
 
     Attributes:
         hashes: of the coordinates of the distinct vectors, 16 bytes each, (r,), ascending.
         squared: squared distances, float32, (r, asked), ascending.
-        points: rows of this table, int64, (r, asked); the lower one first where two are equally near.
+        points: rows of this table, int64, (r, asked); the lower one first if two are equally near.
     """
 
     hashes: NDArray[np.void]
@@ -68,7 +68,7 @@ class Nearest:
 
     @staticmethod
     def of_table(table: pa.Table, neighbors: int) -> "Nearest | None":
-        """Return what `table` made a table of; None where the table is another or unsound."""
+        """Return the inverse of `table`; None if the table has another schema or is damaged."""
         size = len(table)
         asked = min(neighbors + 1, size)
         if not size or table.schema != _schema(asked) or any(column.null_count for column in table.columns):
@@ -97,7 +97,7 @@ class PoolNearest:
     Attributes:
         nearest: of its distinct vectors.
         vector: the distinct vector of each sample, int64, (n,).
-        searched: in words, how many distinct vectors were searched among which.
+        searched: a phrase that says how many distinct vectors were searched among which.
     """
 
     nearest: Nearest
@@ -129,41 +129,41 @@ def nearest_in_pool(
     """Find the K + 1 nearest distinct vectors of every vector of a pool, exactly.
 
     Vectors that an earlier pool had, with all the neighbours that they had there, are compared with the new ones only.
-    All are searched anew where more than half would be compared with all of them.
+    All are searched again if more than half would have to be compared with all of them.
 
     Args:
         vectors: float32, (n, d).
         neighbors: K.
         earlier: of another pool, for the same K: vectors may have come, gone and moved since.
-        reason: why there is none.
+        reason: why there is no earlier table.
         device, spread: as in `density`.
         progress: called with distinct vectors searched and their number.
 
     Raises:
         ValueError: for bad rows, or rows too long to square in float32.
-        NotEnoughMemory: where the search would not fit, here or on the device.
+        NotEnoughMemory: if the search would not fit, here or on the device.
     """
     rows = searchable_rows(vectors, "target")
     require_search_memory(rows, neighbors, approximate=False, keeps=True)
     hashes, first, vector = np.unique(vector_hashes(rows), return_index=True, return_inverse=True)
     exact = ExactSearch(rows[first], device)
     known = _Known.of(hashes, neighbors, earlier)
-    anew, new = np.flatnonzero(~known.complete), np.flatnonzero(known.is_new)
+    again, new = np.flatnonzero(~known.complete), np.flatnonzero(known.is_new)
     if earlier is None:
         why = reason
-    elif len(anew) > _MOST_ANEW * len(hashes):
-        why = f"{len(new):,} are new, {len(anew) - len(new):,} lost a neighbour"
+    elif len(again) > _MOST_AGAIN * len(hashes):
+        why = f"{len(new):,} are new, {len(again) - len(new):,} lost a neighbour"
     elif not known.repeats(exact):
         why = "earlier distances differ from those computed now; another release may have made them"
     else:
         why = ""
     if why:
-        anew, searched = np.arange(len(hashes)), f"all {len(hashes):,} against all ({why})"
+        again, searched = np.arange(len(hashes)), f"all {len(hashes):,} against all ({why})"
     else:
-        rest = len(hashes) - len(anew) if len(new) else 0
-        lost = f" and {len(anew) - len(new):,} that lost a neighbour" if len(anew) > len(new) else ""
+        rest = len(hashes) - len(again) if len(new) else 0
+        lost = f" and {len(again) - len(new):,} that lost a neighbour" if len(again) > len(new) else ""
         searched = f"{len(new):,} new{lost} against all, {rest:,} against the new"
-    squared, points = _searched(exact, known, anew, new, spread, progress)
+    squared, points = _searched(exact, known, again, new, spread, progress)
     return PoolNearest(Nearest(hashes, squared, points), vector.astype(np.int64), searched)
 
 
@@ -176,12 +176,12 @@ def vector_hashes(rows: NDArray[np.float32]) -> NDArray[np.void]:
 
 @dataclass(frozen=True)
 class _Known:
-    """What an earlier pool says of the r distinct vectors of this one.
+    """Neighbours that an earlier pool has for the r distinct vectors of this one.
 
     Attributes:
-        squared, points: as in `Nearest`, infinite and -1 where nothing is known.
-        complete: whether every neighbour that the vector had is still there.
-        is_new: whether the earlier pool had it not.
+        squared, points: as in `Nearest`, infinite and -1 where unknown.
+        complete: whether every earlier neighbour of the vector is still in the pool.
+        is_new: whether the vector was not in the earlier pool.
     """
 
     squared: NDArray[np.float32]
@@ -205,7 +205,7 @@ class _Known:
         points = place[earlier.points[then]]
         kept = (points >= 0).all(axis=1)
         now, then, points = now[kept], then[kept], points[kept]
-        # No wider than `shape`, as all of its points are still there; narrower where the earlier pool had too few.
+        # No wider than `shape`, as all of its points are still in the pool; narrower if the earlier pool had too few.
         width = slice(0, min(shape[1], points.shape[1]))
         known.squared[now, width] = earlier.squared[then, width]
         known.points[now, width] = points[:, width]
@@ -213,7 +213,7 @@ class _Known:
         return known
 
     def repeats(self, exact: ExactSearch) -> bool:
-        """Tell whether the distances of some of the vectors come out as they are."""
+        """Return whether recomputed distances of some of the vectors equal the stored ones."""
         complete = np.flatnonzero(self.complete)
         chosen = complete[:: max(1, len(complete) // _PROBED)]
         is_known = self.points[chosen] >= 0
@@ -224,16 +224,16 @@ class _Known:
 def _searched(
     exact: ExactSearch,
     known: _Known,
-    anew: NDArray[np.int64],
+    again: NDArray[np.int64],
     new: NDArray[np.int64],
     spread: Spread,
     progress: Progress,
 ) -> Found:
-    """Return what is nearest to every point: to those of `anew` of all, to others of what is known and of `new`."""
+    """Return the nearest points of each: points of `again` among all, others among their known ones and `new`."""
     size, asked = known.points.shape
     squared, points = known.squared, known.points
-    rest = np.setdiff1d(np.arange(size), anew, assume_unique=True)
-    searched, compared = _tiles(anew), _tiles(rest) if len(new) else []
+    rest = np.setdiff1d(np.arange(size), again, assume_unique=True)
+    searched, compared = _tiles(again), _tiles(rest) if len(new) else []
 
     def asks() -> Iterator[Callable[[ExactSearch], Found]]:
         for part in searched:
@@ -246,7 +246,7 @@ def _searched(
         squared[part], points[part] = found
         done += len(part)
         progress(done, size)
-    if not len(new) and len(anew) < size:
+    if not len(new) and len(again) < size:
         progress(size, size)
     return squared, points
 

@@ -18,22 +18,22 @@ from numpy.typing import NDArray
 from novelsum_dagster.diversity.measured import Measured
 
 TTR_TOKENS = 30_000
-"""Words a sample for TTR, unless told otherwise."""
+"""Default number of words in a sample for TTR."""
 TTR_DRAWS = 100
-"""Samples for TTR, unless told otherwise."""
+"""Default number of samples for TTR."""
 VOCD_LIMIT = 1e6
-"""Largest vocd-D. Where D is larger, the 1,600 samples hold fewer than two repeated words on average, too few to tell
-it from infinity, which is D where every word differs."""
+"""Upper limit of vocd-D. If D is larger, the 1,600 samples hold fewer than two repeated words on average, too few to
+distinguish it from infinity, which is D if every word differs."""
 
 VOCD_WORDS = 50
-"""Words that vocd-D needs."""
+"""Least number of words that vocd-D needs."""
 
 _VOCD_SIZES = np.arange(35, VOCD_WORDS + 1)
 _VOCD_DRAWS = 100
 _VOCD_LEAST = 1e-3
-"""Under the D of a set of one word, which is about 0.012."""
+"""Lower limit of vocd-D, below that of a set of one repeated word, which is about 0.012."""
 
-# The prolonged sound marks, which are of no one script, stand in kana only.
+# The prolonged sound marks belong to no single script but occur only in kana.
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\u30fc\uff70"
 _LETTER = rf"[\p{{L}}--[{_UNSPACED}]]"
 _START = rf"[[\p{{L}}\p{{N}}_]--[{_UNSPACED}]]"
@@ -69,12 +69,12 @@ def words(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class WordCounts:
-    """How often each word occurs in a set of texts. Counts of parts add up to those of the whole.
+    """Counts of each word in a set of texts. Counts of parts add up to those of the whole.
 
     Figures depend on the counts alone, not on the order of texts, of merges or of words.
 
     Attributes:
-        counts: occurrences, 1 or more, of each word. Not to be changed.
+        counts: occurrences, 1 or more, of each word. Must not be changed.
     """
 
     counts: Mapping[str, int]
@@ -166,7 +166,7 @@ def vocd_d(texts: Sequence[str], *, seed: int = 42) -> Measured:
         seed: of the samples, default 42.
 
     Returns:
-        D, at most 1,000,000, which stands for infinity, as where every word differs; and each text's influence,
+        D, at most 1,000,000, which represents infinity, e.g. if every word differs; and each text's influence,
         float64, (n,), on the fit to the expected TTR over draws with replacement. At the limit influence is 0.
 
     Raises:
@@ -177,7 +177,7 @@ def vocd_d(texts: Sequence[str], *, seed: int = 42) -> Measured:
 
 @dataclass(frozen=True)
 class Occurrences:
-    """Which word stands where in n texts of t words together, v of them different.
+    """The positions of words in n texts of t words together, v of them different.
 
     Attributes:
         lengths: int64, (n,): words of each text.
@@ -239,7 +239,7 @@ def _ttr(frequencies: NDArray[np.int64], tokens: int, draws: int, seed: int) -> 
     for name, value in (("tokens", tokens), ("draws", draws)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be 1 or more")
-    _require_words(frequencies, tokens, f"TTR over {tokens:,} words", "lower tokens to what there is, or add texts")
+    _require_words(frequencies, tokens, f"TTR over {tokens:,} words", "lower tokens to that number, or add texts")
     return _mean_ttr(frequencies, tokens, draws, np.random.default_rng(seed))
 
 

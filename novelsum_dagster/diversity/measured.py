@@ -1,4 +1,4 @@
-"""What a measure returns: its value, and how sure it is.
+"""The result of a measure: its value and the data for its confidence interval.
 
 Belongs here: the result type that all measures but NovelSum share, the bootstrap. Does not: any measure.
 """
@@ -28,15 +28,15 @@ class Measured:
     def interval(self, confidence: float = 0.95, seed: int = 42) -> tuple[float, float]:
         """Return a bootstrap percentile interval over 1,000 resamples of the samples, to first order.
 
-        Each resample moves the value by the mean influence of the samples drawn. Measuring resamples anew would not
-        do: a sample drawn twice is an exact duplicate, which every diversity measure counts as a loss.
+        Each resample moves the value by the mean influence of the samples drawn. Recomputing the measure on resamples
+        would be wrong: a sample drawn twice is an exact duplicate, which every diversity measure counts as a loss.
         """
         low, high = mean_interval(self.influence, confidence, seed)
         return self.value + low, self.value + high
 
 
 def mean_interval(values: NDArray[np.float64], confidence: float, seed: int) -> tuple[float, float]:
-    """Return a bootstrap percentile interval of the mean of values, float64, (m,); the mean itself where m is 1."""
+    """Return a bootstrap percentile interval of the mean of values, float64, (m,); the mean itself if m is 1."""
     size = len(values)
     if size < 2:
         return float(values.mean()), float(values.mean())

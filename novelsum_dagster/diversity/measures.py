@@ -1,6 +1,7 @@
 """The fourteen measures side by side: NovelSum, the eleven that the paper compares it with, DCScore and G-Vendi.
 
-Belongs here: the table of measures, measuring sets alike and at equal size. Does not: any measure; printing.
+Belongs here: the table of measures, measuring sets of equal size under the same settings. Does not: any single measure,
+printing.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ Factors = Mapping[tuple[int, float], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Measure:
-    """What is known of a measure: its name in print, its family in the paper, and which way is more diverse."""
+    """Description of a measure: its label, its family in the paper, and whether higher is more diverse."""
 
     label: str
     family: str
@@ -54,7 +55,7 @@ MEASURES: dict[str, Measure] = {
     "dcscore": Measure("DCScore", "distribution"),
     "g_vendi": Measure("G-Vendi", "distribution"),
 }
-"""All measures by the name that tables and files use; `g_vendi` is measured where a model is named."""
+"""All measures by the name used in tables and files; `g_vendi` is only measured if the settings name a model."""
 
 
 class _Result(Protocol):
@@ -87,10 +88,10 @@ class SetMeasures:
 
     Attributes:
         name: of the set.
-        samples: that the set has.
-        rows: int64, (m,): those that were measured.
+        samples: size of the set.
+        rows: int64, (m,): the samples that were measured.
         values: by measure, in the order of `MEASURES`.
-        grid: NovelSum at every K, beta and alpha asked for; the first is `values["novelsum"]`.
+        grid: NovelSum at every requested K, beta and alpha; the first is `values["novelsum"]`.
     """
 
     name: str
@@ -105,12 +106,12 @@ class SetMeasures:
         return next(iter(self.grid.values()))
 
     def records(self) -> list[dict[str, Any]]:
-        """Return a row a measure: set, size, measure, label, family, value, low, high, higher_is_diverse."""
+        """Return a row per measure: set, size, measure, label, family, value, low, high, higher_is_diverse."""
         return [record(self.name, len(self.rows), key, found) for key, found in self.values.items()]
 
 
 def record(set_name: str, size: int, measure: str, found: Value) -> dict[str, Any]:
-    """Return one measure of one set as the row of a table, with what is known of the measure."""
+    """Return one measure of one set as the row of a table, with the description of the measure."""
     known = MEASURES[measure]
     return {
         "set": set_name,
@@ -127,7 +128,7 @@ def record(set_name: str, size: int, measure: str, found: Value) -> dict[str, An
 
 @dataclass(frozen=True)
 class Grid:
-    """The settings of NovelSum that are asked for at once: every combination of K, beta and alpha."""
+    """The settings of NovelSum that are computed together: every combination of K, beta and alpha."""
 
     neighbors: tuple[int, ...]
     density_powers: tuple[float, ...]
@@ -139,8 +140,8 @@ class Grid:
         return cls((settings.neighbors,), (settings.density_power,), (settings.proximity_power,))
 
 
-class Yardstick:
-    """What all sets are measured against, prepared once.
+class Evaluator:
+    """Computes the measures of sets against one reference, which is prepared once.
 
     Args:
         reference: float32, (r, d): the pool, which defines density, cells and what is to be covered.
@@ -152,9 +153,9 @@ class Yardstick:
 
     Raises:
         ValueError: for bad rows.
-        InputError: where the device is not on this machine.
+        InputError: if the device is not on this machine.
 
-    With `measures.g_vendi.model`, `measure` raises InputError where that model cannot be loaded.
+    With `measures.g_vendi.model`, `measure` raises InputError if that model cannot be loaded.
     """
 
     def __init__(
@@ -228,8 +229,8 @@ class Yardstick:
             samples: the set.
             rows: int64, (m,): those to be measured.
             factors: their density factors.
-            words: of their texts; None leaves the lexical measures out, and too few words the one that needs more.
-            ttr_tokens: words a sample for TTR.
+            words: of their texts; None omits the lexical measures, and too few words omit the one that needs more.
+            ttr_tokens: words in a sample for TTR.
             reporter: shows progress.
 
         Raises:
@@ -273,7 +274,7 @@ class Yardstick:
             yield "g_vendi", lambda: vendi_score(self._gradients(texts))
 
     def _gradients(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return the features of G-Vendi, those of a text that several sets have computed once."""
+        """Return the features of G-Vendi; a text in several sets is processed once."""
         asked = self.measures.g_vendi
         new = [text for text in dict.fromkeys(texts) if text not in self._features]
         if new:
@@ -293,7 +294,7 @@ class Yardstick:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Sets measured alike: `sets` in the order given, and in `notes` what a reader must know, as sentences."""
+    """Sets measured under the same conditions: `sets` in the order given; `notes` holds caveats as sentences."""
 
     sets: list[SetMeasures]
     notes: tuple[str, ...]
@@ -302,7 +303,7 @@ class Comparison:
 
 def measure_sets(
     sets: Mapping[str, Samples],
-    yardstick: Yardstick,
+    evaluator: Evaluator,
     *,
     factors: Mapping[str, Factors] | None = None,
     seed: int = 42,
@@ -312,33 +313,33 @@ def measure_sets(
 
     Args:
         sets: by name.
-        yardstick: what they are measured against.
-        factors: density factors of each set's samples, where they are known.
+        evaluator: what they are measured against.
+        factors: density factors of each set's samples, if already computed.
         seed: of the sampling.
         reporter: shows progress.
 
     Raises:
         ValueError: as the measures do.
     """
-    measures = yardstick.measures
+    measures = evaluator.measures
     size = min(len(samples.vectors) for samples in sets.values())
     rows = {name: _drawn(len(samples.vectors), size, seed) for name, samples in sets.items()}
     words, ttr_tokens = _words(sets, rows, measures)
     notes = [*_size_notes(sets, size, seed), *_word_notes(words, ttr_tokens, measures)]
-    if yardstick.cells < measures.partition_clusters:
-        notes.append(f"Partition entropy was taken over {yardstick.cells:,} cells: the reference has no more samples.")
+    if evaluator.cells < measures.partition_clusters:
+        notes.append(f"Partition entropy was taken over {evaluator.cells:,} cells: the reference has no more samples.")
     if measures.inertia_clusters >= size:
         notes.append(f"Cluster inertia is 0: there are {measures.inertia_clusters:,} clusters for {size:,} samples.")
     measured = []
     for name, samples in sets.items():
         chosen = rows[name]
         if factors is None:
-            known, used = yardstick.factors(samples.vectors[chosen])
-            notes += _neighbor_notes(name, used, yardstick)
+            known, used = evaluator.factors(samples.vectors[chosen])
+            notes += _neighbor_notes(name, used, evaluator)
         else:
             known = {key: factor[chosen] for key, factor in factors[name].items()}
         measured.append(
-            yardstick.measure(
+            evaluator.measure(
                 name,
                 samples,
                 chosen,
@@ -362,7 +363,7 @@ def _drawn(samples: int, size: int, seed: int) -> NDArray[np.int64]:
 def _words(
     sets: Mapping[str, Samples], rows: Mapping[str, NDArray[np.int64]], measures: Measures
 ) -> tuple[dict[str, Occurrences], int | None]:
-    """Return the words of each set that has texts, and how many TTR samples; None where there are too few."""
+    """Return the words of each set that has texts, and the sample size of TTR; None if there are too few words."""
     words = {
         name: Occurrences.of([samples.texts[row] for row in rows[name]])
         for name, samples in sets.items()
@@ -395,10 +396,10 @@ def _word_notes(words: Mapping[str, Occurrences], ttr_tokens: int | None, measur
     return []
 
 
-def _neighbor_notes(name: str, used: int, yardstick: Yardstick) -> list[str]:
-    if used == max(yardstick.grid.neighbors):
+def _neighbor_notes(name: str, used: int, evaluator: Evaluator) -> list[str]:
+    if used == max(evaluator.grid.neighbors):
         return []
     return [
-        f"The reference has too few distinct samples for {max(yardstick.grid.neighbors)} neighbours; {used} were used"
+        f"The reference has too few distinct samples for {max(evaluator.grid.neighbors)} neighbours; {used} were used"
         f" in {name}."
     ]

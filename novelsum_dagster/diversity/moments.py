@@ -1,4 +1,4 @@
-"""Measures that sums over samples give: DistSum cosine, radius, Vendi score, log-determinant distance.
+"""Measures computed from sums over samples: DistSum cosine, radius, Vendi score, log-determinant distance.
 
 Belongs here: the sums, which batches update and parts merge, and the measures made of them. Does not: measures that
 compare pairs (`distances`) or cluster (`clusters`).
@@ -59,14 +59,14 @@ class Moments:
         return cls(len(rows), units.sum(axis=0, dtype=np.float64), _gram(units, device), mean, squares)
 
     def updated(self, batch: ArrayLike, *, device: str = "cpu") -> "Moments":
-        """Return the sums with a batch added, (b, d), without the samples that they hold already."""
+        """Return the sums with a batch added, (b, d); samples added earlier are not needed."""
         return self.merged(Moments.of(batch, device=device))
 
     def merged(self, other: "Moments") -> "Moments":
         """Return the sums of both parts together (Chan, Golub and LeVeque, 1983).
 
         Raises:
-            ValueError: where the parts differ in dimensions.
+            ValueError: if the parts differ in dimensions.
         """
         if len(other.mean) != len(self.mean):
             raise ValueError(f"parts of {len(self.mean)} and {len(other.mean)} dimensions; embed both alike")
@@ -86,7 +86,7 @@ class Moments:
         return max(0.0, float(np.trace(self.gram) / self.size - self.direction @ self.direction / self.size**2))
 
     def radius(self) -> float:
-        """Return the geometric mean of the per-dimension standard deviations; 0 where a dimension does not vary."""
+        """Return the geometric mean of the per-dimension standard deviations; 0 if a dimension does not vary."""
         if (self.squares == 0).any():
             return 0.0
         return float(np.exp(0.5 * np.log(self.squares / self.size).mean()))
@@ -99,7 +99,7 @@ class Moments:
         """Return `log det(ridge I + K)`, K the n x n cosines, in nats.
 
         Raises:
-            ValueError: where the ridge is not over 0 and finite.
+            ValueError: if the ridge is not over 0 and finite.
         """
         if not 0 < ridge < np.inf:
             raise ValueError(f"ridge is {ridge}; it must be over 0 and finite")
@@ -129,7 +129,7 @@ class Moments:
     @cached_property
     def _spectrum(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         values, vectors = np.linalg.eigh(self.gram)
-        # What is below this is the rounding of zeros.
+        # Eigenvalues below this are zeros up to rounding.
         zero = np.finfo(np.float64).eps * len(values) * values[-1]
         return np.where(values > zero, values, 0), vectors
 
@@ -141,7 +141,7 @@ def distsum_cosine(target: ArrayLike, *, moments: Moments | None = None) -> Meas
 
     Args:
         target: (n, d) embeddings.
-        moments: of the target, where they are known.
+        moments: of the target, if already computed.
 
     Raises:
         ValueError: for bad rows.
@@ -155,11 +155,11 @@ def distsum_cosine(target: ArrayLike, *, moments: Moments | None = None) -> Meas
 def radius(target: ArrayLike, *, moments: Moments | None = None) -> Measured:
     """Return the radius: the geometric mean of the standard deviations (over n) of each dimension, rows as given.
 
-    0 where a dimension does not vary. (Lai et al., "Diversity, Density, and Homogeneity", LREC 2020; paper, section 3.)
+    0 if a dimension does not vary. (Lai et al., "Diversity, Density, and Homogeneity", LREC 2020; paper, section 3.)
 
     Args:
         target: (n, d) embeddings.
-        moments: of the target, where they are known.
+        moments: of the target, if already computed.
 
     Raises:
         ValueError: for bad rows.
@@ -183,7 +183,7 @@ def vendi_score(target: ArrayLike, *, moments: Moments | None = None) -> Measure
 
     Args:
         target: (n, d) embeddings.
-        moments: of the target, where they are known.
+        moments: of the target, if already computed.
 
     Raises:
         ValueError: for bad rows.
@@ -205,7 +205,7 @@ def log_determinant(target: ArrayLike, *, ridge: float = 1.0, moments: Moments |
     Args:
         target: (n, d) embeddings.
         ridge: over 0, default 1.0.
-        moments: of the target, where they are known.
+        moments: of the target, if already computed.
 
     Raises:
         ValueError: for bad rows, or a ridge that is not over 0 and finite.

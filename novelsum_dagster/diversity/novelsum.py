@@ -26,15 +26,15 @@ DensitySide = Literal["row", "column"]
 Aggregate = Literal["mean", "sum"]
 
 _TILE_VALUES = 2**20
-"""Distances that a thread holds at a time: 8 MiB."""
+"""Number of distances that a thread holds at a time: 8 MiB."""
 _TILE_BYTES = 40
-"""Bytes held for each of them: products, distances, ranks, weights and what is summed, 8 bytes each."""
+"""Bytes held for each distance on the CPU: product, distance, rank, weight and summand, 8 bytes each."""
 _TILE_VALUES_ON_DEVICE = 2**26
-"""Distances that a torch device holds at a time: smaller products would leave it idle."""
+"""Number of distances that a torch device holds at a time: smaller products would leave it idle."""
 _DEVICE_BYTES = 64
-"""Bytes held there for each of them: as on the CPU, and what sorting needs."""
+"""Bytes held for each distance on a torch device: those of the CPU plus the memory of sorting."""
 _BEYOND = 3.0
-"""Over every cosine distance: ranks a sample last in its own row, where its weight is 0."""
+"""A value above every cosine distance, which ranks a sample last in its own row, where its weight is 0."""
 
 
 class Powers(NamedTuple):
@@ -50,9 +50,9 @@ class NovelSumResult:
     """The diversity of a set of n samples.
 
     Attributes:
-        value: NovelSum: the mean of `novelty`, or its sum where `aggregate` is "sum".
+        value: NovelSum: the mean of `novelty`, or its sum if `aggregate` is "sum".
         novelty: float64, (n,): each sample's density-weighted, proximity-weighted distance to the set.
-        aggregate: as asked for.
+        aggregate: as requested.
     """
 
     value: float
@@ -62,7 +62,7 @@ class NovelSumResult:
     def interval(self, confidence: float = 0.95, seed: int = 42) -> tuple[float, float]:
         """Return a bootstrap percentile interval of the value over 1,000 resamples of the set's samples.
 
-        It tells how far the value depends on single samples; distances are not recomputed for each resample.
+        It shows how far the value depends on single samples; distances are not recomputed for each resample.
         """
         low, high = mean_interval(self.novelty, confidence, seed)
         scale = len(self.novelty) if self.aggregate == "sum" else 1
@@ -224,7 +224,9 @@ def density_factors(
     )
     used = found[max(neighbors)].neighbors_used
     if used == 0 and len(distinct_rows(rows)[0]) > 1:
-        raise ValueError("the reference has one distinct sample, which tells no density; give more, or density_power 0")
+        raise ValueError(
+            "density needs at least two distinct reference samples; pass a larger reference or set density_power=0"
+        )
     return {(k, beta): found[k].factor(beta) for k, beta in pairs}, used
 
 
@@ -354,7 +356,7 @@ def _rank_sums(
     )
     job = _Job(units.astype(np.float64), half_squares(units), weights, columns, without_self)
     sums = np.empty((size, weights.shape[1], 1 if columns is None else columns.shape[1]))
-    # A row is ranked by one thread, so that rows and not BLAS share the processors.
+    # Each row is ranked by one thread: the work is shared by rows, not by BLAS.
     values = _TILE_VALUES if device == "cpu" else _TILE_VALUES_ON_DEVICE
     tile = max(1, min(values // size, -(-size // threads)))
     work = job.on_cpu if device == "cpu" else job.on(device)
@@ -369,12 +371,12 @@ def _rank_sums(
 
 
 def memory_needed(n: int, d: int, threads: int) -> int:
-    """Return the bytes that NovelSum of n samples takes at most, beside their unit rows."""
+    """Return the most bytes that NovelSum of n samples takes, in addition to their unit rows."""
     return 64 * n + 8 * n * d + threads * _TILE_BYTES * min(n * n, max(_TILE_VALUES, n))
 
 
 def device_memory_needed(n: int, d: int) -> int:
-    """Return the bytes that NovelSum of n samples takes on a device at most."""
+    """Return the most bytes that NovelSum of n samples takes on a device."""
     return 8 * n * d + _DEVICE_BYTES * min(n * n, max(_TILE_VALUES_ON_DEVICE, n))
 
 
@@ -408,10 +410,10 @@ class _Job:
         return found
 
     def on(self, device: str) -> Callable[[int, int], NDArray[np.float64]]:
-        """Return the same computation on a torch device, where the rows stay.
+        """Return the same computation on a torch device, which keeps the rows.
 
         Raises:
-            NotEnoughMemory: where the device has too little; so does the computation.
+            NotEnoughMemory: if the device has too little; so does the computation.
         """
         import torch
 

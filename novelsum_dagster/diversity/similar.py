@@ -1,4 +1,4 @@
-"""Near-duplicates by the cosine of their vectors, exactly: every one names a kept sample that it resembles most.
+"""Exact search of near-duplicates by cosine: each is assigned the kept sample that it is most similar to.
 
 The samples are walked through in an order. One whose cosine to a sample that was kept before is at least the least
 similarity is a near-duplicate of the most similar such one; any other is kept.
@@ -40,11 +40,11 @@ ROWS = 2048
 COLUMNS = 4096
 """Columns of a tile, whose distances are 64 MiB of float64."""
 _MOST_NEW = 0.5
-"""Largest part of the vectors that is compared with all before every pair is compared again."""
+"""Largest fraction of the vectors that is compared with all; above it, every pair is compared again."""
 _COPIES = 3
-"""So often the vectors are held beside those given: as unit rows, in the order of the walk, the distinct ones."""
+"""Copies of the vectors held besides those passed in: unit rows, rows in the order of the walk, distinct rows."""
 _BYTES_PER_ROW = 160
-"""What is known of a sample: hash, neighbours, distances, places."""
+"""Bytes of the record of a sample: hash, neighbours, distances, places."""
 _SCHEMA = pa.schema(
     [
         ("vector", pa.binary(HASH_BYTES)),
@@ -57,18 +57,18 @@ _SCHEMA = pa.schema(
 
 
 class Nearest(NamedTuple):
-    """For each row one other: its distance, float64, (n,), infinite if there is none, and its place, int64, or -1."""
+    """One neighbour per row: its distance, float64, (n,), infinite if there is none, and its place, int64, or -1."""
 
     distance: NDArray[np.float64]
     at: NDArray[np.int64]
 
     @staticmethod
     def unknown(size: int) -> "Nearest":
-        """Return that nothing is known of `size` rows."""
+        """Return the state in which no neighbour of `size` rows is known."""
         return Nearest(np.full(size, np.inf), np.full(size, -1))
 
     def take(self, places: NDArray[np.int64], found: "Nearest") -> None:
-        """Keep, at each of the places, (m,), what was found where it is nearer, or as near and earlier."""
+        """Update each of the places, (m,), with the neighbour found if it is nearer, or as near and earlier."""
         distance, at = self.distance[places], self.at[places]
         better = (found.distance < distance) | ((found.distance == distance) & (found.at < at))
         self.distance[places[better]] = found.distance[better]
@@ -77,7 +77,7 @@ class Nearest(NamedTuple):
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The distinct directions of a pool in the order of the walk, r of them, and what is nearest to each.
+    """The r distinct directions of a pool in the order of the walk, and the nearest neighbours of each.
 
     Attributes:
         hashes: of their unit rows, 16 bytes each, (r,).
@@ -90,7 +90,7 @@ class Neighbours:
     before: Nearest
 
     def table(self) -> pa.Table:
-        """Return it as an Arrow table, a row a direction."""
+        """Return it as an Arrow table, one row per direction."""
         size = len(self.hashes)
         hashes = pa.Array.from_buffers(pa.binary(HASH_BYTES), size, [None, pa.py_buffer(self.hashes.tobytes())])
         columns = [self.nearest.at, self.nearest.distance, self.before.at, self.before.distance]
@@ -98,7 +98,7 @@ class Neighbours:
 
     @staticmethod
     def of_table(table: pa.Table) -> "Neighbours | None":
-        """Return what `table` made a table of; None where the table is another or unsound."""
+        """Return the inverse of `table`; None if the table has another schema or is damaged."""
         if table.schema != _SCHEMA or not len(table) or any(column.null_count for column in table.columns):
             return None
         hashes = np.frombuffer(b"".join(table["vector"].to_pylist()), dtype=f"V{HASH_BYTES}")
@@ -119,7 +119,7 @@ class Similar:
         rows: of the near-duplicates, int64, (m,), ascending.
         partners: row of the kept sample that each resembles most, int64, (m,).
         similarity: their cosine, float64, (m,).
-        nearest: cosine of each sample to the one nearest to it, kept or not, float64, (n,); NaN for a single sample.
+        nearest: cosine of each sample to its nearest neighbour, kept or not, float64, (n,); NaN for a single sample.
         neighbours: of the distinct directions, for a pool that grows.
         compared: a phrase: how many directions were compared with how many.
     """
@@ -150,13 +150,13 @@ def similar_samples(
         similarity: over 0, at most 1.
         earlier: of another pool: samples may have come and gone since. What is found is the same without. Where the
             others have another order than they had, all pairs are compared.
-        device: "cpu" (default), a torch device, or "auto" for CUDA where there is one, on which tiles are compared.
+        device: "cpu" (default), a torch device, or "auto" for CUDA if there is one, on which tiles are compared.
         spread: compares tiles; default: one after the other.
         progress: called with directions compared and their number.
 
     Raises:
         ValueError: for bad rows, a row that is zero, or a similarity out of range.
-        NotEnoughMemory: where it would not fit, here or on the device.
+        NotEnoughMemory: if it would not fit, here or on the device.
     """
     if not 0 < similarity <= 1:
         raise ValueError(f"similarity is {similarity}; it must be over 0 and at most 1")
@@ -170,7 +170,7 @@ def similar_samples(
     units, direction = distinct_rows(unit_rows(rows)[order])
     first, times = np.unique(direction, return_index=True, return_counts=True)[1:]
     neighbours, compared = _neighbours(units, earlier, device, spread, progress)
-    # The nearest before a sample whose direction was there is the first of that direction.
+    # If a sample's direction occurred before, its nearest earlier sample is the first of that direction.
     before = Nearest(neighbours.before.distance[direction], first[neighbours.before.at][direction])
     repeats = np.flatnonzero(first[direction] < np.arange(size))
     before.distance[repeats], before.at[repeats] = 0, first[direction[repeats]]
@@ -184,13 +184,13 @@ def similar_samples(
 
 
 def memory_needed(size: int, dimensions: int) -> int:
-    """Return the bytes that `similar_samples` takes at most, beside the vectors given, (size, dimensions)."""
+    """Return the most bytes that `similar_samples` takes, in addition to the vectors, (size, dimensions)."""
     tile = 8 * (3 * ROWS * COLUMNS + (ROWS + COLUMNS) * dimensions)
     return size * (4 * _COPIES * dimensions + _BYTES_PER_ROW) + tile
 
 
 class Between(NamedTuple):
-    """What a comparison of rows and columns found: for each, the nearest and the nearest before it."""
+    """The result of a comparison of rows and columns: for each, the nearest and the nearest before it."""
 
     rows: tuple[Nearest, Nearest]
     columns: tuple[Nearest, Nearest]
@@ -201,7 +201,7 @@ class Directions:
 
     Args:
         units: the rows.
-        device: as in `similar_samples`; it is looked for when the first comparison begins.
+        device: as in `similar_samples`; it is opened when the first comparison begins.
     """
 
     def __init__(self, units: NDArray[np.float32], device: str = "cpu") -> None:
@@ -209,7 +209,7 @@ class Directions:
         self._device = device
 
     def __getstate__(self) -> dict[str, Any]:
-        # Another process has a device of its own.
+        # Another process opens the device itself.
         return {name: value for name, value in vars(self).items() if name != "_there"}
 
     @cached_property
@@ -222,7 +222,7 @@ class Directions:
         return UnitsOnDevice(self._units, device)
 
     def compare(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Between:
-        """Compare some with others; both are ascending, and a row is not compared with itself.
+        """Compare rows with columns, both ascending; a row is not compared with itself.
 
         Args:
             rows: (b,).
@@ -288,7 +288,7 @@ def _found(distance: NDArray[np.float64], at: NDArray[np.int64]) -> Nearest:
 def _neighbours(
     units: NDArray[np.float32], earlier: Neighbours | None, device: str, spread: Spread, progress: Progress
 ) -> tuple[Neighbours, str]:
-    """Return what is nearest to each direction, (r, d), and a phrase that says what was compared."""
+    """Return the nearest neighbours of each direction, (r, d), and a phrase that says what was compared."""
     size = len(units)
     known, new, reason = _known(vector_hashes(units), earlier)
     compared = f"all {size:,} with each other ({reason})" if reason else f"{len(new):,} new with all {size:,}"
@@ -296,7 +296,7 @@ def _neighbours(
     starts = range(0, len(new), ROWS)
 
     def columns(start: int) -> NDArray[np.int64]:
-        # Each pair of new ones once: with those of its own tile and of the tiles before.
+        # Each pair of new directions is compared once: with those of the same tile and of earlier tiles.
         return np.sort(np.concatenate([rest, new[: start + ROWS]]))
 
     asks = (methodcaller("compare", new[start : start + ROWS], columns(start)) for start in starts)
@@ -313,7 +313,7 @@ def _neighbours(
 
 
 def _known(hashes: NDArray[np.void], earlier: Neighbours | None) -> tuple[Neighbours, NDArray[np.int64], str]:
-    """Return what is known of directions, which of them are to be compared with all, and the reason where all are."""
+    """Return the known neighbours of directions, which directions to compare with all, and the reason if all are."""
     size = len(hashes)
     known = Neighbours(hashes, Nearest.unknown(size), Nearest.unknown(size))
     everything = np.arange(size)
@@ -323,8 +323,8 @@ def _known(hashes: NDArray[np.void], earlier: Neighbours | None) -> tuple[Neighb
     place = np.full(len(earlier.hashes), -1)
     place[then] = now
     if (np.diff(place[place >= 0]) < 0).any():
-        return known, everything, "their order is another"
-    # One whose nearest is gone has another nearest, which nobody knows.
+        return known, everything, "their order differs"
+    # If the nearest neighbour was removed, the new nearest one is unknown.
     is_there = np.ones(len(then), dtype=np.bool_)
     for old in (earlier.nearest, earlier.before):
         is_there &= (old.at[then] < 0) | (place[old.at[then]] >= 0)
@@ -339,7 +339,7 @@ def _known(hashes: NDArray[np.void], earlier: Neighbours | None) -> tuple[Neighb
 
 
 def _walk(units: NDArray[np.float32], direction: NDArray[np.int64], before: Nearest, similarity: float) -> Nearest:
-    """Return the kept sample that each is a near-duplicate of, none where it is kept itself.
+    """Return the kept sample that each is a near-duplicate of, none if it is kept itself.
 
     Args:
         units: of the directions, (r, d).
@@ -362,7 +362,7 @@ def _walk(units: NDArray[np.float32], direction: NDArray[np.int64], before: Near
         outside = _nearest_of(rows, units, direction, np.flatnonzero(kept[:start]))
         inside = cosine_distances(rows, units[direction[block]])
         for row, at in enumerate(doubtful):
-            if kept[before.at[at]]:  # It is in this block, and was kept just now.
+            if kept[before.at[at]]:  # It is in this block and has just been kept.
                 partner.distance[at], partner.at[at] = before.distance[at], before.at[at]
                 continue
             within = np.where(kept[start:at], inside[row, : at - start], np.inf)

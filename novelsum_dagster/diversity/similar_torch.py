@@ -1,4 +1,4 @@
-"""Unit rows on a torch device, where they are compared in float64, as exactly as on the CPU.
+"""Comparison of unit rows on a torch device in float64, as exact as on the CPU.
 
 Belongs here: tiles on a GPU. Does not: what is compared with what (`similar`).
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 _COPIES = 6
-"""So often a tile is held: distances, those before, masks and places of the least."""
+"""Memory of a comparison in units of one tile: distances, those before, masks and places of the least."""
 
 
 def device_memory_needed(size: int, dimensions: int) -> int:
@@ -32,7 +32,7 @@ class UnitsOnDevice:
         device: as torch names it.
 
     Raises:
-        NotEnoughMemory: where they do not fit there, or a tile beside them.
+        NotEnoughMemory: if they do not fit there together with a tile.
     """
 
     def __init__(self, units: NDArray[np.float32], device: str) -> None:

@@ -1,6 +1,6 @@
 """Density and novelty of a pool as tables on disk.
 
-Belongs here: the two steps between embeddings and everything that is measured or selected. Does not: the maths
+Belongs here: the two steps between embedding and measuring or selecting. Does not: the maths
 (`density`, `novelsum`).
 """
 
@@ -28,10 +28,10 @@ _NEAREST = "nearest.parquet"
 
 
 class DensityTable(Artifact):
-    """One row a sample: id, mean_squared_distance, density_factor (both float64).
+    """One row per sample: id, mean_squared_distance, density_factor (both float64).
 
-    `neighbors` is K as asked for; `neighbors_used`, `index` and `recall` as in `Density`. Where the search was exact,
-    `nearest.parquet` beside the table keeps what it found (`Nearest`), so that a pool that grows is searched faster.
+    `neighbors` is the requested K; `neighbors_used`, `index` and `recall` as in `Density`. After an exact search,
+    `nearest.parquet` beside the table keeps its result (`Nearest`), so that a pool that grows is searched faster.
     """
 
     file: str
@@ -58,7 +58,7 @@ class DensityTable(Artifact):
         return density_factor(self.table(root)["mean_squared_distance"].to_numpy(), density_power)
 
     def nearest(self, root: Path) -> Nearest | None:
-        """Read what the exact search found; None where there is no such file, or it is damaged."""
+        """Read the result of the exact search; None if the file is missing or damaged."""
         try:
             table = pq.read_table(root / self.place / _NEAREST, partitioning=None)
         except (pa.ArrowException, OSError):
@@ -67,7 +67,7 @@ class DensityTable(Artifact):
 
 
 class NoveltyTable(Artifact):
-    """One row a sample: id, novelty (float64). `novelsum` is their mean, or their sum: NovelSum of the whole pool."""
+    """One row per sample: id, novelty (float64). `novelsum`, of the whole pool, is their mean or their sum."""
 
     file: str
     density: str
@@ -105,12 +105,12 @@ def build_density(
         vectors: float32, (n, d), in the same order.
         vectors_key: key of the vector set.
         settings: K, beta and how neighbours are searched.
-        among: key of the pool, where `vectors_key` is of one that has more samples.
-        earlier: of the pool as it was, or of any other: vectors that it knows are compared only with those that it
-            does not. The table is the same, bit for bit, with and without it. The tuned index, as `auto` takes it
-            for more than 50,000 samples, searches all anew, and so does an `ivf` index that proves no faster.
+        among: key of the pool, if `vectors_key` is that of a pool with more samples.
+        earlier: table of an earlier state of the pool, or of any other pool: vectors in it are compared only with those
+            that are not. The table is the same, bit for bit, with and without it. The tuned index, which `auto` takes
+            for more than 50,000 samples, searches all again, and so does an `ivf` index that proves no faster.
         device, spread: as in `density`; the table is the same with any.
-        say: told in words what was searched among what.
+        say: called with a phrase that says what was searched among what.
         progress: called with vectors searched and their number.
 
     Raises:
@@ -155,7 +155,7 @@ def _found(
     say: Callable[[str], None],
     progress: Progress,
 ) -> tuple[Density, Nearest | None]:
-    """Return the density, and what is nearest to each vector where the search was exact."""
+    """Return the density and, if the search was exact, the nearest points of each vector."""
     size, neighbors = len(vectors), settings.neighbors
     if searches_lists(size, size, settings.density_index, settings.min_recall):
         found = density(

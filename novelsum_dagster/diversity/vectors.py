@@ -15,7 +15,7 @@ _TILE = 4096
 _GRID = 2.0**25
 """Coordinates of unit rows are whole multiples of its inverse (`unit_rows`)."""
 _VALUES = 2**19
-"""Values in float64 that a thread holds at a time: 4 MiB."""
+"""Number of float64 values that a thread holds at a time: 4 MiB."""
 _LARGEST_NORM = 1e18
 """FAISS forms up to (|x| + |y|)^2 in float32, which ends at 3.4e38; past it, k-means ends the process."""
 
@@ -23,15 +23,15 @@ _LARGEST_NORM = 1e18
 def as_rows(
     embeddings: ArrayLike, name: str = "embeddings", places: NDArray[np.int64] | None = None
 ) -> NDArray[np.float32]:
-    """Return embeddings as C-contiguous float32 rows, (n, d), without a copy where they are that already.
+    """Return embeddings as C-contiguous float32 rows, (n, d), without a copy if they are that already.
 
     Args:
         embeddings: (n, d).
-        name: what they are called in a refusal.
+        name: how error messages name them.
         places: (n,), by which it names rows; None takes 0 to n - 1.
 
     Raises:
-        ValueError: where the shape is not (n, d) with n, d >= 1, or a value is NaN or infinite; names the first row.
+        ValueError: if the shape is not (n, d) with n, d >= 1, or a value is NaN or infinite; names the first row.
     """
     rows = np.ascontiguousarray(embeddings, dtype=np.float32)
     if rows.ndim != 2 or 0 in rows.shape:
@@ -47,10 +47,10 @@ def as_rows(
 def require_directions(
     rows: NDArray[np.float32], name: str = "embeddings", places: NDArray[np.int64] | None = None
 ) -> None:
-    """Refuse rows, (n, d), of which one is zero, for which no cosine is defined; arguments as in `as_rows`.
+    """Raise an error if a row, (n, d), is zero, as its cosine is undefined; arguments as in `as_rows`.
 
     Raises:
-        ValueError: then; names the first.
+        ValueError: for such a row; names the first.
     """
     zero = np.flatnonzero(~rows.any(axis=1))
     if len(zero):
@@ -119,10 +119,10 @@ def cosine_distances(rows: NDArray[np.float32], others: NDArray[np.float32]) -> 
 
 
 def searchable_rows(embeddings: ArrayLike, name: str) -> NDArray[np.float32]:
-    """Return embeddings as `as_rows` does, where FAISS can compare them.
+    """Return embeddings as `as_rows` does, checked for comparison by FAISS.
 
     Raises:
-        ValueError: as `as_rows` does, or where a row is too long to square in float32; names the first.
+        ValueError: as `as_rows` does, or if a row is too long to square in float32; names the first.
     """
     rows = as_rows(embeddings, name)
     with np.errstate(over="ignore"):
@@ -140,8 +140,8 @@ def searchable_rows(embeddings: ArrayLike, name: str) -> NDArray[np.float32]:
 def distinct_rows(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return the distinct rows, (r, d), in order of first appearance, and the distinct row of each row, int64, (n,).
 
-    Rows are the same where every coordinate is equal; -0.0 equals 0.0. Takes finite rows; returns `rows` itself, not
-    a copy, where all differ. A sort of whole rows (`numpy.unique`) gives the same set, many times slower.
+    Rows are the same if every coordinate is equal; -0.0 equals 0.0. Takes finite rows; returns `rows` itself, not
+    a copy, if all differ. A sort of whole rows (`numpy.unique`) gives the same set, many times slower.
     """
     first = find_rows(rows, rows)
     distinct = np.flatnonzero(first == np.arange(len(rows)))
@@ -150,7 +150,7 @@ def distinct_rows(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArr
 
 
 def find_rows(rows: NDArray[np.float32], points: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return the first of the points, (r, d), that equals each row, (n, d): int64, (n,), -1 where none does.
+    """Return the first of the points, (r, d), that equals each row, (n, d): int64, (n,), -1 if none does.
 
     Hashes find candidates; their coordinates are then compared, so the answer is exact.
     """
@@ -159,7 +159,7 @@ def find_rows(rows: NDArray[np.float32], points: NDArray[np.float32]) -> NDArray
     hashes, wanted = hashes[order], _row_hashes(rows)
     at, end = np.searchsorted(hashes, wanted), np.searchsorted(hashes, wanted, "right")
     found = np.full(len(rows), -1, dtype=np.int64)
-    # More than one round only where unequal rows share a hash.
+    # More than one round only if unequal rows share a hash.
     while len(still := np.flatnonzero((at < end) & (found < 0))):
         candidates = order[at[still]]
         equal = _pairs_equal(rows, still, points, candidates)

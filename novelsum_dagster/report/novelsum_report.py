@@ -17,11 +17,11 @@ from novelsum_dagster.common.files import content_key, place_folder, temporary_f
 from novelsum_dagster.common.progress import Reporter
 from novelsum_dagster.diversity.measures import (
     Comparison,
+    Evaluator,
     Factors,
     Samples,
     SetMeasures,
     Value,
-    Yardstick,
     measure_sets,
     record,
 )
@@ -148,16 +148,16 @@ def build_report(
     draws = [random_rows(len(vectors), len(selected), generator) for _ in range(POOL_DRAWS + 1)]
     factors = {(settings.novelsum.neighbors, settings.novelsum.density_power): density_factor}
     with reporter.step("preparing"):
-        yardstick = Yardstick(vectors, settings.novelsum, settings.measures, seed=seed, device=settings.device)
+        evaluator = Evaluator(vectors, settings.novelsum, settings.measures, seed=seed, device=settings.device)
     sets = {RANDOM: draws[0], SELECTED: selected, **({FRESH: fresh} if fresh is not None else {})}
     comparison = measure_sets(
         {name: Samples(vectors[rows], _texts(samples, rows)) for name, rows in sets.items()},
-        yardstick,
+        evaluator,
         factors={name: _of_rows(factors, rows) for name, rows in sets.items()},
         seed=seed,
         reporter=reporter,
     )
-    pool = [next(iter(yardstick.novelsum(vectors[rows], _of_rows(factors, rows)).values())).value for rows in draws[1:]]
+    pool = [next(iter(evaluator.novelsum(vectors[rows], _of_rows(factors, rows)).values())).value for rows in draws[1:]]
     rows = [_pool_row(pool, len(selected)), *(row for one in comparison.sets for row in _rows(one))]
     cut = cut_of(samples["text_tokens"].to_pylist(), settings.embedding, special_tokens(settings.embedding))
     to_random = covering(vectors, draws[0], 1).distance[:, 0]
@@ -189,7 +189,7 @@ def build_report(
         selected=selected,
         to_selected=to_selected,
         to_random=to_random,
-        cells=yardstick.partition.cells(vectors),
+        cells=evaluator.partition.cells(vectors),
         explanation=explanation,
         settings={**described["settings"], "seed": seed},
         hashes={**inputs, "report": key},

@@ -1,4 +1,4 @@
-"""A selection that was broken off and goes on where it stopped.
+"""Checkpoints, from which an interrupted selection resumes.
 
 Belongs here: the file of the picks made so far with their scores. Does not: the search, whose state follows from the
 picks in one pass.
@@ -20,8 +20,8 @@ _KEY = b"selection"
 
 
 @dataclass(frozen=True)
-class Trace:
-    """Picks in order with what the search said of each; `count` of them are made, arrays have room for all.
+class PickLog:
+    """Picks in order with the search result of each; arrays are allocated for all picks, `count` of them are filled.
 
     Attributes:
         indices: int64. score, runner_up_score: float64, NaN for given picks. runner_up: int64, -1 for given picks.
@@ -33,13 +33,13 @@ class Trace:
     runner_up_score: NDArray[np.float64]
 
     @staticmethod
-    def empty(size: int) -> "Trace":
-        """Return a trace of given picks without scores."""
-        return Trace(np.full(size, -1), np.full(size, np.nan), np.full(size, -1), np.full(size, np.nan))
+    def empty(size: int) -> "PickLog":
+        """Return an empty log with room for `size` picks."""
+        return PickLog(np.full(size, -1), np.full(size, np.nan), np.full(size, -1), np.full(size, np.nan))
 
-    def head(self, count: int) -> "Trace":
+    def head(self, count: int) -> "PickLog":
         """Return the first picks."""
-        return Trace(self.indices[:count], self.score[:count], self.runner_up[:count], self.runner_up_score[:count])
+        return PickLog(self.indices[:count], self.score[:count], self.runner_up[:count], self.runner_up_score[:count])
 
 
 def selection_key(settings: dict[str, Any], **arrays: NDArray[Any] | None) -> str:
@@ -64,13 +64,13 @@ class Checkpoint:
     def __init__(self, path: Path, key: str) -> None:
         self._path, self._key = path, key
 
-    def save(self, trace: Trace) -> None:
-        """Write the picks made so far, whole or not at all."""
+    def save(self, trace: PickLog) -> None:
+        """Write the picks made so far, atomically."""
         table = pa.table({name: pa.array(values) for name, values in vars(trace).items()})
         write_table(table.replace_schema_metadata({_KEY: self._mark(trace)}), self._path)
 
-    def load(self) -> Trace | None:
-        """Return the picks of the selection when it was broken off; None where there is no file.
+    def load(self) -> PickLog | None:
+        """Return the picks saved when the selection was interrupted; None if there is no file.
 
         Raises:
             ValueError: for a file of another selection, or one that is damaged.
@@ -79,16 +79,16 @@ class Checkpoint:
             return None
         try:
             table = pq.read_table(self._path, partitioning=None)
-            trace = Trace(**{name: table[name].to_numpy().copy() for name in vars(Trace.empty(0))})
+            trace = PickLog(**{name: table[name].to_numpy().copy() for name in vars(PickLog.empty(0))})
         except (pa.ArrowException, OSError, KeyError) as error:
-            raise ValueError(f"{self._path}: no checkpoint of a selection ({error}); delete it") from error
+            raise ValueError(f"{self._path}: not a checkpoint of a selection ({error}); delete it") from error
         if (table.schema.metadata or {}).get(_KEY) != self._mark(trace):
             raise ValueError(
                 f"{self._path}: damaged, or of a selection from other data or settings; delete it or name another file"
             )
         return trace
 
-    def _mark(self, trace: Trace) -> bytes:
+    def _mark(self, trace: PickLog) -> bytes:
         return selection_key({"selection": self._key}, **vars(trace)).encode()
 
     def remove(self) -> None:

@@ -1,4 +1,4 @@
-"""A selection as the settings describe it: ids become rows, fields become qualities and labels.
+"""Selection by settings: ids become rows, fields become qualities and labels.
 
 Belongs here: from settings to the call of a strategy, and to a subset. Does not: the strategies, a subset's files
 (`subset`).
@@ -46,7 +46,7 @@ def choose_from_pool(
     spread: Spread = in_turn,
     progress: Progress = no_progress,
 ) -> Picks:
-    """Return the picks that the settings ask for.
+    """Return the picks of the selection that the settings describe.
 
     Args:
         snapshot: the pool.
@@ -56,7 +56,7 @@ def choose_from_pool(
         selection: the settings.
         scoring: the score that NovelSelect maximises, with alpha.
         earlier: the subset whose samples are the first picks; `selection.extend_by` are added to them.
-        checkpoint: where NovelSelect saves its picks, so that a selection that was broken off goes on.
+        checkpoint: where NovelSelect saves its picks, so that an interrupted selection can resume.
         device: as the setting `device`; for NovelSelect.
         search_on, spread: of an engine; default: this process.
         progress: called as the strategy says.
@@ -108,10 +108,10 @@ def choose_from_pool(
 
 
 def with_config(selection: Selection, config: Mapping[str, Any]) -> Selection:
-    """Return the settings of a selection with what the launchpad says instead.
+    """Return the settings of a selection with the values that the launchpad overrides.
 
     Raises:
-        InputError: where these do not go together.
+        InputError: if these contradict each other.
     """
     instead = {name: value for name, value in config.items() if name in Selection.model_fields}
     try:
@@ -136,7 +136,7 @@ def select_subset(
     spread: Spread = in_turn,
     progress: Progress = no_progress,
 ) -> Subset:
-    """Choose a subset of a pool and write it; a selection that was broken off goes on at its checkpoint.
+    """Choose a subset of a pool and write it; an interrupted selection resumes from its checkpoint.
 
     Args:
         root: the storage folder.
@@ -189,7 +189,7 @@ def reached_by(
     scoring: Scoring,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Return what a selection by density_side `objective` reached (`objective_facts`); empty for other sides.
+    """Return the outcome of a selection by density_side `objective` (`objective_facts`); empty for other sides.
 
     Args:
         picks: of the selection.
@@ -209,7 +209,7 @@ def reached_by(
 
 
 def require_possible(snapshot: PoolSnapshot, root: Path, selection: Selection) -> None:
-    """Check all that needs no vectors, before hours of embedding.
+    """Check everything that needs no vectors, before hours of embedding.
 
     Raises:
         InputError: for unknown ids, or samples without the field that the settings name.
@@ -255,7 +255,7 @@ def _rows(row_of: dict[str, int], renamed: dict[str, list[str]], ids: tuple[str,
         if len(renamed.get(id_, ())) > 1 and id_ not in row_of:
             raise InputError(
                 f"selection.{name}: {id_} was the id of {len(renamed[id_])} records that release 0.2 distinguishes;"
-                f" name those that you want: {', '.join(renamed[id_])}"
+                f" list the new ids that you want: {', '.join(renamed[id_])}"
             )
     ids = tuple(id_ if id_ in row_of else renamed.get(id_, [id_])[0] for id_ in ids)
     unknown = [id_ for id_ in ids if id_ not in row_of]

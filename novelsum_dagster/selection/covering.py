@@ -1,4 +1,4 @@
-"""Which picks stand for which samples of the pool: the nearest picks of each.
+"""The nearest picks of each sample of the pool.
 
 Belongs here: finding them. Does not: facility location, the measure made of the nearest one (`diversity.distances`).
 """
@@ -13,12 +13,12 @@ from novelsum_dagster.diversity.vectors import as_rows, unit_rows
 
 _TILE = 4096
 NEAREST = 3
-"""Picks that are kept for each sample."""
+"""Number of nearest picks stored for each sample."""
 
 
 @dataclass(frozen=True)
 class Covering:
-    """The nearest picks of n samples, nearest first; of fewer picks than asked for, fewer columns.
+    """The nearest picks of n samples, nearest first; with fewer picks than requested, fewer columns.
 
     Attributes:
         rank: int64, (n, c): places in the picks, from 0.
@@ -34,14 +34,14 @@ def covering(embeddings: ArrayLike, picks: NDArray[np.int64], count: int = NEARE
 
     Args:
         embeddings: (n, d), the pool.
-        picks: int64, (k,), rows in pick order; of a row that is there twice the first counts.
+        picks: int64, (k,), rows in pick order; of a repeated row the first counts.
         count: picks a sample, default 3.
 
     Raises:
         ValueError: for bad rows.
     """
     units = unit_rows(as_rows(embeddings))
-    # A row that repeats would fill all places with itself.
+    # A repeated row would fill all places with itself.
     first = np.sort(np.unique(picks, return_index=True)[1])
     points = units[picks[first]]
     count = min(count, len(points))

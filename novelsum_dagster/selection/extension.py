@@ -31,7 +31,7 @@ class Earlier:
 
 
 def subset_to_extend(snapshot: PoolSnapshot, newest: Subset | None) -> str | None:
-    """Return the key of the newest subset of another snapshot: a second run over the same pool adds nothing twice.
+    """Return the key of the newest subset of another snapshot, so that a second run over the same pool adds nothing.
 
     Args:
         snapshot: the pool.
@@ -43,21 +43,21 @@ def subset_to_extend(snapshot: PoolSnapshot, newest: Subset | None) -> str | Non
 
 
 def earlier_subset(root: Path, snapshot: PoolSnapshot, key: str) -> Earlier:
-    """Return the subset of a key, as far as it is still in the pool.
+    """Return the subset of a key, split into samples that are still in the pool and samples that are not.
 
     Raises:
-        InputError: where its picks are gone or damaged.
+        InputError: if its picks are missing or damaged.
     """
     try:
         ids = read_picks(root / output_folder("selections", key), ["id"])["id"].to_pylist()
     except InputError as error:
         raise InputError(
-            f"the subset that is to be extended cannot be read: {error}. Or take selection.extend_by out of the"
-            " settings to choose anew"
+            f"the subset to extend cannot be read: {error}. Or remove selection.extend_by from the settings, to select"
+            " without it"
         ) from None
     there = set(snapshot.samples(root, ["id"])["id"].to_pylist())
     renamed = snapshot.ids_by_former(root)
-    # Of several records that had one id, the first is the one that was kept then.
+    # If several records had one id, the first is the one that was kept at that time.
     distinct = tuple(dict.fromkeys(id_ if id_ in there else renamed.get(id_, [id_])[0] for id_ in ids))
     return Earlier(
         key, tuple(id_ for id_ in distinct if id_ in there), tuple(id_ for id_ in distinct if id_ not in there)

@@ -20,7 +20,7 @@ from novelsum_dagster.selection.qdit import DenseCoverage
 from novelsum_dagster.selection.search.base import cosine_slack
 
 STEP = 0.1
-"""epsilon: each threshold is larger by this part than the one before."""
+"""epsilon: the relative step from one threshold to the next."""
 _BATCH_LIMIT = 1024
 
 
@@ -77,7 +77,7 @@ def gist(
 
     Raises:
         ValueError: for bad rows, factors or qualities, or k or a weight out of range.
-        NotEnoughMemory: where the cosines would not fit.
+        NotEnoughMemory: if the cosines would not fit.
     """
     inputs = check_inputs(embeddings, k, density_factor, quality)
     if not (np.isfinite(distance_weight) and distance_weight >= 0):
@@ -112,7 +112,7 @@ def thresholds(farthest: float) -> list[float]:
     """Return the least cosine distances that are tried, ascending, from 0 on.
 
     Args:
-        farthest: cosine distance of the last pick of K-Center-Greedy to its nearest; NaN where it made one pick.
+        farthest: cosine distance of the last pick of K-Center-Greedy to its nearest; NaN if it made one pick.
     """
     # A cosine distance is twice the square of `div`, and at most 2.
     factor, lowest = (1 + STEP) ** 2, STEP * STEP * farthest
@@ -163,17 +163,17 @@ class _Pool:
         self.first = self.utility(coverage, np.arange(len(units)))
 
     def emptied(self) -> DenseCoverage | None:
-        """Return the coverage by no picks; None where it does not count."""
+        """Return the coverage by no picks; None if its weight is 0."""
         return self._coverage and self._coverage.emptied()
 
     def utility(self, coverage: DenseCoverage | None, candidates: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return what each candidate adds to the utility of the picks that `coverage` knows."""
+        """Return what each candidate adds to the utility of the picks in `coverage`."""
         if coverage is None:
             return self.fixed[candidates]
         return np.asarray(self.gain_weight * coverage.gains(candidates) + self.fixed[candidates])
 
     def given(self, indices: NDArray[np.int64]) -> _Set:
-        """Return picks with what each added to those before it."""
+        """Return picks with the utility that each added to those before it."""
         found, coverage = _Set.empty(len(indices)), self.emptied()
         found.indices[:] = indices
         for rank in range(len(indices)):
@@ -198,9 +198,9 @@ class _Pool:
 
 
 class _Greedy:
-    """A queue of the candidates that keep a distance to the picks, by what they were last known to add; ties by index.
+    """A queue of the candidates that keep a distance to the picks, by their last computed gain; ties by index.
 
-    What a candidate adds only falls as picks are added, so an old value is a bound (Minoux's lazy greedy).
+    A gain only falls as picks are added, so an old gain is an upper bound (Minoux's lazy greedy).
     """
 
     def __init__(self, pool: _Pool, k: int, distance: float) -> None:
@@ -212,14 +212,14 @@ class _Greedy:
         heapq.heapify(self._queue)
 
     def pop(self) -> tuple[float, int] | None:
-        """Take out the best candidate and what it adds; None where none is left."""
+        """Remove and return the best candidate and its gain; None if the queue is empty."""
         found = self.first()
         if found is not None:
             heapq.heappop(self._queue)
         return found
 
     def first(self) -> tuple[float, int] | None:
-        """Return the best candidate and what it adds."""
+        """Return the best candidate and its gain."""
         batch = 1
         while self._queue:
             value, candidate = self._queue[0]
@@ -240,7 +240,7 @@ class _Greedy:
             self._coverage.add(pick)
 
     def _update(self, size: int) -> None:
-        """Compute what the first candidates in the queue add whose values are old, `size` of them."""
+        """Recompute the gains of the first `size` candidates in the queue whose gains are out of date."""
         old: list[int] = []
         while self._queue and len(old) < size and not self._is_known(self._queue[0][1]):
             candidate = heapq.heappop(self._queue)[1]

@@ -1,6 +1,6 @@
 """The inner loop of GIST, compiled by numba.
 
-Belongs here: whether a candidate keeps its distance to picks. Does not: the order in which candidates are asked
+Belongs here: whether a candidate keeps its distance to picks. Does not: the order in which candidates are examined
 (`gist`).
 """
 
@@ -14,9 +14,10 @@ from novelsum_dagster.selection.search.cpu_kernels import cosine_distance
 
 @njit(cache=True, nogil=True)
 def is_apart(rows: Any, i: int, picked_rows: Any, first: int, last: int, threshold: float, slack: float) -> bool:
-    """Tell whether a row is no nearer than a cosine distance to picks `first` to `last`.
+    """Return whether a row is at least a cosine distance away from picks `first` to `last`.
 
-    A dot product in float32 decides most comparisons; where its rounding error leaves a doubt, the exact distance does.
+    A dot product in float32 decides most comparisons; if its rounding error makes the result uncertain, the exact
+    distance does.
 
     Args:
         rows: float32, (n, d), unit rows.

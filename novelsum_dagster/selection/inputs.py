@@ -1,4 +1,4 @@
-"""Checks of what every strategy is given.
+"""Checks of the inputs that all strategies share.
 
 Belongs here: ranges and shapes that all strategies share. Does not: the options of one strategy.
 """
@@ -14,12 +14,12 @@ from novelsum_dagster.diversity.vectors import as_rows, unit_rows
 
 
 class Inputs(NamedTuple):
-    """What a strategy works on, checked.
+    """The checked inputs of a strategy.
 
     Attributes:
         units: float32, (n, d), rows of length 1.
         density_factor: float64, (n,).
-        quality: float64, (n,), or None where none was given.
+        quality: float64, (n,), or None if none was given.
     """
 
     units: NDArray[np.float32]

@@ -17,7 +17,7 @@ from novelsum_dagster.selection.search.base import cosine_slack
 
 _REPORT_EVERY = 10
 _LEADERS = 16
-"""So many of the farthest candidates seen last are looked at first, to set the level that the others must beat."""
+"""Number of recent farthest candidates examined first, to set the level that the others must beat."""
 _PICKED = -1.0
 """Marks a pick in `bound`: nearer than any candidate can be."""
 
@@ -69,7 +69,7 @@ def kcenter(
 
 
 class _Search:
-    """What is known of n candidates while up to k picks are made."""
+    """State of n candidates while up to k picks are made."""
 
     def __init__(self, units: NDArray[np.float32], k: int, threads: ThreadPoolExecutor) -> None:
         from novelsum_dagster.selection.kcenter_kernels import two_farthest

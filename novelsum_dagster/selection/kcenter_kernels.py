@@ -8,7 +8,8 @@ bound is under the level to beat already, the candidate is passed over without a
 compared with the picks it has not seen, and no further than to the first that takes it under the level. So a row that
 was covered early is read no more, and a row that is read meets many picks at once, which stay in the cache.
 
-A dot product in float32 decides most comparisons; where its rounding error leaves a doubt, the exact distance does.
+A dot product in float32 decides most comparisons; if its rounding error makes the result uncertain, the exact distance
+does.
 """
 
 from typing import Any
@@ -44,8 +45,8 @@ def two_farthest(
         candidates: int64, rows to choose among, in any order.
         picked_rows: float32, (m, d), the picks.
         nearest: float64, (n,), the least distance to the first `seen` picks, infinite before the first.
-        bound: float64, (n,), at least the least distance to all picks; below 0 where picked.
-        seen: int64, (n,). All three are brought up to date as far as needed.
+        bound: float64, (n,), at least the least distance to all picks; below 0 if picked.
+        seen: int64, (n,). All three are updated as far as needed.
         level: candidates nearer than this need not be found; 0 or more.
         slack: by how much `1 - dot` may be off a distance.
 
@@ -63,7 +64,7 @@ def two_farthest(
         while at < now and most >= level:
             rough = 1.0 - dot(rows[i], picked_rows[at])
             if rough + slack < level:
-                # Under the level for certain; this pick is met again if the level falls below the bound.
+                # Certainly under the level; this pick is compared again if the level falls below the bound.
                 most = rough + slack
             else:
                 if rough - slack < least:

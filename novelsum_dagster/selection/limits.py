@@ -1,9 +1,9 @@
-"""Which samples may be picked next: exclusions, caps and floors by group, a budget.
+"""Limits on which samples may be picked: exclusions, caps and floors by group, a budget.
 
-Belongs here: the limits, what they leave open, contradictions found before work starts. Does not: scores.
+Belongs here: the limits, which samples they allow, contradictions found before work starts. Does not: scores.
 
-A subset of k samples is one with a budget of k and a cost of 1 each; so there is one rule. A sample may be picked if
-what is left of the budget pays for it and still for what every floor lacks, at its cheapest.
+A subset of k samples is one with a budget of k and a cost of 1 each, so there is one rule. A sample is eligible if the
+remaining budget, after paying for it, can still cover every unmet floor at its cheapest.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -33,23 +33,23 @@ class Quota:
     name: str = "group"
 
     def facts(self) -> list[Any]:
-        """Return all that the quota says, in plain values."""
+        """Return the quota as plain values."""
         limits = [[[repr(label), int(count)] for label, count in given.items()] for given in (self.caps, self.floors)]
         return [self.name, *limits, [repr(label) for label in np.asarray(self.labels).tolist()]]
 
 
 class Limits:
-    """Tells which samples may be picked, given the picks so far.
+    """Decides which samples may be picked, given the picks so far.
 
     Args:
         n: number of samples.
-        budget: to be spent; k where every cost is 1.
+        budget: to be spent; k if every cost is 1.
         cost: float64, (n,), of each sample; None takes 1 each.
         quotas: caps and floors.
         must_exclude: int64, samples never to be picked.
 
     Raises:
-        ValueError: for limits that no subset can keep; names the column and label.
+        ValueError: for limits that no subset can satisfy; names the column and label.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class Limits:
             raise ValueError(f"budget is {budget}; a finite number is needed")
         if self._counts_samples and self._open.sum() < self.budget:
             raise ValueError(
-                f"k is {self.budget:,.0f} and {self._open.sum():,} samples are left after must_exclude; lower k"
+                f"k is {self.budget:,.0f} and only {self._open.sum():,} samples are left after must_exclude; lower k"
             )
         if not self.most_picks:
             raise ValueError(
-                f"the budget of {self.budget:,g} pays for no sample that may be picked; raise it or exclude fewer"
+                f"the budget of {self.budget:,g} is below the cost of every eligible sample; raise it or exclude fewer"
             )
         self._dearest = float(self._cost.max())
         self._changed = bool(len(must_exclude)) or any(group.has_full_label() for group in self._groups)
@@ -83,37 +83,37 @@ class Limits:
             self._check(group)
 
     def take_given(self, picks: Sequence[int]) -> None:
-        """Count picks that are given, in order.
+        """Register given picks, in order.
 
         Raises:
-            ValueError: where one may not be picked.
+            ValueError: if one may not be picked.
         """
         for pick in picks:
             if refusal := self._refusal(pick):
-                raise ValueError(f"row {pick} is to be picked first, but {refusal}; leave it out, or relax that")
+                raise ValueError(f"must_include or initial: row {pick} {refusal}")
             self.add(pick)
 
     @property
     def most_picks(self) -> int:
-        """The number of picks that the budget pays for at the most."""
+        """The largest number of picks that the budget can pay for."""
         return int(np.searchsorted(np.cumsum(np.sort(self._cost[self._open])), self.left, side="right"))
 
     def add(self, pick: int) -> None:
-        """Count a pick."""
+        """Register a pick."""
         self.left -= float(self._cost[pick])
         self._open[pick] = False
         for group in self._groups:
             self._changed |= group.add(pick)
 
     def may_replace(self, pick: int) -> NDArray[np.bool_]:
-        """Return which samples may take the place of a pick, bool, (n,): all limits are kept then, as they are now."""
+        """Return which samples may replace a pick without violating a limit, bool, (n,)."""
         allowed = self._open & (self._cost <= self.left + self._cost[pick])
         for group in self._groups:
             allowed &= group.may_replace(pick)
         return np.asarray(allowed)
 
     def replace(self, pick: int, other: int) -> None:
-        """Count a sample in place of a pick."""
+        """Register a sample in place of a pick."""
         self.left += float(self._cost[pick])
         self._open[pick] = True
         for group in self._groups:
@@ -121,7 +121,7 @@ class Limits:
         self.add(other)
 
     def changes(self) -> NDArray[np.bool_] | None:
-        """Return which samples may be picked now, bool, (n,); None where that is as before, picks aside."""
+        """Return which samples may be picked now, bool, (n,); None if unchanged, apart from the picks themselves."""
         ceilings = [group.ceiling(self.left) for group in self._groups]
         lowest = min((float(ceiling.min()) for ceiling in ceilings), default=self.left)
         if not self._changed and min(lowest, self.left) >= self._dearest:
@@ -130,36 +130,38 @@ class Limits:
         return self._allowed()
 
     def spent(self) -> tuple[int, int]:
-        """Return what is spent, and the budget."""
+        """Return the amount spent, and the budget."""
         return round(self.budget - self.left), round(self.budget)
 
     def first(self, seed: int) -> int:
-        """Return the published first pick, or the next sample that may be picked.
+        """Return the first pick of the published code or, if the limits exclude it, the next eligible sample.
 
         Raises:
-            ValueError: where none may.
+            ValueError: if no sample is eligible.
         """
         drawn = int(np.random.RandomState(seed).randint(0, len(self._open)))
         allowed = np.flatnonzero(self._allowed())
         if not len(allowed):
-            raise ValueError("the limits leave no sample to pick; raise the budget or the caps")
+            raise ValueError("the limits leave no eligible sample; raise the budget or the caps")
         return int(allowed[np.searchsorted(allowed, drawn) % len(allowed)])
 
     def _refusal(self, pick: int) -> str:
-        """Return why a sample may not be picked now; empty if it may."""
+        """Return why a sample may not be picked now, as the predicate of a sentence; empty if it may."""
         if not self._open[pick]:
-            return "it is excluded or was picked before"
+            return "is also excluded (or listed twice); remove it from one of the lists"
         if self._cost[pick] > self.left and self._counts_samples:
-            return f"k is {self.budget:,.0f}, and so many are picked before it"
+            return f"does not fit: the rows before it fill k, {self.budget:,.0f}; raise k or list fewer rows"
         if self._cost[pick] > self.left:
-            return f"it costs {self._cost[pick]:,.0f} and {self.left:,.0f} of the budget are left"
+            cost = f"{self._cost[pick]:,.0f}"
+            return f"costs {cost}, but {self.left:,.0f} of the budget are left; raise the budget or remove the row"
         for group in self._groups:
             if self._cost[pick] > group.ceiling(self.left)[group.codes[pick]]:
-                return f"the caps and floors on {group.name} leave no room for it ({group.label(pick)!r})"
+                label = group.label(pick)
+                return f"violates the caps and floors on {group.name} ({label!r}); relax them or remove the row"
         return ""
 
     def require_kept(self) -> None:
-        """Raise a ValueError unless all floors are reached and, where samples are counted, k of them are picked."""
+        """Raise a ValueError unless all floors are reached and, without a budget, k samples are picked."""
         unmet = "; ".join(words for group in self._groups for words in group.unmet())
         if unmet or (self._counts_samples and self.left > 0):
             raise ValueError(
@@ -178,11 +180,11 @@ class Limits:
         needed = group.reserve()
         if needed > self.left:
             raise ValueError(
-                f"the floors on {group.name} need {needed:,.0f}, and {self._limit} is {self.left:,.0f}; lower them"
+                f"the floors on {group.name} need {needed:,.0f}, but {self._limit} is {self.left:,.0f}; lower them"
             )
         if self._counts_samples and group.room() < self.left:
             raise ValueError(
-                f"the caps on {group.name} leave {group.room():,} samples, and k is {self.left:,.0f}; raise the caps"
+                f"the caps on {group.name} allow {group.room():,} samples, but k is {self.left:,.0f}; raise the caps"
             )
 
 
@@ -198,7 +200,7 @@ def limits_of(
     """Return the limits as `novelselect` takes them.
 
     Raises:
-        ValueError: for neither or both of k and budget, numbers out of range, or limits that no subset can keep.
+        ValueError: for neither or both of k and budget, numbers out of range, or limits that no subset can satisfy.
     """
     excluded = check_indices(must_exclude, n, "must_exclude")
     if k is not None and budget is None and cost is None:
@@ -210,7 +212,7 @@ def limits_of(
 
 
 class _Group:
-    """One column's labels, with what its caps and floors still allow."""
+    """The labels of one column and what its caps and floors still allow."""
 
     def __init__(self, quota: Quota, open_: NDArray[np.bool_], cost: NDArray[np.float64]) -> None:
         labels = np.asarray(quota.labels)
@@ -229,7 +231,7 @@ class _Group:
         for label, cap, floor, size in zip(self._names, self._cap_left, self._floor_left, sizes, strict=True):
             if floor > min(cap, size):
                 raise ValueError(
-                    f"{quota.name} {label!r}: the floor is {floor:,}, and {min(cap, size):,} samples may be picked"
+                    f"{quota.name} {label!r}: the floor is {floor:,}, but only {min(cap, size):,} samples may be picked"
                     f" ({size:,} are not excluded" + (f", the cap is {cap:,}" if label in quota.caps else "") + ");"
                     " lower the floor"
                 )
@@ -247,7 +249,7 @@ class _Group:
         return bool((self._cap_left <= 0).any())
 
     def add(self, pick: int) -> bool:
-        """Count a pick; return whether its label is now full."""
+        """Register a pick; return whether its label is now full."""
         code = self.codes[pick]
         self._cap_left[code] -= 1
         self._picked[code] += 1
@@ -255,14 +257,14 @@ class _Group:
         return bool(self._cap_left[code] <= 0)
 
     def take_back(self, pick: int) -> None:
-        """Count a pick no longer."""
+        """Unregister a pick."""
         code = self.codes[pick]
         self._cap_left[code] += 1
         self._picked[code] -= 1
         self._floor_left[code] = max(self._floor[code] - self._picked[code], 0)
 
     def may_replace(self, pick: int) -> NDArray[np.bool_]:
-        """Return which samples may take the place of a pick: those of its label, and of others if it can spare one."""
+        """Return which samples may replace a pick: those of its label, and of others if its label can spare one."""
         code = self.codes[pick]
         alike = self.codes == code
         can_spare = self._picked[code] > self._floor[code]
@@ -273,7 +275,7 @@ class _Group:
         return int(np.minimum(self._cap_left, np.bincount(self.codes[self._open], minlength=len(self._names))).sum())
 
     def reserve(self) -> float:
-        """Return what the floors still cost at their cheapest."""
+        """Return the lowest cost of filling the unmet floors."""
         return float(sum(self._lacking(code).sum() for code in self._members))
 
     def ceiling(self, left: float) -> NDArray[np.float64]:
@@ -281,7 +283,7 @@ class _Group:
         lacking = {code: self._lacking(code) for code in self._members}
         ceiling = np.full(len(self._names), left - sum(costs.sum() for costs in lacking.values()))
         for code, costs in lacking.items():
-            # A pick of this label takes the place of the dearest sample that was set aside for its floor.
+            # A pick of this label replaces the most expensive sample reserved for its floor.
             ceiling[code] += costs[-1] if len(costs) else 0
         ceiling[self._cap_left <= 0] = -np.inf
         return ceiling
@@ -304,7 +306,9 @@ class _Group:
         values = default.copy()
         for label, count in given.items():
             if label not in self._names:
-                raise ValueError(f"{self.name} {label!r} has a {kind} and no sample; there are {self._some_names()}")
+                raise ValueError(
+                    f"{self.name} {label!r} has a {kind} but no sample; the labels are {self._some_names()}"
+                )
             if count < 0:
                 raise ValueError(f"{self.name} {label!r}: the {kind} is {count}; it must be 0 or more")
             values[self._names.index(label)] = count

@@ -1,4 +1,4 @@
-"""NovelSelect: the greedy choice of the sample that is most novel to what has been picked, exactly as published.
+"""NovelSelect: greedy selection of the sample most novel relative to the picks so far, exactly as published.
 
 Belongs here: the public function, its checks, the loop over picks. Does not: the search for a pick (`search`,
 `search.torch_device`), what may be picked (`limits`).
@@ -18,7 +18,7 @@ from novelsum_dagster.common.memory import available_memory, require_memory
 from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.diversity.novelsum import DensitySide, SelfDistance, rank_weights
 from novelsum_dagster.diversity.vectors import as_rows, unit_rows
-from novelsum_dagster.selection.checkpoint import Checkpoint, Trace, selection_key
+from novelsum_dagster.selection.checkpoint import Checkpoint, PickLog, selection_key
 from novelsum_dagster.selection.inputs import check_indices, check_quality, factor_or_density
 from novelsum_dagster.selection.limits import Limits, Quota, limits_of
 from novelsum_dagster.selection.picks import Picks, Remaining, recorded
@@ -44,8 +44,8 @@ def local_search(
         threads: on the CPU; None takes all cores that the process may use.
 
     Raises:
-        ValueError: for a device that is not there.
-        NotEnoughMemory: where the search would not fit.
+        ValueError: for a device that does not exist.
+        NotEnoughMemory: if the search would not fit.
     """
     device = cuda_or_cpu(device)
     side = candidates.scoring.density_side
@@ -103,7 +103,7 @@ def novelselect(
     highest `y_i F_i`, `F_i = sum_r r^-alpha D_(r)(i)`, where `D(i, s) = (1 - cos(i, s)) (f_i + f_s)` over the picks
     s, ascending, f is the density factor and y the quality; the lowest index wins a tie. (Paper, section 6;
     UmeanNever/NovelSum. What saves the work: `search`.) That is the score of `density_side` "both"; the others have
-    scores of their own (`Scoring`).
+    different scores (`Scoring`).
 
     Any exception, one raised by `progress` too, ends the selection and leaves `checkpoint` behind.
 
@@ -120,8 +120,8 @@ def novelselect(
             "objective": F is the increase of the picks' NovelSum when i joins them.
         measured_side, self_distance: `density_side` and `self_distance` of the NovelSum that "objective" increases.
         swap_rounds: with "objective", rounds in which picks are exchanged in the end while NovelSum increases.
-        seed: of the first pick, default 42. Where limits rule that sample out, the next one that they allow is taken.
-        density_factor: (n,), where known already; `neighbors` and `density_power` are then not used.
+        seed: of the first pick, default 42. If the limits rule that sample out, the next one that they allow is taken.
+        density_factor: (n,), if already computed; `neighbors` and `density_power` are then not used.
         quality: (n,), positive; the score is multiplied by it. None takes 1.
         initial: the first picks, in order: rows, or an earlier result that is to be extended, whose record is kept.
         must_include: rows picked right after `initial`, in this order.
@@ -129,11 +129,11 @@ def novelselect(
         quotas: caps and floors on the number of picks by source or any other column.
         cost: (n,), 0 or more, of each sample, as its tokens; needs `budget`.
         budget: what the picks may cost together, in place of k; samples are picked as long as one is affordable.
-        device: "cpu", a CUDA device as torch names it, or "auto" for CUDA where there is one; the picks are the same.
+        device: "cpu", a CUDA device as torch names it, or "auto" for CUDA if there is one; the picks are the same.
         threads: on the CPU; None takes all cores that the process may use.
-        verify: at every pick, score so many random candidates that were passed over, and compare.
+        verify: number of random candidates that are scored at every pick and compared with it.
         checkpoint: a file to which picks are saved every ten seconds and at an exception, and from which the same call
-            goes on; it is removed at the end.
+            resumes; it is removed at the end.
         search_on: searches for each pick; default: this process.
         progress: called with picks made and k, or cost spent and budget.
 
@@ -141,7 +141,7 @@ def novelselect(
         ValueError: for NaN, infinite or zero rows; k, indices, quality, cost or factors out of range; limits that
             contradict each other or cannot be kept; a checkpoint of another selection.
         NotEnoughMemory: before work starts.
-        VerificationError: where `verify` finds a better candidate.
+        VerificationError: if `verify` finds a better candidate.
     """
     scoring = Scoring(density_side, proximity_power, measured_side, self_distance, swap_rounds)
     rows = as_rows(embeddings)
@@ -214,12 +214,12 @@ def novelselect(
 
 
 class _Run:
-    """One selection under way: asks the search, keeps to the limits, writes the trace."""
+    """One running selection: queries the search, applies the limits, fills the log of picks."""
 
     def __init__(
-        self, search: Search, limits: Limits, given: Trace, most: int, verify: int, saved: Checkpoint | None
+        self, search: Search, limits: Limits, given: PickLog, most: int, verify: int, saved: Checkpoint | None
     ) -> None:
-        self.trace = Trace.empty(max(most, len(given.indices)))
+        self.trace = PickLog.empty(max(most, len(given.indices)))
         self._search, self._limits, self._verify, self._saved = search, limits, verify, saved
         for row, pick in enumerate(given.indices.tolist()):
             self._add(pick, given.score[row], int(given.runner_up[row]), given.runner_up_score[row])
@@ -273,19 +273,19 @@ class _Run:
             self._saved.save(self.trace.head(self._search.picked))
 
 
-def _of_all(remaining: Remaining, picks: Trace) -> Remaining:
-    """Return what is known of every sample, of picks the score by which they won."""
+def _of_all(remaining: Remaining, picks: PickLog) -> Remaining:
+    """Return the last score or bound of every sample; for picks, the score by which they won."""
     score, at, is_exact = remaining.score.copy(), remaining.at.copy(), remaining.is_exact.copy()
     score[picks.indices], at[picks.indices], is_exact[picks.indices] = picks.score, np.arange(len(picks.indices)), True
     return Remaining(score, at, is_exact)
 
 
-def _given(initial: Picks | ArrayLike, must_include: ArrayLike, n: int) -> Trace:
-    """Return the picks given, `initial` first, as a trace; an earlier result brings its scores along."""
+def _given(initial: Picks | ArrayLike, must_include: ArrayLike, n: int) -> PickLog:
+    """Return the given picks, `initial` first, as a log; an earlier result keeps its scores."""
     first = initial.indices if isinstance(initial, Picks) else check_indices(initial, n, "initial")
     included = check_indices(must_include, n, "must_include")
     later = included[~np.isin(included, first)]
-    trace = Trace.empty(len(first) + len(later))
+    trace = PickLog.empty(len(first) + len(later))
     trace.indices[: len(first)], trace.indices[len(first) :] = first, later
     if isinstance(initial, Picks):
         check_indices(first, n, "initial")

@@ -1,9 +1,9 @@
-"""NovelSelect in parts: each part of the pool selects by itself, and what they select is selected from again.
+"""NovelSelect in parts: a selection within each part of the pool, then a last one among the picks of all parts.
 
 An approximation of NovelSelect for pools whose rows do not fit into memory together, or parts of which are on several
 machines. No part knows of another; only the last selection does.
 
-Belongs here: the parts, what is kept of finished ones. Does not: the selection of a part (`novelselect`).
+Belongs here: the parts, the stored picks of finished ones. Does not: the selection of a part (`novelselect`).
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.common.spread import Spread, in_turn
 from novelsum_dagster.diversity.vectors import as_rows, require_directions
-from novelsum_dagster.selection.checkpoint import Checkpoint, Trace, selection_key
+from novelsum_dagster.selection.checkpoint import Checkpoint, PickLog, selection_key
 from novelsum_dagster.selection.inputs import check_density_factor, check_k, check_quality
 from novelsum_dagster.selection.novelselect import SearchOn, local_search, novelselect
 from novelsum_dagster.selection.picks import Picks, Remaining
@@ -41,10 +41,9 @@ def partitioned(
     spread: Spread = in_turn,
     progress: Progress = no_progress,
 ) -> Picks:
-    """Pick samples out of those that equal parts of the pool pick, k each or all that a part has.
+    """Pick k samples among the picks of equal parts of the pool, each of which picks k samples or all that it has.
 
-    What is known of samples in the end (`Picks.remaining`) is known of those that the parts picked; of the others
-    nothing is.
+    `Picks.remaining` has scores of the samples that the parts picked; those of all others are unknown.
 
     Args:
         embeddings: (n, d), as the model gives them: an array, or a memory-mapped file, of which one part is read at a
@@ -56,7 +55,7 @@ def partitioned(
         seed: of the shuffle and of every first pick, default 42.
         quality: float64, (n,), positive; None takes 1.
         device, verify: as in `novelselect`, of each part and of the last selection.
-        checkpoint: where the last selection saves its picks; what finished parts picked is saved beside it.
+        checkpoint: where the last selection saves its picks; the picks of finished parts are saved beside it.
         search_on: searches for each pick of the last selection.
         spread: selects in the parts; default: one after the other.
         progress: called with picks made, in all parts and at last, and their number.
@@ -64,13 +63,13 @@ def partitioned(
     Raises:
         ValueError: as `novelselect` does; for more parts than samples.
         NotEnoughMemory: before work starts.
-        VerificationError: where `verify` finds a better candidate.
+        VerificationError: if `verify` finds a better candidate.
     """
     embeddings = np.asanyarray(embeddings)
     n = len(embeddings)
     check_k(k, n)
     if not 1 <= partitions <= n:
-        raise ValueError(f"partitions is {partitions:,} and the pool has {n:,} samples; give each part one at least")
+        raise ValueError(f"partitions is {partitions:,}, but the pool has {n:,} samples; each part needs at least one")
     factor = check_density_factor(density_factor, n)
     qualities = None if quality is None else check_quality(quality, n)
     shuffled = np.random.default_rng(seed).permutation(n)
@@ -113,7 +112,7 @@ def partitioned(
 
 @dataclass(frozen=True)
 class _Part:
-    """How every part selects."""
+    """The selection settings that all parts share."""
 
     k: int
     seed: int
@@ -124,7 +123,7 @@ class _Part:
     def picks(
         self, rows: NDArray[Any], factor: NDArray[np.float64], quality: NDArray[np.float64] | None
     ) -> NDArray[np.int64]:
-        """Return what a part picks of its rows, (m, d): all, where it has no more than k."""
+        """Return the picks of a part among its rows, (m, d): all rows if it has at most k."""
         if len(rows) <= self.k:
             return np.arange(len(rows))
         return novelselect(
@@ -145,7 +144,7 @@ def _asks(
     factor: NDArray[np.float64],
     quality: NDArray[np.float64] | None,
 ) -> Iterator[Callable[[_Part], NDArray[np.int64]]]:
-    """Yield what each part is asked, one after the other.
+    """Yield the input of each part, one after the other.
 
     Raises:
         ValueError: for NaN, infinite or zero rows; names the first of a part by its place in the pool.
@@ -157,7 +156,7 @@ def _asks(
 
 
 def _loaded(saved: Checkpoint | None, counts: list[int]) -> list[NDArray[np.int64]]:
-    """Return what finished parts picked, as rows of the pool, one array a part."""
+    """Return the picks of finished parts as rows of the pool, one array per part."""
     trace = saved.load() if saved else None
     if trace is None:
         return []
@@ -165,9 +164,9 @@ def _loaded(saved: Checkpoint | None, counts: list[int]) -> list[NDArray[np.int6
     return np.split(trace.indices, ends[ends < len(trace.indices)])
 
 
-def _trace(forward: list[NDArray[np.int64]]) -> Trace:
+def _trace(forward: list[NDArray[np.int64]]) -> PickLog:
     indices = np.concatenate(forward)
-    trace = Trace.empty(len(indices))
+    trace = PickLog.empty(len(indices))
     trace.indices[:] = indices
     return trace
 

@@ -1,4 +1,4 @@
-"""What every strategy returns: the picks in order, and the record of why each was made.
+"""The result of every strategy: the picks in order, and the record of why each was made.
 
 Belongs here: `Picks`, `Remaining`, and the parts of the record that follow from the picks alone. Does not: any
 strategy.
@@ -16,14 +16,14 @@ _TILE = 1024
 
 @dataclass(frozen=True)
 class Remaining:
-    """What is known of each of the n samples at the end; every array has shape (n,).
+    """The last score or bound of each of the n samples; every array has shape (n,).
 
     Which samples were scored exactly, after which pick, and the bounds of the others depend on the processor and the
-    number of threads; what the bounds say holds on each.
+    number of threads; the bounds are valid on each.
 
     Attributes:
         score: float64, the last exact score, or an upper bound of it; for a pick, the score by which it won. NaN for
-            a first pick, and where the sample was never looked at, as one that is excluded.
+            a first pick, and for a sample that was never scored, such as an excluded one.
         at: int64, how many picks had been made when `score` held.
         is_exact: bool, whether `score` is exact.
     """
@@ -35,7 +35,7 @@ class Remaining:
 
 @dataclass(frozen=True)
 class Exchanges:
-    """What was exchanged after k samples had been picked by `objective`.
+    """The exchanges made after k samples had been picked by `objective`.
 
     Attributes:
         count: exchanges made.
@@ -57,15 +57,15 @@ class Picks:
 
     Attributes:
         indices: int64, rows of the embeddings.
-        score: float64, the value by which the pick won; NaN where the strategy has none (first pick, random).
-        runner_up: int64, row that came second; -1 where there was none.
-        runner_up_score: float64, its value; NaN where there was none.
+        score: float64, the value by which the pick won; NaN if the strategy has none (first pick, random).
+        runner_up: int64, row that came second; -1 if there was none.
+        runner_up_score: float64, its value; NaN if there was none.
         nearest_pick: int64, rank (from 0) of the nearest earlier pick; -1 for the first.
         nearest_distance: float64, cosine distance to it; NaN for the first.
         density_factor: float64, the pick's density factor.
-        quality: float64, the pick's quality; NaN where none was given.
-        remaining: what NovelSelect knows of every sample at the end; None for the other strategies.
-        exchanges: what was exchanged in the end; None where nothing was to be.
+        quality: float64, the pick's quality; NaN if none was given.
+        remaining: last score or bound of every sample in NovelSelect; None for the other strategies.
+        exchanges: the exchanges made at the end; None if none were requested.
     """
 
     indices: NDArray[np.int64]
@@ -92,16 +92,16 @@ def recorded(
     remaining: Remaining | None = None,
     exchanges: Exchanges | None = None,
 ) -> Picks:
-    """Return the picks with everything in their record that follows from them.
+    """Return the picks with the part of their record that is computed from them.
 
     Args:
         indices: (k,), in pick order.
         unit_rows: float32, (n, d), all rows.
         density_factor: float64, (n,).
-        quality: float64, (n,), where given.
-        score, runner_up, runner_up_score: (k,); None where the strategy has none.
+        quality: float64, (n,), if given.
+        score, runner_up, runner_up_score: (k,); None if the strategy has none.
         remaining: of all samples.
-        exchanges: what was exchanged in the end.
+        exchanges: the exchanges made at the end.
     """
     nothing = np.full(len(indices), np.nan)
     nearest_pick, nearest_distance = nearest_earlier(unit_rows[indices])

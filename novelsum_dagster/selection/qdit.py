@@ -1,4 +1,4 @@
-"""QDIT: the greedy maximum of facility location, how well the picks stand for the pool, and quality.
+"""QDIT: greedy maximisation of facility location, how well the picks represent the pool, and quality.
 
 Belongs here: the public function, the similarities, lazy greedy. Does not: the compiled gains (`qdit_kernels`).
 """
@@ -24,7 +24,7 @@ _TILE = 1024
 _REPORT_EVERY = 10
 _BATCH_LIMIT = 1024
 _WORTH_THREADS = 2**18
-"""A batch that reads at least so many similarities is shared among threads."""
+"""Least number of similarities read by a batch for which it is shared among threads."""
 _BYTES_PER_NEIGHBOR = 32
 
 
@@ -53,7 +53,7 @@ def qdit(
         embeddings: (n, d).
         k: number of picks, 1 to n.
         density_factor: float64, (n,), for the record.
-        quality: float64, (n,); needed where `quality_weight` is above 0.
+        quality: float64, (n,); needed if `quality_weight` is above 0.
         seed: not used; nothing is drawn.
         progress: called with picks made and k.
         quality_weight: alpha, 0 to 1, default 0: facility location alone.
@@ -62,7 +62,7 @@ def qdit(
 
     Raises:
         ValueError: for bad rows, factors or qualities, k or an option out of range, or a weight without quality.
-        NotEnoughMemory: where the cosines would not fit; says what would.
+        NotEnoughMemory: if the cosines would not fit; says what would.
     """
     inputs = check_inputs(embeddings, k, density_factor, quality)
     if not 0 <= quality_weight <= 1:
@@ -95,19 +95,19 @@ def qdit(
 
 
 class _Coverage(Protocol):
-    """How well the picks so far cover the pool of `size` samples."""
+    """Coverage of the pool of `size` samples by the picks so far."""
 
     size: int
 
     def gains(self, candidates: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return what each candidate would add."""
+        """Return the gain of each candidate."""
 
     def add(self, pick: int) -> None:
         """Make a candidate a pick."""
 
 
 class _LazyGreedy:
-    """A queue of all candidates by what they were last known to add; ties by index."""
+    """A queue of all candidates by their last computed gain; ties by index."""
 
     def __init__(self, coverage: _Coverage, gain_weight: float, fixed: NDArray[np.float64]) -> None:
         self._coverage = coverage
@@ -132,7 +132,7 @@ class _LazyGreedy:
         return (best, -score), (second, -second_score)
 
     def _update_first(self) -> None:
-        """Compute scores again, in growing batches, until the first in the queue has one that holds now."""
+        """Recompute scores, in growing batches, until the first in the queue has an up-to-date one."""
         batch = 1
         while self._is_old(self._queue[0][1]):
             old: list[int] = []
@@ -164,10 +164,10 @@ class DenseCoverage:
     Args:
         units: float32, (n, d), unit rows.
         threads: that share the work.
-        work, instead: what is done, and what would fit, where this does not.
+        work, instead: for the error message: what is computed, and what would fit.
 
     Raises:
-        NotEnoughMemory: where the cosines would not fit.
+        NotEnoughMemory: if the cosines would not fit.
     """
 
     def __init__(self, units: NDArray[np.float32], threads: ThreadPoolExecutor, work: str, instead: str) -> None:
@@ -206,7 +206,7 @@ class DenseCoverage:
         np.maximum(self._covered, self._similarity[pick], out=self._covered)
 
     def _write(self, distances: NDArray[np.float64], first: int) -> None:
-        """Take over the distances of the rows from `first` on to themselves and all later rows."""
+        """Store the distances of the rows from `first` on to themselves and all later rows."""
         from novelsum_dagster.selection.qdit_kernels import write_similarity
 
         def write(start: int, stop: int) -> None:
@@ -238,7 +238,7 @@ class _Sparse:
         list(
             threads.map(lambda start, stop: near_similarity(units, nearest, start, stop, similarity), edges, edges[1:])
         )
-        # From the nearest of each sample to the samples that each candidate is near to.
+        # Transpose: from the nearest of each sample to the samples that have each candidate among their nearest.
         order = np.argsort(nearest, axis=None, kind="stable")
         self._similarity = similarity.ravel()[order]
         self._samples = (order // neighbors).astype(np.int32)
@@ -260,7 +260,7 @@ def _nearest(units: NDArray[np.float32], neighbors: int) -> NDArray[np.int64]:
     search = ExactSearch(units)
     starts = range(0, len(units), _TILE)
     nearest = np.concatenate([search.search(units[start : start + _TILE], neighbors)[1] for start in starts])
-    # Among more exact duplicates than `neighbors` a row may have been left out of its own nearest.
+    # With more exact duplicates than `neighbors`, a row may be missing from its own nearest.
     without_self = np.flatnonzero((nearest != np.arange(len(units))[:, None]).all(1))
     nearest[without_self, -1] = without_self
     return nearest

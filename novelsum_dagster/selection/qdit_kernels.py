@@ -1,11 +1,11 @@
-"""Facility location, compiled by numba: exact similarities and the gains made of them.
+"""Facility location, compiled by numba: exact similarities and the gains computed from them.
 
-Belongs here: similarities that can be summed exactly, what candidates would add. Does not: the order in which
-candidates are asked (`qdit`).
+Belongs here: similarities that can be summed exactly, the gains of candidates. Does not: the order in which candidates
+are examined (`qdit`).
 
-Two samples that stand for each other only add the same, whichever is picked, so ties are common and rounding must not
-break them. Similarities are therefore multiples of 2^-23 from 0 to 1 and the same both ways: their differences are
-exact in float32, sums of up to 2^30 of them are exact in float64, and a gain never rises as `covered` rises.
+Two samples that cover only each other have the same gain, so ties are common and rounding must not break them.
+Similarities are therefore multiples of 2^-23 from 0 to 1 and the same both ways: their differences are exact in
+float32, sums of up to 2^30 of them are exact in float64, and a gain never rises as `covered` rises.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Draws that look at nothing: a uniform one, and one that repeats a few samples to make sets of low diversity.
+"""Random draws: a uniform one, and one that repeats a few samples to make sets of low diversity.
 
 Belongs here: Random and Duplicate of the paper's comparison. Does not: draws within clusters (`kmeans`).
 """
@@ -51,7 +51,7 @@ def duplicate(
 ) -> Picks:
     """Pick ceil(k / copies) samples uniformly and repeat them, in the same order, until there are k picks.
 
-    The paper makes its sets of low diversity so. The same samples come first as `random` draws with the same seed.
+    The paper makes its sets of low diversity this way. The first samples are those of `random` with the same seed.
     For studies only: picks repeat, and every repetition is at distance 0 of an earlier pick.
 
     Args:
@@ -61,7 +61,7 @@ def duplicate(
         quality: float64, (n,), for the record.
         seed: of the draw, default 42.
         progress: called once, at the end.
-        copies: how often a sample is picked, 1 or more, default 10; where k is no multiple of it the last samples
+        copies: how often a sample is picked, 1 or more, default 10; if k is not a multiple of it, the last samples
             of the draw are picked once less.
 
     Raises:

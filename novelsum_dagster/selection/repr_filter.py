@@ -1,4 +1,4 @@
-"""Repr Filter: walk from the best sample down and leave out what resembles a sample that was kept.
+"""Repr Filter: go through the samples from the best down and skip those that resemble a kept sample.
 
 Belongs here: that strategy. Does not: the removal of near-duplicates from the pool.
 """
@@ -41,7 +41,7 @@ def repr_filter(
         threshold: -1 to 1, default 0.9; 1 keeps every sample.
 
     Raises:
-        ValueError: for bad rows, factors or qualities, k or `threshold` out of range, or where fewer than k pass.
+        ValueError: for bad rows, factors or qualities, k or `threshold` out of range, or if fewer than k pass.
     """
     inputs = check_inputs(embeddings, k, density_factor, quality)
     if not -1 <= threshold <= 1:
@@ -70,7 +70,7 @@ def repr_filter(
 
 
 def _passing(rows: NDArray[np.float32], kept_rows: NDArray[np.float32], threshold: float) -> NDArray[np.int64]:
-    """Return which rows of a block are kept, given the rows kept before it: int64, ascending."""
+    """Return the rows of a block that are kept, given the rows kept before it: int64, ascending."""
     # Distances are exact and never negative, so a threshold of 1 keeps every sample.
     least = 1 - threshold
     candidates = np.arange(len(rows))

@@ -1,4 +1,4 @@
-"""Which score NovelSelect maximises: whose density counts in it, and how fast weights fall with rank.
+"""The score that NovelSelect maximises: whose density counts in it, and how fast weights fall with rank.
 
 Belongs here: the settings of a score, as one value that goes with candidates wherever they are searched. Does not: the
 scores themselves (`exact`, `search.objective`).
@@ -16,7 +16,7 @@ Side = Literal["both", "column", "row", "objective"]
 
 @dataclass(frozen=True)
 class Scoring:
-    """What the score of candidate i over picks s is, `w_r = r^-alpha`, d the cosine distance, f the density factor.
+    """The score of candidate i over picks s, with `w_r = r^-alpha`, d the cosine distance, f the density factor.
 
     | density_side | score | source |
     |---|---|---|
@@ -32,7 +32,7 @@ class Scoring:
         swap_rounds: of `objective`: rounds in which picks are exchanged in the end, default 0.
 
     Raises:
-        ValueError: for a side or self distance that is none, or rounds that are negative or of another side.
+        ValueError: for an unknown side or self distance, negative rounds, or rounds with another side.
     """
 
     density_side: Side = "both"
@@ -42,7 +42,7 @@ class Scoring:
     swap_rounds: int = 0
 
     def __post_init__(self) -> None:
-        """Check what the settings check, for calls from Python."""
+        """Repeat the checks of the settings, for calls from Python."""
         for name, known in (
             ("density_side", get_args(Side)),
             ("measured_side", get_args(DensitySide)),
@@ -57,7 +57,7 @@ class Scoring:
 
     @staticmethod
     def of(selection: Selection, novelsum: NovelSum) -> "Scoring":
-        """Return the score that the settings ask for."""
+        """Return the score that the settings describe."""
         return Scoring(
             selection.density_side,
             novelsum.proximity_power,
@@ -68,14 +68,14 @@ class Scoring:
 
     @staticmethod
     def recorded(options: Mapping[str, Any], proximity_power: float) -> "Scoring":
-        """Return the score of a selection from the options in its record; where it names no side: both."""
+        """Return the score of a selection from the options in its record; the side defaults to both."""
         names = ("density_side", "measured_side", "self_distance", "swap_rounds")
         named = {name: options[name] for name in names if name in options}
         return Scoring(proximity_power=proximity_power, **named)
 
     @property
     def of_picks(self) -> float:
-        """What a pick's density factor is multiplied by in `D = d (f_i + f_s)`: 0 for the side `row`, else 1."""
+        """The multiplier of a pick's density factor in `D = d (f_i + f_s)`: 0 for the side `row`, else 1."""
         return 0.0 if self.density_side == "row" else 1.0
 
     def options(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Scoring:
         return asdict(self)
 
     def facts(self) -> dict[str, Any]:
-        """Return what selections depend on, for keys: as in earlier releases, and what differs from `both`."""
+        """Return the values that keys depend on: those of earlier releases, and those that differ from `both`."""
         facts: dict[str, Any] = {"proximity_power": float(self.proximity_power)}
         if self.density_side != "both":
             facts["density_side"] = self.density_side
@@ -92,11 +92,11 @@ class Scoring:
         return {**facts, **self.measured()}
 
     def measured(self) -> dict[str, str]:
-        """Return what the side `objective` takes from the measure, by name; nothing for the others."""
+        """Return the settings of the measure that the side `objective` uses, by name; empty for other sides."""
         if self.density_side != "objective":
             return {}
         return {"measured_side": self.measured_side, "self_distance": self.self_distance}
 
 
 PUBLISHED = Scoring()
-"""That of the published code."""
+"""The score of the published code."""

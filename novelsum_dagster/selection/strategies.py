@@ -1,6 +1,6 @@
 """The strategies behind one interface and one settings name each.
 
-Belongs here: the table of strategies and the call by name. Does not: any strategy; each has a module of its own.
+Belongs here: the table of strategies and the call by name. Does not: any strategy; each has its own module.
 """
 
 import inspect
@@ -51,7 +51,7 @@ def select(
     Args:
         strategy: a key of `STRATEGIES`.
         embeddings: (n, d).
-        k: number of picks, 1 to n; None where `novelselect` is given a budget.
+        k: number of picks, 1 to n; None if `novelselect` is given a budget.
         density_factor: float64, (n,).
         quality: float64, (n,), or None.
         seed: of whatever the strategy draws, default 42.

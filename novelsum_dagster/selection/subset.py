@@ -4,9 +4,9 @@ Belongs here: writing one selection as a content-addressed folder. Does not: how
 
 | file | content |
 |---|---|
-| picks.parquet | a row a pick, in order: rank (from 1), id, place, score, runner-up, nearest earlier pick, density |
-| remaining.parquet | NovelSelect only: a row a sample of the pool, with its last score or upper bound |
-| covering.parquet | a row a sample of the pool, with its three nearest picks and their distances |
+| picks.parquet | a row per pick, in order: rank (from 1), id, place, score, runner-up, nearest earlier pick, density |
+| remaining.parquet | NovelSelect only: one row per sample of the pool, with its last score or upper bound |
+| covering.parquet | one row per sample of the pool, with its three nearest picks and their distances |
 | picks_vectors.parquet | the picks' vectors, in pick order |
 | subset.jsonl | the original records in pick order, one JSON object a line |
 | original/ | the same records, one file for each source, in the source's own format |
@@ -42,7 +42,7 @@ from novelsum_dagster.selection.strategies import STRATEGIES
 from novelsum_dagster.settings import Selection
 
 _FILES_VERSION = 2
-"""Of what a folder holds: an earlier version's is not taken for the same."""
+"""Version of a folder's content, so that a folder of an earlier version is not reused."""
 
 PICK_COLUMNS = {
     "rank": "1 for the first pick",
@@ -58,11 +58,11 @@ PICK_COLUMNS = {
     "quality": "the factor of its score that the settings name",
     "by_exchange": "whether it replaced another in the end: density_side objective with swap_rounds",
 }
-"""What the columns of picks.parquet mean, beside the sample's place and sizes."""
+"""Descriptions of the columns of picks.parquet, except the sample's place and sizes."""
 
 
 class SelectionSettings(Artifact):
-    """What a selection depends on; `key` is the hash of everything else."""
+    """The values that a selection depends on; `key` is the hash of everything else."""
 
     strategy: str
     k: int
@@ -91,7 +91,7 @@ class Subset(Artifact):
         """Read the picks, in pick order.
 
         Raises:
-            InputError: where the file is gone or damaged.
+            InputError: if the file is missing or damaged.
         """
         return read_picks(root / self.folder, columns)
 
@@ -105,19 +105,19 @@ def read_picks(folder: Path, columns: list[str] | None = None) -> pa.Table:
     """Read the picks of a selection from its folder, in pick order.
 
     Raises:
-        InputError: where the file is gone or damaged.
+        InputError: if the file is missing or damaged.
     """
     path = folder / "picks.parquet"
     try:
         return pq.read_table(path, columns=columns, partitioning=None)
     except (OSError, pa.ArrowException) as error:
         raise InputError(
-            f"{path}: gone or damaged ({error}); delete it, and materialise selected_subset again"
+            f"{path}: missing or damaged ({error}); delete it and materialise selected_subset again"
         ) from None
 
 
 def picks_table(snapshot: PoolSnapshot, root: Path, picks: Picks) -> pa.Table:
-    """Return the picks as a table, one row a pick, in order."""
+    """Return the picks as a table, one row per pick, in order."""
     samples = snapshot.samples(root, ["id", "source", "file", "position", "line", "turns", "tokens"])
     ids = samples["id"].to_pylist()
     places = samples.take(pa.array(picks.indices))
@@ -142,7 +142,7 @@ def picks_table(snapshot: PoolSnapshot, root: Path, picks: Picks) -> pa.Table:
 
 
 def remaining_table(snapshot: PoolSnapshot, root: Path, remaining: Remaining) -> pa.Table:
-    """Return what is known of every sample at the end as a table: id, score, after_picks, is_exact, in pool order."""
+    """Return the last score or bound of every sample as a table: id, score, after_picks, is_exact, in pool order."""
     return pa.table(
         {
             "id": snapshot.samples(root, ["id"])["id"],
@@ -170,7 +170,7 @@ def describe(selection: Selection) -> dict[str, Any]:
 def covering_table(ids: pa.Array, found: Covering) -> pa.Table:
     """Return the nearest picks of every sample as a table: id, and rank_1, distance_1 (cosine) to rank_3, distance_3.
 
-    Ranks are 1 for the first pick; null where there are fewer picks.
+    Ranks are 1 for the first pick; null if there are fewer picks.
     """
     columns: dict[str, Any] = {"id": ids}
     for place in range(NEAREST):

@@ -1,11 +1,11 @@
-"""Exchanges of picks that increase NovelSum, and how much more there could be: an upper bound for any subset.
+"""Exchanges of picks that increase NovelSum, and an upper bound of NovelSum of any subset of that size.
 
 Belongs here: rounds of exchanges after a greedy selection by `objective`, the bound. Does not: how increases are
 computed (`search.objective`), what may be picked (`limits`).
 
 Every exchange is the best one for its pick: the sample that increases NovelSum of the others most. No exchange lowers
-NovelSum. Rounds that end because none increases it leave a local optimum: no single exchange of a pick would. It is no
-global one, and no approximation bound is claimed; `upper_bound` says how far it can be off.
+NovelSum. Rounds that end because no exchange increases it leave a local optimum with respect to single exchanges. It is
+not a global one, and no approximation bound is claimed; `upper_bound` limits how far it can be off.
 """
 
 from collections.abc import Callable
@@ -23,20 +23,20 @@ from novelsum_dagster.common.processors import usable_processors
 from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.diversity.novelsum import rank_weights
 from novelsum_dagster.diversity.vectors import as_rows, half_squares, unit_rows
-from novelsum_dagster.selection.checkpoint import Trace
+from novelsum_dagster.selection.checkpoint import PickLog
 from novelsum_dagster.selection.limits import Limits
 from novelsum_dagster.selection.picks import Exchanges, Picks, Remaining
 from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.search.objective import Chosen, OnCpu, sides
 
 _ROUNDING = 1e-12
-"""An exchange must increase NovelSum by more than this part of it."""
+"""Least relative increase of NovelSum for which an exchange is made."""
 MOST_BOUNDED = 50_000
-"""Samples of a pool up to which the bound is computed: all pairs are compared."""
+"""Largest pool for which the bound is computed, as all pairs are compared."""
 _TILE_VALUES = 2**21
-"""Distances that a thread holds at a time: 16 MiB."""
+"""Number of distances that a thread holds at a time: 16 MiB."""
 _TILE_BYTES = 32
-"""Bytes held for each of them: products, distances, what is ranked, what is summed."""
+"""Bytes held for each distance: product, distance, sort key, summand."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Improved:
     """A selection after its exchanges.
 
     Attributes:
-        trace: the picks; one that came by an exchange has the place of the one that it took it from. Its score is the
+        trace: the picks; one that came by an exchange has the place of the one that it replaced. Its score is the
             increase of NovelSum against the others at that time, its runner-up the second best for the place.
         remaining: of every sample, by how much it would increase NovelSum now.
-        exchanges: what was exchanged.
+        exchanges: the exchanges made.
     """
 
-    trace: Trace
+    trace: PickLog
     remaining: Remaining
     exchanges: Exchanges
 
@@ -58,7 +58,7 @@ class Improved:
 def improved(
     units: NDArray[np.float32],
     factor: NDArray[np.float64],
-    trace: Trace,
+    trace: PickLog,
     scoring: Scoring,
     limits: Limits,
     *,
@@ -76,10 +76,10 @@ def improved(
         limits: of the selection, all picks counted; kept at every exchange.
         kept: how many of the first picks are given, and stay.
         threads: None takes all cores that the process may use.
-        report: called after every pick that was looked at.
+        report: called after every pick examined.
 
     Raises:
-        NotEnoughMemory: where distances of all candidates to all picks would not fit.
+        NotEnoughMemory: if distances of all candidates to all picks would not fit.
     """
     run = _Rounds(units, factor, trace, scoring, limits, threads)
     before, rounds, count = run.chosen.novelsum(), 0, 0
@@ -108,14 +108,14 @@ class _Rounds:
         self,
         units: NDArray[np.float32],
         factor: NDArray[np.float64],
-        trace: Trace,
+        trace: PickLog,
         scoring: Scoring,
         limits: Limits,
         threads: int | None,
     ) -> None:
         k = len(trace.indices)
         self._units, self._factor, self._limits = units, factor, limits
-        self.trace = Trace(**{name: values.copy() for name, values in vars(trace).items()})
+        self.trace = PickLog(**{name: values.copy() for name, values in vars(trace).items()})
         self.by_exchange = np.zeros(k, np.bool_)
         self.chosen = Chosen(k, units.shape[1], scoring)
         self.columns = OnCpu(units, *sides(factor, scoring), k, threads)
@@ -123,7 +123,7 @@ class _Rounds:
             self.columns.join(units[pick], self.chosen.append(units[pick], factor[pick]))
 
     def exchange(self, place: int) -> bool:
-        """Put the best sample in a pick's place; return whether that is another one that increases NovelSum."""
+        """Replace a pick by the best sample for its place; return whether it was replaced, which increases NovelSum."""
         pick, before = int(self.trace.indices[place]), self.chosen.total
         added, without = self.columns.added_without(self.chosen, place)
         allowed = self._limits.may_replace(pick)
@@ -134,7 +134,7 @@ class _Rounds:
             return False
         former = self.chosen.distances(place)
         distances = self.chosen.exchange(place, self._units[best], self._factor[best])
-        # Also where equal distances rank otherwise at this place than behind all (`search.objective`).
+        # Also if equal distances rank differently at this place than after all others (`search.objective`).
         if not self.chosen.total > before * (1 + _ROUNDING):
             self.chosen.exchange(place, self._units[pick], self._factor[pick])
             return False
@@ -157,7 +157,7 @@ def objective_facts(
     scoring: Scoring,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Return what a selection by `objective` reached: NovelSum, its upper bound with the part reached, exchanges.
+    """Return the outcome of a selection by `objective`: NovelSum, its upper bound and the part reached, exchanges.
 
     The bound is None for pools of more than `MOST_BOUNDED` samples.
 
@@ -170,7 +170,7 @@ def objective_facts(
 
     Raises:
         ValueError: for bad rows.
-        NotEnoughMemory: where rows of distances would not fit.
+        NotEnoughMemory: if rows of distances would not fit.
     """
     units = unit_rows(as_rows(vectors))
     value = Chosen.of(units[picks.indices], factor[picks.indices], scoring).novelsum()
@@ -207,7 +207,7 @@ def upper_bound(
         progress: called with samples compared and n.
 
     Raises:
-        NotEnoughMemory: where rows of distances would not fit.
+        NotEnoughMemory: if rows of distances would not fit.
     """
     n, d = units.shape
     weights = rank_weights(k, scoring.proximity_power)

@@ -1,7 +1,7 @@
-"""How near one sample came to being picked by NovelSelect: its score after every pick, beside the score that won.
+"""Score trajectories: a sample's NovelSelect score after every pick, compared with the score that won.
 
-Belongs here: that sample's scores, exactly, without those of the others; bounds of the others' from what a selection
-left behind. Does not: every sample's place among all (`exact`).
+Belongs here: exact scores of single samples; bounds of the others' scores, from those that a selection stored. Does
+not: every sample's rank among all (`exact`).
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from novelsum_dagster.diversity.vectors import cosine_distances, unit_rows
 from novelsum_dagster.selection.scoring import PUBLISHED, Scoring
 
 _TILE_VALUES = 2**22
-"""Distances held at a time: 32 MiB of float64."""
+"""Number of distances held at a time: 32 MiB of float64."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Trajectory:
         """Return the pick, from 0, at which the sample's score was the largest part of the one that won.
 
         Args:
-            winning: float64, (k,): the score of each pick; NaN where it was not picked by score.
+            winning: float64, (k,): the score of each pick; NaN if it was not picked by score.
             by_difference: return the pick at which its score was least below the one that won, which is defined for
                 negative scores, too.
 
         Returns:
-            None where no pick was made by score after the first; of parts, by a score over 0.
+            None if no pick was made by score after the first; of parts, by a score over 0.
         """
         # Before pick m the sample's score is that after m picks: score[m - 1].
         if by_difference:
@@ -78,7 +78,7 @@ def trajectory(
     weights = rank_weights(k, scoring.proximity_power)
     ascending, values, score = np.empty(k), np.empty(k), np.empty(k)
     for made in range(k):
-        # An earlier pick stands before an equal one.
+        # Among equally distant picks, the earlier comes first.
         place = ascending[:made].searchsorted(ranked[0, made], side="right")
         for held, new in ((ascending, ranked), (values, summed)):
             held[place + 1 : made + 1] = held[place:made]
@@ -95,13 +95,13 @@ def bounds_at_end(
     *,
     scoring: Scoring = PUBLISHED,
 ) -> NDArray[np.float64]:
-    """Return upper bounds of samples' scores after all picks, float64, (n,), from what held after some of them.
+    """Return upper bounds of samples' scores after all picks, float64, (n,), from scores after some of them.
 
     A pick raises a score by `w_r D` at most, by `w_r f d` where `column` counts; no cosine distance is over 2. r is the
     pick's number, for `column` it may be 1. By `objective` there is no bound: infinity, unless it held after all picks.
 
     Args:
-        score: float64, (n,), exact or upper bounds, of quality 1; NaN where nothing is known.
+        score: float64, (n,), exact or upper bounds, of quality 1; NaN if unknown.
         after_picks: int64, (n,), how many picks had been made then.
         factors: float64, (n,), the samples' density factors.
         pick_factors: float64, (k,), those of the picks in order.
@@ -162,7 +162,7 @@ def scores_at_end(
 def _ranked_and_summed(
     distances: NDArray[np.float64], factors: NDArray[np.float64], pick_factors: NDArray[np.float64], scoring: Scoring
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return by what picks are ranked for each sample, and what is summed by rank: float64, (n, k) each."""
+    """Return the sort keys of the picks for each sample, and the values summed by rank: float64, (n, k) each."""
     if scoring.density_side == "column":
         return distances, distances * pick_factors
     both = distances * (factors[:, None] + pick_factors * scoring.of_picks)

@@ -1,1 +1,1 @@
-"""Whether a more diverse set trains a better model: the proxy for performance and what it is compared with."""
+"""Studies of whether more diverse sets train better models: a proxy for performance, compared with the measures."""

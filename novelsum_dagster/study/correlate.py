@@ -1,4 +1,4 @@
-"""The correlation study's outcome: measures and performance of all sets joined, correlated, and written.
+"""Outcome of the correlation study: measures and performance of all sets joined, correlated, and written.
 
 Belongs here: performance figures from a file or from the proxy, the best setting of NovelSum, the folder of results.
 Does not: the coefficients (`correlation`), pictures (`scatter`), the sets (`sets`).
@@ -38,7 +38,7 @@ _PLACES = ("set", "strategy", "size", "seed", "copies", "performance")
 
 
 class StudyCorrelation(Artifact):
-    """The outcome of a study, in `folder`; `performance` says where its figures are from."""
+    """The stored outcome of a study, in `folder`; `performance` describes the origin of its figures."""
 
     folder: str
     performance: str
@@ -47,15 +47,15 @@ class StudyCorrelation(Artifact):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a study found.
+    """The outcome of a study.
 
     Attributes:
-        sets: a row a set: set, strategy, performance, and a column a measure, null where a set has none; also size,
-            seed and copies, where they are known.
+        sets: one row per set: set, strategy, performance, and one column per measure, null if a set has none; also
+            size, seed and copies, if known.
         correlations: of every measure with performance.
-        grid: a row a setting of NovelSum: neighbors, density_power, proximity_power, and pearson, spearman and kendall
-            over all sets, the best Pearson first; empty where no grid was measured.
-        performance: where the figures of performance are from, in words.
+        grid: one row per setting of NovelSum: neighbors, density_power, proximity_power, and pearson, spearman and
+            kendall over all sets, the best Pearson first; empty if no grid was measured.
+        performance: a phrase that describes the origin of the performance figures.
     """
 
     sets: pa.Table
@@ -75,7 +75,7 @@ def joined(measured: Mapping[str, StudyMeasures], performance: Mapping[str, floa
     Args:
         measured: by set.
         performance: by set, higher is better; exactly those measured.
-        source: where performance is from, in words.
+        source: a phrase that describes the origin of the performance figures.
 
     Raises:
         InputError: for sets without performance, or performance of unknown sets.
@@ -122,18 +122,18 @@ def within_sizes(values: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArr
 
 
 def read_scatter(path: Path) -> Outcome:
-    """Correlate figures that a CSV file already has: strategy, performance, and a column a measure.
+    """Correlate figures in a CSV file: strategy, performance, and one column per measure.
 
     A column `set` names the sets; without it they are numbered. Other columns are taken as measures, by the names or
     labels of `MEASURES` or any other; higher is taken as more diverse, but for facility_location.
 
     Raises:
-        InputError: for a file that cannot be read, lacks a column, or has a value that is no number; names the line.
+        InputError: for a file that cannot be read, lacks a column, or has a value that is not a number; names the line.
     """
     rows = csv_rows(path, {"strategy", "performance"})
     names = [name for name in rows[0][1] if name not in _PLACES]
     if not names:
-        raise InputError(f"{path}: has no column beside strategy and performance; add a measure, as novelsum")
+        raise InputError(f"{path}: has no column besides strategy and performance; add a measure, as novelsum")
     if "" in names:
         raise InputError(f"{path}: has a column without a name; name it, or leave it out")
     values = {_key(name): np.array([csv_number(path, line, row, name) for line, row in rows]) for name in names}
@@ -151,7 +151,7 @@ def read_scatter(path: Path) -> Outcome:
 
 
 def _key(name: str) -> str:
-    """Return the key of the measure that a column means, however it is written; other names stay."""
+    """Return the key of the measure that a column name or label means; other names are returned unchanged."""
     words = re.sub("[^a-z0-9]+", "_", name.strip().lower())
     return words if words in MEASURES else name
 
@@ -161,7 +161,7 @@ def read_performance(path: Path, sets: Sequence[str]) -> dict[str, float]:
 
     Raises:
         InputError: for a file that cannot be read, lacks a column, names a set twice, lacks a set, has an unknown one,
-            or a value that is no number; says which.
+            or a value that is not a number; says which.
     """
     found: dict[str, float] = {}
     for line, row in csv_rows(path, {"set", "performance"}):
@@ -169,14 +169,14 @@ def read_performance(path: Path, sets: Sequence[str]) -> dict[str, float]:
         if name not in sets:
             raise InputError(f"{path}:{line}: the study has no set {name!r}; its sets are {_some(sorted(sets))}")
         if name in found:
-            raise InputError(f"{path}:{line}: set {name} is there twice")
+            raise InputError(f"{path}:{line}: set {name} is listed twice")
         found[name] = csv_number(path, line, row, "performance")
     _require_same(set(sets), set(found), f"{path}: ")
     return {name: found[name] for name in sets}
 
 
 def proxy_performance(trained: Mapping[str, StudyPerformance], unseen: str | None = None) -> dict[str, float]:
-    """Return the z-score of each set's held-out loss, turned so that higher is better, averaged over sources.
+    """Return the z-score of each set's held-out loss with reversed sign (higher is better), averaged over sources.
 
     The loss is the mean over training seeds. Sets are compared with those of their own size. The source `unseen`, from
     which no set is chosen, does not count.
@@ -195,12 +195,12 @@ def proxy_performance(trained: Mapping[str, StudyPerformance], unseen: str | Non
 def write_outcome(outcome: Outcome, folder: Path) -> None:
     """Write a study's outcome into a folder.
 
-    sets, correlations and, where there is one, grid as .csv and .parquet; outcome.json; scatter.png of the first
+    sets, correlations and, if measured, grid as .csv and .parquet; outcome.json; scatter.png of the first
     measure, measures.png of all, and correlations.png.
 
     Args:
-        outcome: what was found.
-        folder: where to; files of these names are replaced.
+        outcome: of the study.
+        folder: target; files of these names are replaced.
     """
     write_csv_and_table(outcome.sets, folder / "sets")
     write_csv_and_table(pa.Table.from_pylist(records(outcome.correlations)), folder / "correlations")
@@ -214,16 +214,16 @@ def write_outcome(outcome: Outcome, folder: Path) -> None:
 
 
 def keep_outcome(root: Path, outcome: Outcome, inputs: Sequence[str]) -> StudyCorrelation:
-    """Write a study's outcome under the storage folder, unless it is there already.
+    """Write a study's outcome under the storage folder, unless it exists already.
 
     Args:
         root: the storage folder.
-        outcome: what was found.
-        inputs: keys of what it was made of.
+        outcome: of the study.
+        inputs: keys of the inputs of the study.
     """
     key = content_key({"inputs": list(inputs), "outcome": outcome_json(outcome)})
     folder = f"study/correlation={key}"
-    if not (root / folder).exists():  # It is placed whole.
+    if not (root / folder).exists():  # The folder is placed atomically, so one file implies all.
         with temporary_folder(root / "study") as built:
             write_outcome(outcome, built)
             place_folder(built, root / folder)
@@ -302,7 +302,7 @@ def csv_number(path: Path, line: int, row: Mapping[str, str], column: str) -> fl
     """Return the number in a column of a row.
 
     Raises:
-        InputError: where it is none, or not finite; names the line.
+        InputError: if it is none, or not finite; names the line.
     """
     text = row[column]
     try:

@@ -1,4 +1,4 @@
-"""How well measures of diversity agree with performance: correlations with confidence intervals.
+"""Correlations of the measures of diversity with performance, with confidence intervals.
 
 Belongs here: the coefficients, the groups of sets they are taken over. Does not: building or measuring sets, files.
 """
@@ -16,11 +16,11 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 ALL_SETS = "all sets"
 SELECTING = "selection strategies"
-"""The group without sets that no strategy chose: random ones, and those made worse on purpose."""
+"""The group of sets that a strategy chose, without random sets and those deliberately made worse."""
 NOT_SELECTING = {"random", "duplicate"}
 _FEWEST = 3
 _ROUNDING = 1e-12
-"""Values this near to each other, as part of their size, are equal: what differs is how they were summed."""
+"""Relative difference below which values count as equal: they differ only by the order of summation."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Correlation:
     """One coefficient over a group of sets, with its 95 % interval.
 
     Attributes:
-        measure: what is compared with performance.
+        measure: the measure compared with performance.
         group: `ALL_SETS`, `SELECTING` or a strategy.
         method: "pearson", "spearman" or "kendall" (tau-b).
         sets: how many sets the group has that were measured.
-        r: the coefficient; above 0 where more diverse sets perform better. None where fewer than 3 sets, or only equal
+        r: the coefficient; above 0 if more diverse sets perform better. None if fewer than 3 sets, or only equal
             values, leave it undefined.
-        low, high: None also where the sets are too few for an interval (4; for Kendall 5).
+        low, high: None also if the sets are too few for an interval (4; for Kendall 5).
     """
 
     measure: str
@@ -55,10 +55,10 @@ def correlations(
     """Return every measure's coefficients with performance, overall and by group of strategies.
 
     Args:
-        values: by measure, float64, (n,), a value a set; NaN where a set has none.
-        performance: float64, (n,); NaN where a set has none.
+        values: by measure, float64, (n,), a value a set; NaN if a set has none.
+        performance: float64, (n,); NaN if a set has none.
         strategies: of each set. Groups are all sets, the selection strategies, and every strategy with 3 sets or more.
-        lower_is_diverse: measures whose sign is turned.
+        lower_is_diverse: measures whose sign is reversed.
     """
     found = []
     for measure, of_sets in values.items():
@@ -74,7 +74,7 @@ def correlations(
 def coefficient(
     x: NDArray[np.float64], y: NDArray[np.float64], method: Method
 ) -> tuple[float | None, float | None, float | None]:
-    """Return a coefficient and its 95 % interval by Fisher's transformation; None where it is not defined.
+    """Return a coefficient and its 95 % interval by Fisher's transformation; None if it is not defined.
 
     Variances of the transformed coefficient: 1 / (n - 3) for Pearson, (1 + r^2 / 2) / (n - 3) for Spearman (Bonett and
     Wright, 2000), 0.437 / (n - 4) for Kendall (Fieller, Hartley and Pearson, 1957). They take sets as independent,
@@ -95,7 +95,7 @@ def coefficient(
 
 
 def records(found: Sequence[Correlation]) -> list[dict[str, Any]]:
-    """Return a row a coefficient: measure, group, method, sets, r, low, high."""
+    """Return one row per coefficient: measure, group, method, sets, r, low, high."""
     return [asdict(one) for one in found]
 
 

@@ -1,4 +1,4 @@
-"""What predicts performance without any measure of diversity: sizes, near-duplicates, a bigram model.
+"""Predictors of performance other than diversity: sizes, near-duplicates, a bigram model.
 
 Belongs here: the plain facts of one set. Does not: the measures (`diversity`), the sets (`sets`).
 """
@@ -22,9 +22,9 @@ from novelsum_dagster.study.sets import Recipe, StudySet
 from novelsum_dagster.study.training import SCORED_CHARACTERS
 
 CLOSE = 0.9
-"""Cosine from which on two samples of a set count as near."""
+"""Least cosine at which two samples of a set count as near-duplicates."""
 _SMOOTHING = 0.005
-"""k of the bigram model: what is added to the count of every pair of tokens."""
+"""k of the bigram model, added to the count of every pair of tokens."""
 _ROWS = 1024
 
 
@@ -32,7 +32,7 @@ class StudyFacts(Artifact):
     """The plain facts of a set.
 
     Attributes:
-        tokens: of the set, by the study's tokenizer, an end token a sample among them.
+        tokens: of the set, by the study's tokenizer, with one end token per sample.
         distinct_tokens: of its distinct samples, at most as many as a model is trained on.
         characters: of a sample, on average.
         near_duplicates: share of samples that MinHash found to repeat an earlier one of the pool.
@@ -67,12 +67,12 @@ class Tokens:
 
     @cached_property
     def of_samples(self) -> list[NDArray[np.int64]]:
-        """Of the samples that sets are chosen from."""
+        """The tokens of each sample that sets are chosen from."""
         return self._encoded(self.data.texts)
 
     @cached_property
     def of_held_out(self) -> dict[str, tuple[list[NDArray[np.int64]], int]]:
-        """Of the part of each source's held-out texts that is scored, without the last end token; and its bytes."""
+        """By source, the tokens of the scored part of its held-out texts, without the last end token, and its bytes."""
         found = {}
         for source, texts in self.data.held_out.items():
             scored = [text[:SCORED_CHARACTERS] for text in texts]
@@ -82,7 +82,7 @@ class Tokens:
 
     @cached_property
     def flagged(self) -> set[str]:
-        """Ids of the samples that repeat an earlier one of the pool nearly."""
+        """Ids of the samples that are near-duplicates of an earlier one of the pool."""
         table = self.data.snapshot.table(self.data.root, "near_duplicates", ["id"])
         return set(table["id"].to_pylist())
 
@@ -152,7 +152,7 @@ def bigram_bits_per_byte(
     end: int,
     vocabulary: int,
 ) -> dict[str, float]:
-    """Return what each source's texts cost under a bigram model of a set, in bits per byte.
+    """Return the loss on each source's texts under a bigram model of a set, in bits per byte.
 
     `P(b | a) = (count(a, b) + k) / (count(a) + k V)` with k = 0.005, V the vocabulary; a text follows an end token.
 

@@ -2,7 +2,7 @@
 
 Belongs here: drawing findings. Does not: computing them (`findings`), the pictures of a single outcome (`scatter`).
 
-Measures of diversity are filled, plain facts hollow; a gain whose interval holds 0 is grey. The axis names all.
+Measures of diversity are filled, plain facts hollow; a gain whose interval contains 0 is grey. Axis labels name all.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _TONES = {
     "not distinguished": "#9aa5b1",
     "worse": "#d55e00",
 }
-"""Fill of a mark by what it stands for."""
+"""Fill of a mark by the kind of predictor, or by the verdict on a gain."""
 _FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
 _ROW, _PANEL, _GAINS = 20, 175, 250
 _LABELS = 250
@@ -40,7 +40,7 @@ _LOOK: dict[str, Any] = {
 
 
 def coefficients_chart(found: Sequence[Found]) -> "alt.TopLevelMixin":
-    """Draw coefficients with performance, a panel a group of sets, a row a predictor, in the order given.
+    """Draw coefficients with performance: one panel per group of sets, one row per predictor, in the order given.
 
     Args:
         found: of one kind and method, for every group.
@@ -58,7 +58,7 @@ def coefficients_chart(found: Sequence[Found]) -> "alt.TopLevelMixin":
 
 
 def gains_chart(gains: Sequence[Gain]) -> "alt.TopLevelMixin":
-    """Draw what the strategies of one pool and size gain over random, a panel a kind of sources.
+    """Draw the gains over random of the strategies of one pool and size, one panel per kind of sources.
 
     Args:
         gains: in the order of the rows.
@@ -88,7 +88,7 @@ def _row(label: str, one: Found | Gain, tone: str) -> dict[str, Any]:
 def _intervals(
     rows: Sequence[dict[str, Any]], order: Sequence[str], title: str, scale: "alt.Scale", *, names: bool
 ) -> "alt.LayerChart | alt.FacetChart":
-    """Draw a dot and a line a row, and a line at 0; `names` are at the left."""
+    """Draw a dot and a line per row, and a line at 0; `names` are at the left."""
     import altair as alt
 
     known = alt.Chart(alt.InlineData(values=[row for row in rows if row["value"] is not None]))

@@ -1,4 +1,4 @@
-"""What studies found, from the tables that they wrote: which measures predict performance, which selection wins.
+"""Findings of studies, computed from their tables: which measures predict performance, which strategy is best.
 
 Belongs here: cells, groups, predictors, and every number that a page shows. Does not: the statistics themselves
 (`statistics`), words and pictures (`page`).
@@ -43,16 +43,16 @@ GIVEN: dict[Given, tuple[str, ...]] = {
     "near-duplicates": ("close",),
     "length and near-duplicates": ("tokens", "close"),
 }
-"""What is held fixed, and the predictors that stand for it."""
+"""Control variables by name, and the predictors that represent each."""
 _SEED = 20260218
 RANDOM = "random"
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """What performance is compared with: a measure under a representation, or a plain fact of the set.
+    """A predictor of performance: a measure under a representation, or a plain fact of the set.
 
-    `sign` is -1 where a lower value is to predict better performance.
+    `sign` is -1 if a lower value is to predict better performance.
     """
 
     key: str
@@ -84,9 +84,9 @@ class Found:
         kind: of the sources that performance is on, seen or unseen.
         group: of sets, one of `GROUPS`.
         method: pearson or spearman.
-        given: what is held fixed.
+        given: the control variables.
         sets: how many.
-        value, low, high: above 0 where more diverse sets, or longer ones, perform better.
+        value, low, high: above 0 if more diverse sets, or longer ones, perform better.
     """
 
     cell: str
@@ -106,9 +106,9 @@ class Found:
 
 @dataclass(frozen=True)
 class Gain:
-    """How much less the sets of a strategy cost than random ones, bits per byte, in one cell.
+    """The loss of random sets minus that of a strategy's sets, bits per byte, in one cell.
 
-    `rank` is 1 for the largest gain; `share` is the gain as part of random's cost.
+    `rank` is 1 for the largest gain; `share` is the gain as a fraction of random's loss.
     """
 
     pool: str
@@ -128,12 +128,12 @@ class Gain:
 
 @dataclass(frozen=True)
 class Power:
-    """What a study of this size can see.
+    """Statistical power of a study of this size.
 
     Attributes:
         group: of sets.
         sets: how many, over all cells.
-        correlation: the least that is found with a probability of 0.8.
+        correlation: the least correlation that is detected with a probability of 0.8.
     """
 
     group: str
@@ -143,9 +143,9 @@ class Power:
 
 @dataclass(frozen=True)
 class Detectable:
-    """The least difference between a strategy and random that is found with a probability of 0.8, in one cell.
+    """The least difference between a strategy and random that is detected with a probability of 0.8, in one cell.
 
-    `share` is it as part of random's cost.
+    `share` is the difference as a fraction of random's loss.
     """
 
     pool: str
@@ -159,14 +159,14 @@ class Detectable:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that studies found.
+    """All findings of studies.
 
     Attributes:
         pools: facts of each study, by pool and name.
         cells: pool, size, sets and training seeds of each.
         correlations: of every predictor.
         gains: of every strategy but random, in every cell that has random sets.
-        power, detectable: what could have been seen.
+        power, detectable: the least correlations and differences that would be detected.
     """
 
     pools: dict[str, dict[str, str]]
@@ -189,15 +189,15 @@ class Findings:
 
 
 def findings(tables: Mapping[str, Rows], draws: int, progress: Progress = no_progress) -> Findings:
-    """Return what follows from the tables of studies.
+    """Return the findings computed from the tables of studies.
 
     Args:
         tables: as `read_tables` returns them.
-        draws: of every bootstrap.
+        draws: number of resamples of every bootstrap.
         progress: called with predictors done and all.
 
     Raises:
-        InputError: where no training seed has been done for all sets of a pool and size.
+        InputError: if no training seed has been done for all sets of a pool and size.
     """
     cells = _cells(tables)
     pools: dict[str, dict[str, str]] = {}
@@ -226,7 +226,7 @@ class _Sets:
         is_selecting: bool, (n,), whether a strategy chose the set.
         losses: bits per byte, float64, (n, seeds, sources).
         kinds: of each source.
-        values: of the predictors, float64, (n,), NaN where a set has none, by key and representation.
+        values: of the predictors, float64, (n,), NaN if a set has none, by key and representation.
     """
 
     number: int
@@ -272,7 +272,7 @@ class _Sets:
         return np.ones(len(self.names), dtype=np.bool_)
 
     def predicting(self, predictor: Predictor, kind: str) -> Floats:
-        """Return a predictor's values, its sign turned where lower predicts better."""
+        """Return a predictor's values, with reversed sign if lower predicts better performance."""
         key = f"bigram_{kind}" if predictor.key == "bigram" else predictor.key
         missing = np.full(len(self.names), np.nan)
         return predictor.sign * self.values.get((key, predictor.representation), missing)
@@ -303,7 +303,9 @@ def _cells(tables: Mapping[str, Rows]) -> list[_Sets]:
         trained = [losses.get((pool, name), {}) for name in names]
         seeds = [seed for seed in trained[0] if all(seed in one for one in trained)]
         if not seeds:
-            raise InputError(f"pool {pool}, size {size:,}: no training seed is done for all sets; run study correlate")
+            raise InputError(
+                f"pool {pool}, size {size:,}: no training seed is complete for all sets; run study correlate"
+            )
         sources = kinds[pool]
         found.append(
             _Sets(
@@ -354,7 +356,7 @@ def _correlations(cells: Sequence[_Sets], kinds: Sequence[str], draws: int, prog
 
 
 class _Resampled:
-    """The resamples of a group of sets in every cell; sets for which a predictor has no value are left out."""
+    """The resamples of a group of sets in every cell; sets for which a predictor has no value are omitted."""
 
     def __init__(self, cells: Sequence[_Sets], kind: str, group: str, draws: int) -> None:
         self._cells = [cell for cell in cells if kind in cell.kinds]
@@ -363,7 +365,7 @@ class _Resampled:
         self._kept: dict[tuple[int, bytes], Cell] = {}
 
     def found(self, predictor: Predictor) -> Iterator[Found]:
-        """Yield the coefficients of a predictor over all cells, and where there are several in each."""
+        """Yield the coefficients of a predictor over all cells and, if there are several cells, in each."""
         parts = []
         for at, cell in enumerate(self._cells):
             values = cell.predicting(predictor, self._kind)
@@ -454,7 +456,7 @@ def _power(cells: Sequence[_Sets], group: str) -> Power:
         count = int(members.sum())
         if count >= FEWEST:
             sets += count
-            # A mean for each strategy is one more than the one that Fisher's transformation has.
+            # Each mean of a strategy costs a degree of freedom; Fisher's transformation accounts for one already.
             informative += count - 3 - (len(np.unique(cell.labels[members])) - 1 if group == WITHIN else 0)
     return Power(group, sets, detectable_correlation(informative))
 
@@ -471,7 +473,7 @@ def _detectable(cell: _Sets, kind: str) -> list[Detectable]:
 
 
 def main_findings(found: Findings, kind: str, group: str, method: Method = "spearman") -> list[Found]:
-    """Return the coefficients over all cells, nothing held fixed, highest first; of representations the pool's own."""
+    """Return the coefficients over all cells without controls, highest first, under the pool's own representation."""
     chosen = [
         one
         for one in found.correlations

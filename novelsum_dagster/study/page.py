@@ -1,7 +1,7 @@
-"""The page of one or several studies: one HTML file that loads nothing, and its numbers as files beside it.
+"""The page of one or several studies: one self-contained HTML file, and its numbers as files beside it.
 
 Belongs here: the page's sentences and tables, writing the files. Does not: any number (`findings`), drawing
-(`figures`). How it looks is in `page.html`.
+(`figures`). The layout is in `page.html`.
 """
 
 import base64
@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 _TEMPLATE = Path(__file__).with_name("page.html")
 _NOVELSUM = "novelsum"
 _MOST_NAMED = 12
-"""Strategies that a sentence names."""
+"""Most strategies named in a sentence."""
 _TABLES = ("correlations", "gains", "power", "detectable")
 
 
 @dataclass(frozen=True)
 class _Cell:
-    """A value of a table; sure where its interval does not hold 0."""
+    """A value of a table; sure if its interval does not contain 0."""
 
     value: str
     interval: str = ""
@@ -62,7 +62,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Table:
-    """A table; `heads` stand over several columns each."""
+    """A table; each of `heads` spans several columns."""
 
     title: str
     first: str
@@ -80,7 +80,7 @@ class _Figure:
 
     @property
     def picture(self) -> str:
-        """The figure as the address of an image."""
+        """The figure as a data URL."""
         return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode()}"
 
 
@@ -94,12 +94,12 @@ class _Section:
 
 
 def write_study_page(found: Findings, path: Path) -> None:
-    """Write the page, and beside it outcome.json, each table as CSV and each figure as SVG.
+    """Write the page and, in the same folder, outcome.json, each table as CSV and each figure as SVG.
 
     Equal findings give equal bytes.
 
     Args:
-        found: what studies found.
+        found: the findings.
         path: of the page; files of these names are replaced, the page last.
     """
     sections = [*_gain_sections(found), *_measure_sections(found), _power_section(found)]
@@ -118,7 +118,7 @@ def write_study_page(found: Findings, path: Path) -> None:
 
 
 def summary(found: Findings) -> list[str]:
-    """Return what studies found in sentences, each made from the numbers."""
+    """Return the findings as sentences, each made from the numbers."""
     seen = {group: main_findings(found, SEEN, group) for group in GROUPS}
     return [
         _what_was_done(found),
@@ -167,7 +167,7 @@ def _what_was_done(found: Findings) -> str:
     return (
         f"From {counted(len(found.pools), 'pool')}, {counted(sets, 'set')} were chosen and measured, and"
         f" {counted(trainings, 'model')} trained on them ({_listed(models)}; {_listed([f'{one:,}' for one in tokens])}"
-        " tokens each). Performance is what a model costs on held-out text in bits per byte, less is better."
+        " tokens each). Performance is the loss of a model on held-out text in bits per byte; lower is better."
     )
 
 
@@ -190,14 +190,14 @@ def _random_overall(found: Findings) -> Iterator[str]:
         ]
         places = len({(one.pool, one.size) for one in gains})
         yield (
-            f"On {kind} sources, random is beaten in {better} of {counted(len(gains), 'comparison')} and better in"
-            f" {worse}; in the others the interval holds 0. "
+            f"On {kind} sources, strategies beat random in {better} of {counted(len(gains), 'comparison')} and lose in"
+            f" {worse}; in the others the interval contains 0. "
             + (
-                f"{_named(wins)} beat it"
+                f"{_named(wins)} beat random"
                 if len(wins) > 1
-                else f"{wins[0]} beats it"
+                else f"{wins[0]} beats random"
                 if wins
-                else "No strategy beats it"
+                else "No strategy beats random"
             )
             + (f" in each of the {places} pools and sizes." if places > 1 else ".")
             + f" Of {len(gains)} intervals of 95 %, chance alone would put {0.025 * len(gains):.1f} above 0."
@@ -209,8 +209,8 @@ def _closest(ranked: Sequence[Found], kind: str) -> Iterator[str]:
     if measures:
         first, last = measures[0], measures[-1]
         yield (
-            f"Over all sets, of {counted(len(measures), 'measure')} {first.label} follows performance on {kind} sources"
-            f" most closely: Spearman {_in_words(first)}; {last.label} least: {_in_words(last)}."
+            f"Over all sets, of {counted(len(measures), 'measure')}, {first.label} correlates best with performance on"
+            f" {kind} sources: Spearman {_in_words(first)}; {last.label} worst: {_in_words(last)}."
         )
 
 
@@ -220,7 +220,7 @@ def _of_novelsum(found: Findings) -> Iterator[str]:
     if known:
         parts = [f"{_in_words(one)} {_over(group)}" for group, one in known.items()]
         ranks = [f"{_rank(found, group)} {_over(group)}" for group in known]
-        yield f"NovelSum: Spearman {_listed(parts)}. Its place among the measures: {_listed(ranks)}."
+        yield f"NovelSum: Spearman {_listed(parts)}. Its rank among the measures: {_listed(ranks)}."
 
 
 def _plain_facts(ranked: Sequence[Found]) -> Iterator[str]:
@@ -232,11 +232,11 @@ def _plain_facts(ranked: Sequence[Found]) -> Iterator[str]:
     above = [one for one in plain if (one.value or 0.0) >= value]
     if above:
         named = _listed([f"{_small(one.label)}, {_in_words(one)}" for one in above])
-        yield f"These plain facts follow performance at least as closely as {best.label}: {named}."
+        yield f"These plain facts correlate with performance at least as well as {best.label}: {named}."
     else:
         first = plain[0]
         yield (
-            f"No plain fact of the sets follows performance as closely as {best.label}; the closest is"
+            f"No plain fact of the sets correlates with performance as well as {best.label}; the best is"
             f" {_small(first.label)}: {_in_words(first)}."
         )
 
@@ -256,7 +256,7 @@ def _what_could_be_seen(found: Findings) -> Iterator[str]:
     whole = found.power[0]
     if whole.correlation is not None:
         yield (
-            f"With {counted(whole.sets, 'set')}, a true correlation of {whole.correlation:.2f} would be found with a"
+            f"With {counted(whole.sets, 'set')}, a true correlation of {whole.correlation:.2f} would be detected with a"
             " probability of 0.8; smaller ones may be missed."
         )
     seen = [one for one in found.detectable if one.kind == SEEN and one.share is not None]
@@ -265,7 +265,7 @@ def _what_could_be_seen(found: Findings) -> Iterator[str]:
         span = f"{shares[0]:.2%}" if len(shares) == 1 else f"{shares[0]:.2%} to {shares[-1]:.2%}"
         yield (
             "Between a strategy and random, given how sets and models of different seeds vary, a difference of"
-            f" {span} of random's cost would be found with that probability."
+            f" {span} of random's loss would be detected with that probability."
         )
 
 
@@ -275,12 +275,12 @@ def _gain_sentence(gains: Sequence[Gain]) -> str:
     for one in gains:
         by_verdict[against_random(one)].append(one)
     beaten = [f"{one.strategy} ({_gain_in_words(one)})" for one in by_verdict["better"]]
-    parts = ["Random is beaten by " + _named(beaten) if beaten else "Random is not beaten by any strategy"]
+    parts = ["Better than random: " + _named(beaten) if beaten else "No strategy is better than random"]
     if by_verdict["not distinguished"] and beaten:
-        parts.append(f"it is not beaten by {_named([one.strategy for one in by_verdict['not distinguished']])}")
+        parts.append(f"not distinguished: {_named([one.strategy for one in by_verdict['not distinguished']])}")
     if by_verdict["worse"]:
         worse = [f"{one.strategy} ({_gain_in_words(one)})" for one in by_verdict["worse"]]
-        parts.append(f"worse than random are {_named(worse)}")
+        parts.append(f"worse than random: {_named(worse)}")
     return f"{first.kind.capitalize()} sources: {'; '.join(parts)}."
 
 
@@ -326,13 +326,13 @@ def _how(found: Findings) -> list[str]:
     return [
         "Sets are compared only within a cell: one pool and one size. Performance of a set under a training seed is the"
         " mean over sources of the z-score, within the cell, of the negative bits per byte; of a set, the mean over"
-        " seeds. Seen sources have other samples in the sets, an unseen one has none. Coefficients over all cells are"
-        " means of the cells' coefficients, weighted by their numbers of sets, which is the coefficient of the z-scores"
-        " (of the standardised ranks) within cells.",
-        "Signs are turned where lower is more diverse, and for near-duplicates and the loss of the bigram model, so"
-        " that a number above 0 means: more diverse, longer, freer of near-duplicates or better predicted by bigrams"
-        " goes with better models.",
-        "Within strategies: measure and performance less the mean of their strategy's sets. It asks whether a measure"
+        " seeds. Of seen sources, other samples are in the sets; of an unseen one, none. Coefficients over all cells"
+        " are means of the cells' coefficients, weighted by their numbers of sets, which is the coefficient of the"
+        " z-scores (of the standardised ranks) within cells.",
+        "Signs are reversed if lower is more diverse, and for near-duplicates and the loss of the bigram model, so"
+        " that a number above 0 means that more diversity, greater length, fewer near-duplicates or a lower bigram loss"
+        " go with better models.",
+        "Within strategies: measure and performance minus the mean of their strategy's sets. It shows whether a measure"
         " distinguishes sets that one strategy chose with different seeds.",
         "Intervals of coefficients are of 95 %, by a hierarchical bootstrap of 2,000 draws with a fixed seed: sets"
         " within a cell (within a strategy, for deviations), then training seeds within a set; draws are centred on the"
@@ -355,7 +355,7 @@ def _gain_sections(found: Findings) -> Iterator[_Section]:
     places = list(dict.fromkeys((one.pool, one.size) for one in found.gains))
     if not places:
         yield _Section(
-            "selection", "Which selection wins", ["There are no random sets to compare strategies with."], [], []
+            "selection", "Which selection wins", ["The studies have no random sets to compare strategies with."], [], []
         )
         return
     sentences, figures, shown = [], [], []
@@ -383,7 +383,7 @@ def _gain_table(place: str, by_kind: dict[str, list[Gain]]) -> _Table:
         rows.append(_Row(one.strategy, cells))
     columns = ["sets x seeds"] + ["bits per byte", "gain", "share"] * len(by_kind)
     of_random = _listed([f"{gains[0].loss + gains[0].value:.4f} on {kind} sources" for kind, gains in by_kind.items()])
-    title = f"{place}; random ({first[0].random_sets} sets) costs {of_random}"
+    title = f"{place}; random ({first[0].random_sets} sets) has a loss of {of_random}"
     return _Table(title, "strategy", columns, rows, [("", 1), *((f"{kind} sources", 3) for kind in by_kind)])
 
 
@@ -497,7 +497,7 @@ def _cell(one: Found | None) -> _Cell:
 
 def _power_section(found: Findings) -> _Section:
     power = _Table(
-        "Correlations that would be found with a probability of 0.8 (two-sided test at 5 %)",
+        "Correlations that would be detected with a probability of 0.8 (two-sided test at 5 %)",
         "group",
         ["sets", "correlation"],
         [
@@ -513,7 +513,7 @@ def _power_section(found: Findings) -> _Section:
     if found.detectable:
         tables.append(
             _Table(
-                f"Differences between a strategy and {RANDOM} that would be found with a probability of 0.8",
+                f"Differences between a strategy and {RANDOM} that would be detected with a probability of 0.8",
                 "pool and size",
                 ["sources", "sets", "random sets", "bits per byte", "share"],
                 [
@@ -532,4 +532,4 @@ def _power_section(found: Findings) -> _Section:
                 [],
             )
         )
-    return _Section("power", "What could have been seen", list(_what_could_be_seen(found)), [], tables)
+    return _Section("power", "What could have been detected", list(_what_could_be_seen(found)), [], tables)

@@ -1,8 +1,8 @@
-"""The pictures of the simulation: which measures rank rightly, and what they were shown.
+"""The pictures of the simulation: which measures rank correctly, and the selections that they rank.
 
 Belongs here: drawing the simulation's tables. Does not: computing them (`simulate`), the figures of a report.
 
-Every share is written in its cell: colour repeats what is there to read.
+Every share is written in its cell; colour only repeats it.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
 _COLUMN, _ROW, _TALL_ROW, _LABELS = 78, 24, 40, 230
 _PANEL = 112
 _POOL_STRIDE = 3
-"""Of the pool one point in so many is drawn, else dots merge."""
+"""Only one in this number of points of the pool is drawn, as otherwise dots would merge."""
 _DOT, _LARGE_DOT = 7, 26
 
 _LOOK: dict[str, Any] = {
@@ -43,16 +43,16 @@ _LOOK: dict[str, Any] = {
         },
     },
 }  # fmt: skip
-"""Given where a picture is put together: each of altair's `configure` methods would copy all of its panels."""
+"""Configuration passed in when a picture is assembled: altair's `configure` methods would each copy all panels."""
 
 Cell = dict[str, Any]
 
 
 def ranking_png(scores: pa.Table, pairs: pa.Table, note: str) -> bytes:
-    """Return a table of measures, best first, by pool and by pair: the part of the pairs ranked rightly.
+    """Return a table of measures, best first, by pool and by pair: the fraction of the pairs ranked correctly.
 
     Args:
-        scores: measure, label, pool (string), dimensions (int64, null where the row is of every pool), right, pairs
+        scores: measure, label, pool (string), dimensions (int64, null if the row is of every pool), right, pairs
             (int64), share, lowest, highest (float64).
         pairs: measure, better, worse (string), right (bool).
         note: the last line under the title.
@@ -71,10 +71,10 @@ def ranking_png(scores: pa.Table, pairs: pa.Table, note: str) -> bytes:
     title = alt.TitleParams(
         "Which measures rank simulated selections as a person would by eye",
         subtitle=[
-            "Part of the comparisons that come out as stated (their number in brackets), and under it the worst and the"
-            " best draw. Guessing reaches 50%.",
-            "The darker a cell, the more come out wrong; equal values count as wrong. For facility location, lower is"
-            " more diverse.",
+            "Share of the comparisons that are ranked as stated (their number in brackets), and below it the worst and"
+            " the best draw. Guessing reaches 50%.",
+            "The darker a cell, the more are ranked wrongly; equal values count as wrong. For facility location, lower"
+            " is more diverse.",
             note,
         ],
     )
@@ -82,7 +82,7 @@ def ranking_png(scores: pa.Table, pairs: pa.Table, note: str) -> bytes:
 
 
 def _on_two_lines(label: str) -> str:
-    """Put a label of two words on two lines, and that of one on the second."""
+    """Split a label of two words into two lines; put a single word on the second line."""
     broken = label.replace("-", "-|").replace(" ", "|", 1)
     return broken if "|" in broken else f"|{broken}"
 
@@ -156,7 +156,7 @@ def _block(cells: list[Cell], columns: list[str], title: str | None) -> "alt.Lay
 
 
 def selections_png(points: pa.Table, captions: Mapping[str, str]) -> bytes:
-    """Return small pictures of the pools in the plane, a row each, with a selection in each column.
+    """Return small pictures of the pools in the plane, one pool per row, one selection per column.
 
     Args:
         points: pool (string), x, y (float64), selection (string, null for the pool's own points).
@@ -174,9 +174,9 @@ def selections_png(points: pa.Table, captions: Mapping[str, str]) -> bytes:
         ]
         grid.append(alt.hconcat(*panels, spacing=6))
     title = alt.TitleParams(
-        "What the measures were shown: the pools in the plane and their selections, first draw",
+        "The pools in the plane and their selections, first draw",
         subtitle=[
-            "Dark: the selected samples, as many in each picture; a large dot is a sample that is there several times."
+            "Dark: the selected samples, the same number in each picture; a large dot is a sample that is repeated."
             f" Light: the pool, one sample in {_POOL_STRIDE}."
         ],
     )
@@ -186,7 +186,7 @@ def selections_png(points: pa.Table, captions: Mapping[str, str]) -> bytes:
 def _panel(
     points: pa.Table, name: str, reach: float, pool: str | None, caption: str | None
 ) -> "alt.LayerChart | alt.FacetChart":
-    """Draw a selection over its pool; the pool is named where the panel starts a row, the selection where a column."""
+    """Draw a selection over its pool; the first panel of a row names the pool, the first of a column the selection."""
     import altair as alt
 
     scale = alt.Scale(domain=[-reach, reach], nice=False)

@@ -1,6 +1,6 @@
-"""The pool of a study: what sets are chosen from, what is held out for evaluation, and density at every K.
+"""The pool of a study: the samples to choose from, the held-out samples, and density at every K.
 
-Belongs here: the split, kept on disk, and reading it back. Does not: other vectors of its samples (`views`), the sets
+Belongs here: the split, stored on disk, and reading it back. Does not: other vectors of its samples (`views`), the sets
 (`sets`).
 """
 
@@ -32,9 +32,9 @@ AnyArtifact = TypeVar("AnyArtifact", bound=Artifact)
 class StudyPool(Artifact):
     """The split of a pool.
 
-    `file` has a row a sample: id, held_out, and of those that sets are chosen from the mean squared distance to their K
-    nearest others, a column for each K. Of the source `unseen` none is; those of its samples that are not held out are
-    not used.
+    `file` has one row per sample: id, held_out and, for those that sets are chosen from, the mean squared distance to
+    their K nearest others, one column for each K. Sets are not chosen from the source `unseen`, whose other samples
+    are not used.
     """
 
     snapshot: str
@@ -48,19 +48,19 @@ class StudyPool(Artifact):
 
 
 def once(root: Path, file: str, kind: type[AnyArtifact], build: Callable[[], AnyArtifact]) -> AnyArtifact:
-    """Return what `file` under the storage folder holds; where it is not there, build it and write it.
+    """Return the content of `file` under the storage folder; if it is missing, build and write it.
 
-    A study that was broken off goes on where it was.
+    This is how an interrupted study resumes.
 
     Raises:
-        ValueError: where the file is damaged.
+        ValueError: if the file is damaged.
     """
     path = root / file
     if path.exists():
         try:
             return kind.model_validate_json(path.read_bytes())
         except ValueError as error:
-            raise ValueError(f"{path}: damaged ({error}); delete it, and it is made again") from error
+            raise ValueError(f"{path}: damaged ({error}); delete it; the next run rebuilds it") from error
     built = build()
     write_bytes((built.model_dump_json(indent=2) + "\n").encode(), path)
     return built
@@ -84,7 +84,7 @@ def build_study_pool(
         progress: called with samples searched and n.
 
     Raises:
-        InputError: where a source has too few samples for the held-out ones or is not there, or vectors belong to
+        InputError: if a source has too few samples for the held-out ones or is missing, or vectors belong to
             another pool.
         ValueError: as `densities` does.
     """
@@ -154,13 +154,13 @@ def mean_squared_distances(
 
 @dataclass(frozen=True)
 class Represented:
-    """The samples that sets are chosen from, under one representation; each part is read when it is first asked for.
+    """The samples that sets are chosen from, under one representation; each part is read on first use.
 
     Attributes:
         root: the storage folder.
-        key: differs wherever vectors or densities do.
+        key: hash of vectors and densities.
         snapshot, vector_set: the pool, and its vectors.
-        file: table with the mean squared distances, a row a sample of the pool or of those offered.
+        file: table with the mean squared distances, one row per sample of the pool or per sample offered.
         offered: bool, (n,), which samples of the pool sets are chosen from.
     """
 
@@ -173,7 +173,7 @@ class Represented:
 
     @cached_property
     def vectors(self) -> NDArray[np.float32]:
-        """Of the samples offered: float32, (n, d)."""
+        """The vectors of the samples offered: float32, (n, d)."""
         _, rows = pool_vectors(self.root, self.snapshot, self.vector_set)
         return rows[self.offered]
 
@@ -192,7 +192,7 @@ class Represented:
 
 @dataclass(frozen=True)
 class StudyData:
-    """A study's pool in memory, each part read when it is first asked for.
+    """A study's pool in memory; each part is read on first use.
 
     Attributes:
         root: the storage folder.
@@ -214,19 +214,19 @@ class StudyData:
 
     @cached_property
     def ids(self) -> list[str]:
-        """Of the samples that sets are chosen from."""
+        """The ids of the samples that sets are chosen from."""
         ids: list[str] = self._split["id"].filter(self._offered).to_pylist()
         return ids
 
     @cached_property
     def texts(self) -> list[str]:
-        """Of the samples that sets are chosen from."""
+        """The texts of the samples that sets are chosen from."""
         texts: list[str] = self._samples["text"].filter(self._offered).to_pylist()
         return texts
 
     @cached_property
     def held_out(self) -> dict[str, list[str]]:
-        """The held-out texts by source, that which no set is chosen from included."""
+        """The held-out texts by source, including the unseen source."""
         rows = self._samples.filter(self._split["held_out"]).to_pylist()
         return {source: [row["text"] for row in rows if row["source"] == source] for source in _sources(rows)}
 
@@ -241,7 +241,7 @@ class StudyData:
 
     @cached_property
     def _offered(self) -> pa.ChunkedArray:
-        # Density is of those samples alone.
+        # Density is defined by those samples alone.
         return self._split[_column(self.pool.neighbors[0])].is_valid()
 
     @cached_property
@@ -253,7 +253,7 @@ def _split(sources: list[str], study: Study) -> tuple[NDArray[np.bool_], NDArray
     """Return which samples are held out, and which sets are chosen from: bool, (n,).
 
     Raises:
-        InputError: as `held_out_rows` does, or where there is no source of the name `unseen`, or no other.
+        InputError: as `held_out_rows` does, or if no source has the name `unseen`, or there is no other source.
     """
     names = np.array(sources)
     is_unseen = np.zeros(len(names), dtype=np.bool_) if study.unseen is None else names == study.unseen

@@ -1,9 +1,9 @@
-"""The whole correlation study at once: every set chosen, measured and trained on, then correlated.
+"""The whole correlation study: every set chosen, measured and trained on, then correlated.
 
 Belongs here: the order of the steps over all sets. Does not: any step (`sets`, `views`, `facts`, `correlate`).
 
-Cheap steps come first, and all sets are trained on with one training seed before the next: a study that is broken off
-has whole seeds.
+Cheap steps come first, and all sets are trained on with one training seed before the next, so that an interrupted study
+has complete seeds.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ from novelsum_dagster.study.sets import (
     measure_set,
     performance_of,
     recipes,
-    study_yardstick,
+    study_evaluator,
     train_on_set,
     training_file,
 )
@@ -45,7 +45,7 @@ from novelsum_dagster.study.views import StudyView, represented, views_of
 
 @dataclass(frozen=True)
 class Studied:
-    """What a study has found so far.
+    """The results of a study so far.
 
     Attributes:
         data: its pool.
@@ -53,7 +53,7 @@ class Studied:
         sets: by name.
         measures: by representation and set; under `OWN_REPRESENTATION` all measures, under others those of vectors.
         facts: by set.
-        trainings: by set and training seed; empty where the figures come from a file.
+        trainings: by set and training seed; empty if the figures come from a file.
     """
 
     data: StudyData
@@ -65,12 +65,12 @@ class Studied:
 
     @property
     def performance(self) -> dict[str, StudyPerformance]:
-        """By set, where a model has been trained on it."""
+        """The trainings by set, for sets that a model has been trained on."""
         return {name: performance_of(trained) for name, trained in self.trainings.items() if trained}
 
 
 def _nothing(found: Studied) -> None:
-    """Keep nothing."""
+    """Do nothing; the default of `keep`."""
 
 
 def correlate(
@@ -81,20 +81,20 @@ def correlate(
     reporter: Reporter,
     keep: Callable[[Studied], None] = _nothing,
 ) -> tuple[StudyCorrelation, Outcome]:
-    """Run the study that the settings describe; what was done before is not done again.
+    """Run the study that the settings describe; finished work is not repeated.
 
     Args:
         root: the storage folder.
         snapshot, vectors: the pool.
         settings: of the curation.
         reporter: shows progress.
-        keep: called with all that is known once all sets are measured, and whenever a training seed is done.
+        keep: called with the results so far, once all sets are measured and whenever a training seed is complete.
 
     Raises:
         InputError: for a performance file that does not fit, or sources too small for the held-out samples.
         ValueError: as the strategies and measures do.
     """
-    if settings.study.performance is not None:  # A file that does not fit is refused before hours of work.
+    if settings.study.performance is not None:  # An unsuitable file raises an error before hours of work.
         read_performance(performance_path(settings), list(recipes(settings.study)))
     found = _measured(root, snapshot, vectors, settings, reporter)
     keep(found)
@@ -115,7 +115,7 @@ def write_sets(
         root: the storage folder.
         snapshot, vectors: the pool.
         settings: of the curation.
-        folder: where to; files of these names are replaced.
+        folder: target; files of these names are replaced.
         reporter: shows progress.
 
     Raises:
@@ -131,7 +131,7 @@ def write_sets(
 
 
 def outcome_of(measured: dict[str, StudyMeasures], trained: dict[str, StudyPerformance], settings: Settings) -> Outcome:
-    """Join measures with the settings' performance file, or where they name none with the trained models.
+    """Join measures with the performance file of the settings or, if they name none, with the trained models.
 
     Raises:
         InputError: for a performance file that does not fit.
@@ -180,9 +180,9 @@ def _measured(
     seen |= {name: represented(data, view) for name, view in views.items()}
     measures: dict[str, dict[str, StudyMeasures]] = {}
     for representation, view in seen.items():
-        yardstick = study_yardstick(data, settings, view)
+        evaluator = study_evaluator(data, settings, view)
         measures[representation] = {
-            name: measure_set(data, one, settings, yardstick, reporter, view) for name, one in chosen.items()
+            name: measure_set(data, one, settings, evaluator, reporter, view) for name, one in chosen.items()
         }
     tokens, facts = Tokens(data), {}
     with reporter.step("bigram models") as progress:

@@ -1,8 +1,8 @@
-"""The pictures of how diversity and performance go together: scatter plots, and the coefficients with their intervals.
+"""Pictures of the correlation of diversity and performance: scatter plots, coefficients with their intervals.
 
 Belongs here: drawing sets and correlations. Does not: computing them (`correlation`), building or measuring sets.
 
-Every strategy has its own colour and its own shape; the sets that no strategy chose are hollow and grey.
+Every strategy has its own colour and shape; the sets that no strategy chose are hollow and grey.
 """
 
 import json
@@ -31,21 +31,21 @@ _CHOSEN = [
     ("#332288", "diamond"), ("#e69f00", "triangle-down"), ("#56b4e9", "cross"), ("#882255", _SALTIRE),
     ("#777711", _HEXAGON), ("#7a4a12", _HOURGLASS),
 ]  # fmt: skip
-"""Fill and shape of the strategies in turn: colours that the colour-blind tell apart (Okabe and Ito's, and Tol's)."""
+"""Fill and shape of the strategies in turn: colour-blind safe palettes (Okabe and Ito's, and Tol's)."""
 _NOT_CHOSEN = {"random": ("#1f2933", "circle"), "duplicate": ("#7b8794", "square")}
 """Outline and shape."""
 _DOTS: dict[Method, tuple[str, str]] = {"pearson": ("#0072b2", "circle"), "spearman": ("#d55e00", "diamond")}
 _FILLED, _HOLLOW, _SMALLER = 175, 85, 0.45
-"""Areas of the marks; a white edge takes some of those that are filled."""
+"""Areas of filled and of hollow marks, and their scale for many sets; filled ones lose some area to a white edge."""
 _WIDTH, _HEIGHT = 640, 440
 _PANEL, _PANELS_A_ROW = 200, 4
 _INTERVALS_WIDTH, _ROW = 300, 38
 _COLUMNS = {"Pearson": 58, "Spearman": 124, "sets": 160}
-"""The numbers beside the intervals, and how far from them each column ends."""
+"""The columns of numbers beside the intervals, and the offset of the right edge of each."""
 
 _READING = "Above 0, the more diverse sets perform better."
-_TURNED = "Lower is more diverse here, so the sign is turned."
-_INDEPENDENT = "95% intervals; they take sets as independent, which sets of one strategy are not quite."
+_TURNED = "Lower is more diverse here, so the sign is reversed."
+_INDEPENDENT = "95% intervals; they treat sets as independent, which sets of one strategy are not quite."
 _NONE = "\N{EN DASH}"
 
 
@@ -53,10 +53,10 @@ def scatter_png(sets: pa.Table, correlations: Sequence[Correlation], measure: st
     """Return one measure of each set against its performance.
 
     Args:
-        sets: set, strategy (string), performance (float64) and the measure by its key (float64, null where none).
-        correlations: those of the measure over all sets and among selection strategies are told in words.
+        sets: set, strategy (string), performance (float64) and the measure by its key (float64, null if none).
+        correlations: those of the measure over all sets and among selection strategies are printed as text.
         measure: the key.
-        label: what the measure is called in print.
+        label: of the measure.
     """
     import altair as alt
 
@@ -75,12 +75,12 @@ def scatter_png(sets: pa.Table, correlations: Sequence[Correlation], measure: st
 
 
 def scatters_png(sets: pa.Table, correlations: Sequence[Correlation], labels: Mapping[str, str]) -> bytes:
-    """Return a small scatter plot a measure, first those whose Pearson coefficient over all sets is highest.
+    """Return one small scatter plot per measure, in falling order of the Pearson coefficient over all sets.
 
     Args:
         sets: as of `scatter_png`, with all measures of `labels`.
         correlations: those over all sets head the plots.
-        labels: what each measure is called in print, by key.
+        labels: of the measures, by key.
     """
     import altair as alt
 
@@ -101,7 +101,7 @@ def scatters_png(sets: pa.Table, correlations: Sequence[Correlation], labels: Ma
         f"Each measure of diversity and performance, {sets.num_rows} sets",
         subtitle=[
             "Across: the measure; up: performance. The measure with the highest Pearson coefficient comes first.",
-            f"{_READING} Where lower is more diverse, the sign is turned.",
+            f"{_READING} Where lower is more diverse, the sign is reversed.",
         ],
         offset=20,
     )
@@ -110,11 +110,11 @@ def scatters_png(sets: pa.Table, correlations: Sequence[Correlation], labels: Ma
 
 
 def correlations_png(correlations: Sequence[Correlation], labels: Mapping[str, str]) -> bytes:
-    """Return every measure's Pearson and Spearman coefficients with their 95 % intervals, a row a measure.
+    """Return every measure's Pearson and Spearman coefficients with their 95 % intervals, one row per measure.
 
     Args:
         correlations: those over all sets and among selection strategies are drawn.
-        labels: what each measure is called in print, by key.
+        labels: of the measures, by key.
     """
     import altair as alt
 
@@ -130,8 +130,11 @@ def correlations_png(correlations: Sequence[Correlation], labels: Mapping[str, s
         f" {_NONE} is not defined: too few sets, or equal values." if any(one.r is None for one in shown) else ""
     )
     title = alt.TitleParams(
-        "How closely each measure of diversity follows performance",
-        subtitle=[f"{_READING} Where lower is more diverse, the sign is turned.{undefined}", f"Lines, {_INDEPENDENT}"],
+        "Correlation of each measure of diversity with performance",
+        subtitle=[
+            f"{_READING} Where lower is more diverse, the sign is reversed.{undefined}",
+            f"Lines, {_INDEPENDENT}",
+        ],
         offset=20,
     )
     return png(alt.hconcat(*panels, spacing=36, title=title, **_LOOK).resolve_scale(color="shared", shape="shared"))
@@ -148,7 +151,7 @@ def _points(
     known = sets.filter(pc.and_(pc.is_finite(sets[measure]), pc.is_finite(sets["performance"])))
     rows = [
         {"measured": row[measure], **{key: row[key] for key in ("set", "strategy", "performance")}}
-        # Those that no strategy chose first, so that the others lie on them.
+        # Sets that no strategy chose are drawn first, so that the others are on top.
         for row in sorted(known.to_pylist(), key=lambda row: row["strategy"].lower() not in _NOT_CHOSEN)
     ]
     legend = alt.Legend(
@@ -170,7 +173,7 @@ def _points(
         )
         return {"shorthand": f"{name}:Q", "title": title, "scale": _scale(values), "axis": axis}
 
-    # Of all sets, so that plots side by side have one scale even where one of them lacks sets.
+    # The scale covers all sets, so that plots side by side have the same scale even if one of them lacks sets.
     heights = sets["performance"].filter(pc.is_finite(sets["performance"])).to_pylist()
     chart: alt.Chart = (
         alt.Chart(alt.InlineData(values=rows))
@@ -188,7 +191,7 @@ def _points(
 
 
 def _looks(strategies: Sequence[str], smaller: float) -> list[tuple[str, str, str, float]]:
-    """Return fill, outline, shape and area of each strategy; after ten, fills and shapes come again."""
+    """Return fill, outline, shape and area of each strategy; after ten, fills and shapes repeat."""
     chosen = [strategy for strategy in strategies if strategy.lower() not in _NOT_CHOSEN]
     looks = []
     for strategy in strategies:
@@ -202,7 +205,7 @@ def _looks(strategies: Sequence[str], smaller: float) -> list[tuple[str, str, st
 
 
 def _scale(values: Sequence[float]) -> "alt.Scale":
-    """Return a scale with some room around the values, also where there are none or all are equal."""
+    """Return a scale with a margin around the values, also if there are none or all are equal."""
     import altair as alt
 
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
@@ -211,7 +214,7 @@ def _scale(values: Sequence[float]) -> "alt.Scale":
 
 
 def _format(values: Sequence[float]) -> dict[str, Any]:
-    """Return how the numbers at an axis are written where they would be long: 20k, 2e-5."""
+    """Return the format of numbers at an axis that would be long: 20k, 2e-5."""
     most = max(map(abs, values), default=0.0)
     if most >= 10_000:
         return {"format": "~s"}
@@ -221,7 +224,7 @@ def _format(values: Sequence[float]) -> dict[str, Any]:
 def _coefficients(
     shown: Sequence[Correlation], group: str, measures: Sequence[str], names: list[str] | None, scale: "alt.Scale"
 ) -> "alt.LayerChart | alt.FacetChart":
-    """Draw a row a measure: a dot a coefficient, a line for its interval, and the numbers; `names` are at the left."""
+    """Draw one row per measure: dots for coefficients, lines for intervals, and numbers; `names` are at the left."""
     import altair as alt
 
     rows, texts = [], []
@@ -282,7 +285,7 @@ def _one(correlations: Sequence[Correlation], measure: str, group: str, method: 
 
 
 def _ranked(correlations: Sequence[Correlation], labels: Mapping[str, str]) -> list[str]:
-    """Return the measures, the highest Pearson coefficient over all sets first, those without one last."""
+    """Return the measures in falling order of the Pearson coefficient over all sets, those without one last."""
 
     def place(measure: str) -> float:
         one = _one(correlations, measure, ALL_SETS, "pearson")
@@ -292,7 +295,7 @@ def _ranked(correlations: Sequence[Correlation], labels: Mapping[str, str]) -> l
 
 
 def _heading(correlations: Sequence[Correlation], measure: str, sets: int) -> str:
-    """Return the coefficients over all sets, and how many sets these are where the measure lacks some."""
+    """Return the coefficients over all sets, with the number of sets if the measure lacks some."""
     found = {method: _one(correlations, measure, ALL_SETS, method) for method in _DOTS}
     measured = max((one.sets for one in found.values() if one), default=0)
     lacking = "" if measured == sets else f" ({_counted(measured)})"
@@ -347,4 +350,4 @@ _LOOK: dict[str, Any] = {
         },
     },
 }  # fmt: skip
-"""Given where a picture is put together: each of altair's `configure` methods would copy all of its plots."""
+"""Configuration passed in when a picture is assembled: altair's `configure` methods would each copy all plots."""

@@ -1,6 +1,6 @@
-"""The sets of a study: which there are, choosing, measuring and training on one of them.
+"""The sets of a study: their list, and choosing, measuring and training on one of them.
 
-Belongs here: one set's steps, each kept on disk once done. Does not: what becomes of all sets (`correlate`).
+Belongs here: one set's steps, each stored on disk once done. Does not: the outcome over all sets (`correlate`).
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from novelsum_dagster.artifacts.artifact import Artifact
 from novelsum_dagster.common.files import content_key, write_table
 from novelsum_dagster.common.progress import Progress, Reporter, no_progress
 from novelsum_dagster.diversity.lexical import Occurrences
-from novelsum_dagster.diversity.measures import Grid, Samples, Yardstick
+from novelsum_dagster.diversity.measures import Evaluator, Grid, Samples
 from novelsum_dagster.selection.scoring import Scoring, Side
 from novelsum_dagster.selection.strategies import select
 from novelsum_dagster.settings import (
@@ -33,17 +33,17 @@ from novelsum_dagster.study.pool import Represented, StudyData, once
 from novelsum_dagster.study.training import named_model_hash, train_and_evaluate
 
 UNSEEDED: frozenset[Strategy] = frozenset({"farthest", "qdit"})
-"""Strategies that draw nothing: one set of each size."""
+"""Strategies without randomness: one set of each size."""
 
 
 class Recipe(BaseModel):
-    """How a set is made; `copies` above 1 repeat a random subset.
+    """The recipe of a set; `copies` above 1 repeat a random subset.
 
     Attributes:
-        variant: its name, where the set is of one.
+        variant: name of the variant, if any.
         density_side, swap_rounds: of NovelSelect.
-        representation: the vectors by which is chosen.
-        options: of the strategy, where they are not its defaults.
+        representation: the vectors that the strategy uses.
+        options: of the strategy, if they differ from its defaults.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,13 +61,13 @@ class Recipe(BaseModel):
 
     @property
     def described(self) -> dict[str, Any]:
-        """What the set depends on; of sets without a variant as before there were variants."""
+        """The values that the set depends on; without a variant, in the form used before variants existed."""
         later = {"variant", "density_side", "swap_rounds", "representation", "options"}
         return {**self.model_dump(exclude=later), **self.model_dump(include=later, exclude_defaults=True)}
 
 
 class StudySet(Artifact):
-    """A chosen set: `file` has a row a sample in pick order: id, row (in the study's pool)."""
+    """A chosen set: `file` has one row per sample in pick order: id, row (in the study's pool)."""
 
     recipe: Recipe
     pool: str
@@ -100,7 +100,7 @@ class GridValue(BaseModel):
 
 
 class StudyMeasures(Artifact):
-    """The measures of a set, of `measured` of its samples; TTR is missing where they have too few words."""
+    """The measures of a set, of `measured` of its samples; TTR is missing if they have too few words."""
 
     study_set: str
     recipe: Recipe
@@ -110,7 +110,7 @@ class StudyMeasures(Artifact):
 
 
 class StudyTraining(Artifact):
-    """What one model trained on a set achieves: bits per byte of each source's held-out texts, lower is better."""
+    """The result of one model trained on a set: bits per byte of each source's held-out texts, lower is better."""
 
     study_set: str
     recipe: Recipe
@@ -118,7 +118,7 @@ class StudyTraining(Artifact):
 
 
 class StudyPerformance(Artifact):
-    """What the models trained on a set achieve, bits per byte by training seed and source; `losses` has the means.
+    """The results of the models trained on a set, bits per byte by training seed and source; `losses` has the means.
 
     Those of earlier releases have no trials.
     """
@@ -179,7 +179,7 @@ def build_set(
         recipe: how.
         novelsum: K, beta and alpha of NovelSelect, and which NovelSum its side "objective" increases.
         progress: called as the strategy says.
-        view: the vectors by which is chosen; None: the pool's.
+        view: the vectors that the strategy uses; None: the pool's.
 
     Raises:
         ValueError: as the strategy does, as for a size over the pool's.
@@ -224,24 +224,24 @@ def measure_set(
     data: StudyData,
     study_set: StudySet,
     settings: Settings,
-    yardstick: Yardstick,
+    evaluator: Evaluator,
     reporter: Reporter,
     view: Represented | None = None,
 ) -> StudyMeasures:
-    """Measure a set, whole.
+    """Measure a whole set.
 
     Args:
         data: the pool, which is the reference.
         study_set: the set.
         settings: of NovelSum, the other measures and the study.
-        yardstick: made by `study_yardstick`, of the same view.
+        evaluator: made by `study_evaluator`, of the same view.
         reporter: shows progress.
-        view: the vectors under which is measured, without the measures of texts; None: the pool's, with them.
+        view: the vectors of the measures, without the measures of texts; None: the pool's, with them.
 
     Raises:
         ValueError: as the measures do.
     """
-    study, grid = settings.study, yardstick.grid
+    study, grid = settings.study, evaluator.grid
     described = {
         "set": study_set.key,
         "novelsum": settings.novelsum.model_dump(),
@@ -256,7 +256,7 @@ def measure_set(
         rows = study_set.rows(data.root)
         seen = view or data.own
         texts = [data.texts[row] for row in rows]
-        found = yardstick.measure(
+        found = evaluator.measure(
             study_set.recipe.name,
             Samples(seen.vectors[rows], texts if view is None else None),
             np.arange(len(rows)),
@@ -277,25 +277,25 @@ def measure_set(
     return once(data.root, f"study/measures={key}.json", StudyMeasures, build)
 
 
-def study_yardstick(data: StudyData, settings: Settings, view: Represented | None = None) -> Yardstick:
-    """Return what a study's sets are measured against.
+def study_evaluator(data: StudyData, settings: Settings, view: Represented | None = None) -> Evaluator:
+    """Return the evaluator of a study's sets.
 
     Under the pool's own vectors NovelSum has every K, beta and alpha of the study, those of the settings first; under a
     view those alone.
     """
     novelsum, study, seed = settings.novelsum, settings.study, settings.study.seeds[0]
     if view is not None:
-        return Yardstick(view.vectors, novelsum, settings.measures, seed=seed, device=settings.device)
+        return Evaluator(view.vectors, novelsum, settings.measures, seed=seed, device=settings.device)
     grid = Grid(
         tuple(dict.fromkeys([novelsum.neighbors, *study.neighbors])),
         tuple(dict.fromkeys([novelsum.density_power, *study.density_powers])),
         tuple(dict.fromkeys([novelsum.proximity_power, *study.proximity_powers])),
     )
-    return Yardstick(data.own.vectors, novelsum, settings.measures, grid=grid, seed=seed, device=settings.device)
+    return Evaluator(data.own.vectors, novelsum, settings.measures, grid=grid, seed=seed, device=settings.device)
 
 
 def training_file(study_set: StudySet, training: Training, seed: int) -> str:
-    """Return where the outcome of a training is kept, in the storage folder."""
+    """Return the path of a training's outcome in the storage folder."""
     described = {
         "set": study_set.key,
         "training": {**training.model_dump(), "files": named_model_hash(training)},
@@ -337,7 +337,7 @@ def train_on_set(
 
 
 def performance_of(trained: Mapping[int, StudyTraining]) -> StudyPerformance:
-    """Return what the models trained on one set achieve together, by training seed."""
+    """Return the combined results of the models trained on one set, by training seed."""
     trainings = list(trained.values())
     first = trainings[0]
     means = {source: float(np.mean([one.losses[source] for one in trainings])) for source in first.losses}

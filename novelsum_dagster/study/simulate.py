@@ -1,4 +1,4 @@
-"""Simulated pools and selections that a person can rank, and which measures rank them the same way.
+"""Simulated pools and selections with a known order of diversity, and which measures reproduce it.
 
 Belongs here: the pools, the selections, the pairs that are beyond dispute, the scores, their files. Does not: the
 measures (`diversity`), the drawings (`pictures`).
@@ -31,7 +31,7 @@ from novelsum_dagster.study.pictures import ranking_png, selections_png
 POOL_SIZE = 3000
 SELECTION_SIZE = 300
 COPIES = 10
-"""How often each sample of a selection of duplicates is there."""
+"""Number of copies of each sample in a selection of duplicates."""
 INERTIA_CLUSTERS = SELECTION_SIZE // 50
 """The paper's 200 clusters are one for every 50 of its samples; 200 of these would leave hardly any inertia."""
 PLANE, SPHERE = 2, 64
@@ -60,7 +60,7 @@ class Pool:
         name: "uniform", "clustered" or "varying density".
         dimensions: `PLANE` or `SPHERE`.
         points: float64, (n, dimensions): in the plane within and about the unit disc, else of length 1.
-        cluster: int64, (n,): 0 to 7; None where the pool is not clustered.
+        cluster: int64, (n,): 0 to 7; None if the pool is not clustered.
     """
 
     name: str
@@ -124,7 +124,7 @@ SELECTIONS: dict[str, str] = {
     "dense only": "where neighbours\nare nearest",
     "outliers only": "where neighbours\nare farthest",
 }
-"""What each selection of `SELECTION_SIZE` samples is."""
+"""A description of each selection of `SELECTION_SIZE` samples."""
 
 Pair = tuple[str, str]
 """A more diverse and a less diverse selection."""
@@ -146,7 +146,7 @@ _EVERYWHERE: tuple[Pair, ...] = (
     ("duplicates", "region duplicates"),
 )
 _EVEN: tuple[Pair, ...] = (
-    # Both reach everywhere; one leaves gaps and clumps. No density is there that the other would disregard.
+    # Both cover the whole disc; random leaves gaps and clumps. The density is uniform, so none is disregarded.
     ("spread out", "random"),
 )
 _DENSE: tuple[Pair, ...] = (
@@ -170,7 +170,7 @@ PAIRS: dict[tuple[str, int], tuple[Pair, ...]] = {
 """The pairs that a person would agree with, by pool; fixed before any measure was computed. Left out as disputable:
 
 - spread out over random, but for the uniform plane: where density varies, random follows what there is more of, which
-  some call more representative and others less diverse; in 64 dimensions 3,000 points are too thin to tell them apart.
+  some call more representative and others less diverse; in 64 dimensions 3,000 points are too sparse to differ.
 - outliers over or under random: they are far apart, and they are not what the pool is about.
 - outliers under spread out, but for the ring: the fringes of all clusters are spread out themselves, as is what is far
   from everything in 64 dimensions; in a uniform pool dense and sparse are chance.
@@ -181,7 +181,7 @@ PAIRS: dict[tuple[str, int], tuple[Pair, ...]] = {
 
 @dataclass(frozen=True)
 class Simulation:
-    """What was measured, and how it ranks.
+    """The measured values and the comparisons of the stated pairs.
 
     Attributes:
         values: repeat (int64), pool (string), dimensions (int64), selection, measure (string), value (float64).
@@ -317,7 +317,7 @@ def _clustered(dimensions: int, generator: np.random.Generator) -> Pool:
 
 
 def _far_apart(candidates: Points, count: int) -> Points:
-    """Return so many of the candidates, each the farthest from those before it."""
+    """Return `count` of the candidates, each the farthest from those before it."""
     chosen = [0]
     for _ in range(count - 1):
         nearest = np.min([np.linalg.norm(candidates - candidates[index], axis=1) for index in chosen], axis=0)
@@ -378,7 +378,7 @@ def _half(pool: Pool, generator: np.random.Generator) -> NDArray[np.int64]:
 def _region(pool: Pool, generator: np.random.Generator) -> NDArray[np.int64]:
     """Return the samples of a cluster that has enough, or those nearest to a sample of the denser half.
 
-    About a sample in a sparse place as many would fill a third of the space, which is no longer one region.
+    Around a sample in a sparse place, the same number would fill a third of the space, which is not one region.
     """
     if pool.cluster is not None:
         populous = np.flatnonzero(np.bincount(pool.cluster) >= SELECTION_SIZE)
@@ -458,7 +458,7 @@ def write_simulation(folder: Path, simulation: Simulation) -> None:
     The files are scores, values and pairs (.csv, .parquet), points.parquet, ranking.png and selections.png.
 
     Args:
-        folder: made where it is missing.
+        folder: made if it is missing.
         simulation: as `simulate` returns it.
     """
     for name in ("scores", "values", "pairs"):

@@ -1,4 +1,4 @@
-"""How sure a study's numbers are: correlations within cells, partial ones, gains over random, by bootstrap.
+"""Bootstrap statistics of a study: correlations within cells, partial correlations, gains over random.
 
 Belongs here: pure statistics of arrays. Does not: which sets and measures there are (`findings`).
 
@@ -30,12 +30,12 @@ _NORMAL, _POWER_NORMAL = 1.959963984540054, 0.8416212335729143
 FEWEST = 4
 """Sets that a cell needs to count."""
 _ROUNDING = 1e-12
-"""Variances this small, as part of a value's square, are rounding."""
+"""Deviations up to this, relative to the largest value, count as rounding."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval; None where it is not defined."""
+    """A value with its 95 % interval; None if it is not defined."""
 
     value: float | None
     low: float | None = None
@@ -132,7 +132,7 @@ class Cell:
         for label in np.unique(self.labels):
             columns = self.labels == label
             centred[:, columns] -= values[:, columns].mean(axis=1, keepdims=True)
-        # What is left of equal values is rounding.
+        # Deviations of equal values are only rounding.
         centred[np.abs(centred) <= _ROUNDING * np.abs(values).max()] = 0.0
         return centred
 
@@ -191,7 +191,7 @@ def _pooled(variables: Sequence[Sequence[Floats]], weights: Floats) -> dict[tupl
 
 
 def _partial(r: dict[tuple[int, int], Floats]) -> Floats:
-    """Return the coefficient of variables 0 and 1, the others held fixed, one after the other."""
+    """Return the partial coefficient of variables 0 and 1, controlling for the others one after the other."""
     last = max(j for _, j in r)
     while last > 1:
         left = {(i, j): one for (i, j), one in r.items() if j < last}
@@ -230,15 +230,15 @@ def _standardised(values: Floats, method: Method) -> Floats:
 
 
 def gain(other: Floats, base: Floats, generator: np.random.Generator, draws: int = DRAWS) -> Estimate:
-    """Return by how much less one strategy's sets cost than another's, with its 95 % interval.
+    """Return the gain of a strategy: the loss of the base strategy's sets minus its own, with its 95 % interval.
 
     Strategies are paired by training seed. Resampled are the sets of each, and the training seeds in common. Of m sets
     or seeds m - 1 are drawn, which gives the mean of the draws the variance of a mean of m (Rao and Wu, 1988); a single
     set or seed is kept.
 
     Args:
-        other: loss, float64, (sets, seeds), of the strategy in question.
-        base: loss, float64, (sets of the other, the same seeds).
+        other: loss, float64, (sets, seeds), of the strategy.
+        base: loss, float64, (sets, the same seeds), of the base strategy.
         generator: of the resamples.
         draws: resamples.
     """
@@ -262,7 +262,7 @@ def detectable_correlation(informative: int) -> float | None:
     """Return the least correlation that a two-sided test at 5 % finds with a probability of 0.8.
 
     By Fisher's transformation, whose variance is 1 / `informative`: the number of sets less 3 in each cell. None where
-    there are no such sets.
+    no cell has that many sets.
     """
     if informative < 1:
         return None
@@ -279,7 +279,7 @@ def detectable_difference(losses: Sequence[Floats], sets: tuple[int, int]) -> fl
         sets: how many sets the two strategies have.
 
     Returns:
-        The difference, in the unit of the losses; None where no strategy has two sets.
+        The difference, in the unit of the losses; None if no strategy has two sets.
     """
     from scipy.stats import t
 

@@ -1,4 +1,4 @@
-"""The facts of a study as small tables that can be kept with a repository, and read again without the pool.
+"""The facts of a study as small tables that can be stored in a repository and read without the pool.
 
 Belongs here: trials.csv, measures.csv, sets.csv and studies.csv, written and read. Does not: what follows from them
 (`statistics`, `findings`).
@@ -31,7 +31,7 @@ from novelsum_dagster.study.run import Studied
 from novelsum_dagster.study.sets import Recipe
 
 SEEN, UNSEEN = "seen", "unseen"
-"""Kinds of sources: some of their samples are in the sets, or none is."""
+"""Kinds of sources: seen, with samples in the sets, and unseen, without."""
 OF_TEXTS = frozenset({"ttr", "vocd_d", "g_vendi"})
 """Measures of the texts themselves, which have no representation."""
 _PACKAGES = ("novelsum-dagster", "torch", "transformers", "tokenizers", "numpy", "faiss-cpu", "scikit-learn")
@@ -49,7 +49,7 @@ COLUMNS = {
     ),
     "studies": ("pool", "fact", "value"),
 }  # fmt: skip
-"""Of each file, in order."""
+"""The columns of each file, in order."""
 
 _WHOLE = {"size", "set_seed", "training_seed", "copies"}
 _REAL = {
@@ -64,7 +64,7 @@ def tables_of(found: Studied, settings: Settings, pool: str) -> dict[str, Rows]:
     """Return the rows of each table by its name.
 
     Args:
-        found: what a study has found so far.
+        found: the results of a study so far.
         settings: of the study.
         pool: its name.
     """
@@ -108,7 +108,7 @@ def read_tables(folders: Sequence[Path]) -> dict[str, Rows]:
 
 def _read(path: Path, columns: Sequence[str]) -> Rows:
     if not path.exists():
-        raise InputError(f"{path}: is not there; name a folder that study correlate --export has written")
+        raise InputError(f"{path}: is missing; name a folder that study correlate --export has written")
     return [
         {
             **row,

@@ -1,4 +1,4 @@
-"""Models of a study trained side by side, each in a process with one thread: small models gain little from a second.
+"""Parallel training of a study's models in processes of one thread each: small models gain little from more.
 
 Belongs here: the processes. Does not: a training (`sets`, `training`).
 """
@@ -18,7 +18,7 @@ from novelsum_dagster.study.sets import StudySet, train_on_set
 
 
 class Trainers:
-    """Trains models of a study, several at a time where there are workers.
+    """Trains models of a study, several at a time if there are workers.
 
     Args:
         data: the study's pool.
@@ -31,7 +31,7 @@ class Trainers:
         self._data, self._training, self._device, self._workers = data, training, device, workers
 
     def train(self, sets: Mapping[str, StudySet], seed: int, progress: Progress) -> None:
-        """Train a model on each set; what it achieves is kept, where `train_on_set` finds it.
+        """Train a model on each set; its result is stored where `train_on_set` finds it.
 
         Args:
             sets: by name.
@@ -59,9 +59,9 @@ class Trainers:
 
 @contextmanager
 def trainers(data: StudyData, training: Training, device: str, workers: int) -> Iterator[Trainers]:
-    """Yield what trains a study's models.
+    """Yield a trainer of a study's models.
 
-    Its processes end with the block, once the trainings that they have begun are done and kept.
+    Its processes end with the block, once the trainings that they have begun are done and stored.
 
     Args:
         data: the study's pool.
@@ -72,7 +72,7 @@ def trainers(data: StudyData, training: Training, device: str, workers: int) -> 
     if workers == 1:
         yield Trainers(data, training, device, None)
         return
-    # A worker reads the pool itself, in place of what this process has read.
+    # A worker reads the pool itself instead of receiving this process's copy.
     unread = StudyData(data.root, data.snapshot, data.vector_set, data.pool)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _begin, (unread, training, device)) as executor:
@@ -83,11 +83,11 @@ def trainers(data: StudyData, training: Training, device: str, workers: int) -> 
 
 
 _work: list[tuple[StudyData, Training, str]] = []
-"""In a worker: what all its trainings have in common."""
+"""In a worker: the arguments shared by all its trainings."""
 
 
 def _begin(data: StudyData, training: Training, device: str) -> None:
-    """Prepare a worker: one thread, no interrupts of its own, an end when its parent ends."""
+    """Prepare a worker: one thread, interrupts ignored, exit when its parent exits."""
     import torch
 
     torch.set_num_threads(1)

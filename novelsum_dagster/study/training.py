@@ -24,7 +24,7 @@ SCORED_CHARACTERS = 2000
 """Characters of a held-out text that are scored; not tokens, so that every tokenizer scores the same text."""
 
 HELD_OUT_SHARE = 5
-"""At most one in so many samples of a source is held out, so that what is left still stands for the source."""
+"""At most one in this number of samples of a source is held out, so that the rest still represents the source."""
 
 _FROM_SCRATCH_RATE, _FINE_TUNING_RATE = 2e-3, 5e-5
 _WARMUP = 0.05
@@ -39,12 +39,12 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> str:
     tokenizers predict different things.
 
     Raises:
-        InputError: where there is no text.
+        InputError: if there is no text.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     if not any(texts):
-        raise InputError("a tokenizer is trained on text, and there is none")
+        raise InputError("the texts are empty; a tokenizer needs text to train on")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -85,14 +85,14 @@ def train_and_evaluate(
 
     Raises:
         InputError: for a set or a held-out source without text, a model that cannot be loaded or is too short for the
-            context, a device that is not there, or training that diverged.
+            context, a device that does not exist, or training that diverged.
     """
     _require_text(held_out)  # Before the minutes of training, not after.
     model = build_model(settings, tokenizer, seed, device)
     train(model, texts, settings, seed, progress)
     losses = bits_per_byte(model, held_out, settings)
     if not all(map(math.isfinite, losses.values())):
-        raise InputError("training diverged: the held-out loss is no number; lower training.learning_rate")
+        raise InputError("training diverged: the held-out loss is not a number; lower training.learning_rate")
     return losses
 
 
@@ -111,7 +111,7 @@ def train(
     CUDA, products are in bfloat16.
 
     Raises:
-        InputError: where no text has a token.
+        InputError: if no text has a token.
     """
     import torch
 
@@ -150,7 +150,7 @@ def training_sequences(
         seed: of the shuffles.
 
     Raises:
-        InputError: where no sample has a token.
+        InputError: if no sample has a token.
     """
     ended = [np.append(ids, end) for ids in samples if len(ids)]
     if not ended:
@@ -169,13 +169,13 @@ def training_sequences(
 
 
 def bits_per_byte(model: LanguageModel, held_out: Mapping[str, Sequence[str]], settings: Training) -> dict[str, float]:
-    """Return what each source's texts cost under the model: bits, over their bytes in UTF-8, the source's texts as one.
+    """Return the loss on each source's texts under the model in bits per UTF-8 byte, over all texts of the source.
 
     Of each text the first 2,000 characters are scored, in windows of `settings.context` tokens: the first window
     follows an end token, the others the token before them, without what came earlier. The end of a text is not scored.
 
     Raises:
-        InputError: where there is no source, or a source has no text.
+        InputError: if there is no source, or a source has no text.
     """
     _require_text(held_out)
     return {source: _bits_per_byte(model, texts, settings) for source, texts in held_out.items()}
@@ -195,7 +195,7 @@ def z_scores(losses: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
     Raises:
         InputError: for fewer than two sets, a set without sources or with other sources than the first, or a loss that
-            is no number.
+            is not a number.
     """
     if len(losses) < 2:
         raise InputError(f"z-scores compare sets; there must be at least 2, not {len(losses)}")
@@ -206,7 +206,7 @@ def z_scores(losses: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     values = np.array([[of_set[source] for source in sources] for of_set in losses.values()], dtype=np.float64)
     if not np.isfinite(values).all():
         raise InputError(
-            f"set {list(losses)[int(np.argwhere(~np.isfinite(values))[0, 0])]} has a loss that is no number"
+            f"set {list(losses)[int(np.argwhere(~np.isfinite(values))[0, 0])]} has a loss that is not a number"
         )
     differ = np.ptp(values, axis=0) > 0
     deviation = np.where(differ, values.std(axis=0), 1.0)
@@ -279,7 +279,7 @@ def _windows(
 
 
 def _padded(rows: Sequence[NDArray[np.int64]], fill: int) -> NDArray[np.int64]:
-    # On the right: what comes later changes nothing in a causal model, so no mask is needed.
+    # Padding is on the right: in a causal model later tokens have no influence, so no mask is needed.
     table = np.full((len(rows), max(map(len, rows))), fill)
     for row, ids in zip(table, rows, strict=True):
         row[: len(ids)] = ids

@@ -1,7 +1,7 @@
-"""Other vectors of a study's samples: of their prompts or responses alone, or pooled, whitened or reduced otherwise.
+"""Other vectors of a study's samples: of prompts or responses alone, or with other pooling, whitening or reduction.
 
-Belongs here: embedding a study's pool under another rule. Does not: how vectors are made (`embedding`), the study's own
-pool (`pool`).
+Belongs here: embedding a study's pool by another rule. Does not: how vectors are computed (`embedding`), the study's
+own pool (`pool`).
 """
 
 import tempfile
@@ -38,8 +38,8 @@ class StudyTexts(Artifact):
 class StudyView(Artifact):
     """A study's samples under one representation.
 
-    `file` has a row a sample that sets are chosen from: the mean squared distance to their K nearest others, a column
-    for each K. `kept` samples have no text of that kind, and are there with the text that they have in the pool.
+    `file` has one row per sample that sets are chosen from: the mean squared distance to its K nearest others, one
+    column for each K. `kept` samples have no text of that kind and use the text that they have in the pool.
     """
 
     snapshot: PoolSnapshot
@@ -52,12 +52,12 @@ def embedding_of(representation: Representation, settings: Embedding) -> Embeddi
     """Return the settings by which a representation's vectors are made.
 
     Raises:
-        InputError: where the pool's vectors are not made by a model, or the rule does not fit `embedding`.
+        InputError: if the pool's vectors are not made by a model, or the rule does not fit `embedding`.
     """
     if settings.vectors is not None:
         raise InputError(
-            f"study.representations: {representation.name} needs a model, and embedding.vectors has vectors of your"
-            " own; leave one of them out"
+            f"study.representations: {representation.name} needs a model, but embedding.vectors supplies"
+            " vectors; remove one of them"
         )
     changed = {**representation.model_dump(exclude={"name"}), "include": ()}
     try:
@@ -76,7 +76,7 @@ def build_view(data: StudyData, representation: Representation, settings: Settin
         reporter: shows progress.
 
     Raises:
-        InputError: where sources have changed since the pool was read, or as `vectors_of_pool` does.
+        InputError: if sources have changed since the pool was read, or as `vectors_of_pool` does.
         ValueError: as `densities` does.
     """
     root, name = data.root, representation.name
@@ -106,7 +106,7 @@ def build_view(data: StudyData, representation: Representation, settings: Settin
 
 
 def views_of(data: StudyData, settings: Settings, reporter: Reporter) -> dict[str, StudyView]:
-    """Return every representation that the settings name beside the pool's own, by name.
+    """Return every representation that the settings name besides the pool's own, by name.
 
     Raises:
         InputError, ValueError: as `build_view` does.
@@ -129,7 +129,7 @@ def _texts(data: StudyData, rule: TextRule, settings: Settings) -> StudyTexts:
     """Read the sources again for other texts of the pool's samples, unless that has been done.
 
     Raises:
-        InputError: where a file of the sources is another since the pool was read.
+        InputError: if a file of the sources has changed since the pool was read.
     """
     snapshot, root = data.snapshot, data.root
     key = content_key({"snapshot": snapshot.key, "text": rule.choice, "include": rule.include})

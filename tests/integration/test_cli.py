@@ -232,7 +232,7 @@ def test_a_reference_of_one_sample_is_refused(folder: Path) -> None:
     write_jsonl(folder / "single.jsonl", alpaca(1))
     done = _novelsum(folder, "measure", "pool/one.jsonl", "--reference", "single.jsonl")
     assert done.returncode == 2
-    assert "one distinct sample" in done.stderr
+    assert "two distinct reference samples" in done.stderr
 
 
 def test_measure_gives_every_combination_and_variant(folder: Path) -> None:

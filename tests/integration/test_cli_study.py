@@ -275,9 +275,7 @@ def test_studies_of_several_folders_become_one_page(folder: Path) -> None:
     again = _novelsum(folder, "study", "page", "tables-first", "tables-first", "-o", "page/study.html")
     assert again.returncode == 2 and "the pool first is in two of the folders" in again.stderr
     lost = _novelsum(folder, "study", "page", "nowhere", "-o", "page/study.html")
-    assert (
-        lost.returncode == 2 and "is not there; name a folder that study correlate --export has written" in lost.stderr
-    )
+    assert lost.returncode == 2 and "is missing; name a folder that study correlate --export has written" in lost.stderr
 
 
 def test_sets_are_written_for_models_trained_elsewhere(folder: Path) -> None:

@@ -92,8 +92,8 @@ def test_labels_may_be_numbers(snapshot: PoolSnapshot, root: Path) -> None:
         ({"k": 5, "quality": "meta.scroe"}, "'meta.scroe' is neither a column"),
         ({"k": 5, "must_exclude": ["abc"]}, "no sample of the pool has the id 'abc'"),
         ({"k": 5, "quotas": [{"column": "sorce", "caps": {"a": 1}}]}, "'sorce' is neither a column"),
-        ({"k": 5, "quotas": [{"column": "source", "floors": {"plain": 6}}]}, "need 6, and k is 5"),
-        ({"token_budget": 1}, "pays for no sample"),
+        ({"k": 5, "quotas": [{"column": "source", "floors": {"plain": 6}}]}, "need 6, but k is 5"),
+        ({"token_budget": 1}, "eligible sample"),
     ],
 )
 def test_what_cannot_be_is_refused_without_vectors(
@@ -126,7 +126,7 @@ def test_what_the_settings_name_must_be_there(snapshot: PoolSnapshot, root: Path
         _choose(snapshot, root, k=5, quality="meta.scroe")
     with pytest.raises(InputError, match=r"selection.must_include: no sample of the pool has the id 'abc'"):
         _choose(snapshot, root, k=5, must_include=["abc"])
-    with pytest.raises(ValueError, match="source 'plane' has a cap and no sample; there are 'graded', 'plain'"):
+    with pytest.raises(ValueError, match="source 'plane' has a cap but no sample; the labels are 'graded', 'plain'"):
         _choose(snapshot, root, k=5, quotas=[{"column": "source", "caps": {"plane": 2}}])
 
 

@@ -187,7 +187,7 @@ def test_any_pool_can_follow_any(
     pools, measure = Pools(tmp_path), NovelSum(neighbors=neighbors, neighbor_policy=policy)
     table: DensityTable | None = None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(growth, "_MOST_ANEW", largest_part)
+        patch.setattr(growth, "_MOST_AGAIN", largest_part)
         for cells in chain:
             # Thirds: sums of their squares are rounded.
             rows = np.array(cells, dtype=np.float32) / np.float32(3)
@@ -330,7 +330,7 @@ def test_other_settings(pools: Pools) -> None:
         assert pools.searched == "30 new against all, 200 against the new"
 
 
-def test_another_model_is_searched_anew(pools: Pools) -> None:
+def test_another_model_is_searched_again(pools: Pools) -> None:
     pools.grow(pools.first(BASE), _rows(200, seed=3))
     assert pools.searched == "all 200 against all (200 are new, 0 lost a neighbour)"
     pools.grow(pools.first(BASE), _rows(200, d=8))

@@ -281,7 +281,7 @@ def test_a_worker_that_is_always_lost_ends_the_work(engine: RayEngine) -> None:
 def test_too_many_workers_are_refused(engine: RayEngine) -> None:
     with pytest.raises(InputError, match=r"999 workers need 499\.5 CPUs .*; lower ray\.workers"):
         RayEngine(Ray(workers=999)).search(Candidates.of(ROWS, FACTOR, None), np.ones(3), "cpu")
-    with pytest.raises(InputError, match="1 GPUs together"):
+    with pytest.raises(InputError, match="1 GPUs in total"):
         list(RayEngine(Ray(workers=1, gpus_per_worker=1)).spread(None, []))
 
 

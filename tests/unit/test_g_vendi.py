@@ -16,7 +16,7 @@ from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.progress import LogReporter
 from novelsum_dagster.diversity import g_vendi, gradient_features, measures, vendi_score
 from novelsum_dagster.diversity.g_vendi import Projection
-from novelsum_dagster.diversity.measures import Samples, Yardstick, measure_sets
+from novelsum_dagster.diversity.measures import Evaluator, Samples, measure_sets
 from novelsum_dagster.embedding.language_model import END, LanguageModel, build_model
 from novelsum_dagster.settings import GVendi, Measures, NovelSum, Training
 from novelsum_dagster.study.training import train_tokenizer
@@ -159,17 +159,17 @@ def test_it_is_measured_where_a_model_is_named(folder: Path, model: LanguageMode
     asked = GVendi(model=str(folder), context=24, dimensions=48)
     settings = Measures(partition_clusters=3, inertia_clusters=3, ttr_tokens=100, g_vendi=asked)
     sets = {"all": Samples(rows, TEXTS), "first": Samples(rows[:20], TEXTS[:20])}
-    found = measure_sets(sets, Yardstick(rows, NovelSum(), settings, seed=3, device="cpu"), seed=5, reporter=QUIET)
+    found = measure_sets(sets, Evaluator(rows, NovelSum(), settings, seed=3, device="cpu"), seed=5, reporter=QUIET)
     for one in found.sets:
         texts = [TEXTS[row] for row in one.rows]
         expected = vendi_score(gradient_features(model, texts, 48, 3, context=24))
         assert one.values["g_vendi"].value == pytest.approx(expected.value, rel=1e-6)
         assert one.values["g_vendi"].low < expected.value < one.values["g_vendi"].high
     plain = settings.model_copy(update={"g_vendi": GVendi()})
-    without = measure_sets(sets, Yardstick(rows, NovelSum(), plain, device="cpu"), reporter=QUIET)
+    without = measure_sets(sets, Evaluator(rows, NovelSum(), plain, device="cpu"), reporter=QUIET)
     assert "g_vendi" not in without.sets[0].values and "dcscore" in without.sets[0].values
     without_texts = measure_sets(
-        {"all": Samples(rows)}, Yardstick(rows, NovelSum(), settings, device="cpu"), reporter=QUIET
+        {"all": Samples(rows)}, Evaluator(rows, NovelSum(), settings, device="cpu"), reporter=QUIET
     )
     assert "g_vendi" not in without_texts.sets[0].values
 
@@ -184,9 +184,9 @@ def test_a_text_of_several_sets_is_read_once(folder: Path, monkeypatch: pytest.M
         return gradient_features(model, texts, *others, **named)
 
     monkeypatch.setattr(measures, "gradient_features", noted)
-    yardstick = Yardstick(rows, NovelSum(), asked, device="cpu")
+    evaluator = Evaluator(rows, NovelSum(), asked, device="cpu")
     sets = {"all": Samples(rows, TEXTS[:12]), "turned": Samples(rows[::-1], TEXTS[11::-1])}
-    found = measure_sets(sets, yardstick, reporter=QUIET)
+    found = measure_sets(sets, evaluator, reporter=QUIET)
     assert sorted(read) == sorted(TEXTS[:12])
     assert found.sets[0].values["g_vendi"].value == pytest.approx(found.sets[1].values["g_vendi"].value)
 
@@ -204,6 +204,6 @@ def test_a_text_of_several_sets_is_read_once(folder: Path, monkeypatch: pytest.M
 def test_a_model_that_cannot_be_used_is_named(folder: Path, asked: dict[str, object], words: str) -> None:
     rows = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     settings = Measures(g_vendi=GVendi.model_validate({"model": str(folder), **asked}))
-    yardstick = Yardstick(rows, NovelSum(), settings, device="cpu")
+    evaluator = Evaluator(rows, NovelSum(), settings, device="cpu")
     with pytest.raises(InputError, match=words):
-        measure_sets({"a": Samples(rows, TEXTS[:5])}, yardstick, reporter=QUIET)
+        measure_sets({"a": Samples(rows, TEXTS[:5])}, evaluator, reporter=QUIET)

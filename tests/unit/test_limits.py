@@ -175,7 +175,7 @@ def test_included_samples_come_first_or_are_refused(plan: Plan, where: int) -> N
     included = np.random.default_rng(where).permutation(n)[: 1 + where % 3].tolist()
     for at, row in enumerate(included):
         if not plan.allowed()(included[:at])[row]:
-            with pytest.raises(ValueError, match=f"row {row} is to be picked first, but"):
+            with pytest.raises(ValueError, match=f"must_include or initial: row {row} "):
                 plan.picks(must_include=included)
             return
     picks = plan.picks(must_include=included)
@@ -256,28 +256,31 @@ def test_samples_that_cost_nothing_are_all_taken() -> None:
         ({"quotas": [Quota(SOURCE[:-1], name="source")]}, r"source has \(11,\) labels; .* 12 samples"),
         (
             {"quotas": [Quota(SOURCE, {"wbe": 3}, name="source")]},
-            "source 'wbe' has a cap and no sample; .* 'web', 'book",
+            "source 'wbe' has a cap but no sample; .* 'web', 'book",
         ),
-        ({"quotas": [Quota(SOURCE, floors={"wbe": 3}, name="source")]}, "source 'wbe' has a floor and no sample"),
+        ({"quotas": [Quota(SOURCE, floors={"wbe": 3}, name="source")]}, "source 'wbe' has a floor but no sample"),
         ({"quotas": [Quota(SOURCE, {"web": -1}, name="source")]}, "source 'web': the cap is -1"),
         ({"quotas": [Quota(SOURCE, floors={"web": -2}, name="source")]}, "source 'web': the floor is -2"),
-        ({"quotas": [Quota(SOURCE, {"web": 2}, {"web": 3}, "source")]}, "source 'web': the floor is 3, and 2 samples"),
-        ({"quotas": [Quota(SOURCE, {}, {"chat": 3}, "source")]}, "source 'chat': the floor is 3, and 2 samples"),
+        (
+            {"quotas": [Quota(SOURCE, {"web": 2}, {"web": 3}, "source")]},
+            "source 'web': the floor is 3, but only 2 samples",
+        ),
+        ({"quotas": [Quota(SOURCE, {}, {"chat": 3}, "source")]}, "source 'chat': the floor is 3, but only 2 samples"),
         (
             {"quotas": [Quota(SOURCE, {}, {"chat": 2}, "source")], "must_exclude": [11]},
-            "source 'chat': the floor is 2, and 1 samples",
+            "source 'chat': the floor is 2, but only 1 samples",
         ),
-        ({"quotas": [Quota(SOURCE, {}, {"web": 4, "book": 2}, "source")]}, "floors on source need 6, and k is 5"),
-        ({"quotas": [Quota(SOURCE, {"web": 1, "book": 1}, name="source")]}, "caps on source leave 4 samples, and k is"),
+        ({"quotas": [Quota(SOURCE, {}, {"web": 4, "book": 2}, "source")]}, "floors on source need 6, but k is 5"),
+        ({"quotas": [Quota(SOURCE, {"web": 1, "book": 1}, name="source")]}, "caps on source allow 4 samples, but k is"),
         (
             {"quotas": [Quota(SOURCE, {"chat": 1}, name="source")], "must_include": [10, 11]},
-            "row 11 is to be picked first, but the caps and floors on source .*'chat'",
+            "row 11 violates the caps and floors on source .*'chat'",
         ),
         (
             {"quotas": [Quota(SOURCE, {}, {"chat": 2, "book": 2}, "source")], "must_include": [4, 2]},
-            "row 2 is to be picked first, but the caps and floors on source .*'web'",
+            "row 2 violates the caps and floors on source .*'web'",
         ),
-        ({"must_include": [3], "initial": [3, 5], "must_exclude": [5]}, "row 5 is to be picked first, but it is excl"),
+        ({"must_include": [3], "initial": [3, 5], "must_exclude": [5]}, "row 5 is also excl"),
         (
             {
                 "quotas": [
@@ -302,14 +305,17 @@ def test_samples_that_cost_nothing_are_all_taken() -> None:
         ({"k": None, "cost": COST, "budget": 0.5}, "budget"),
         ({"k": None, "cost": COST, "budget": -1}, "budget"),
         ({"k": None, "cost": COST, "budget": np.nan}, "budget"),
-        ({"k": None, "cost": COST, "budget": 50, "must_exclude": range(12)}, "pays for no sample that may be picked"),
+        (
+            {"k": None, "cost": COST, "budget": 50, "must_exclude": range(12)},
+            "is below the cost of every eligible sample",
+        ),
         ({"k": None, "cost": COST[:5], "budget": 5}, r"cost has shape \(5,\)"),
         ({"k": None, "cost": np.r_[COST[:7], -1, COST[8:]], "budget": 5}, "cost: row 7 is -1"),
         ({"k": None, "cost": np.r_[COST[:7], np.nan, COST[8:]], "budget": 5}, "cost: row 7 is nan"),
-        ({"k": None, "cost": COST, "budget": 24, "must_include": [2, 6]}, "row 6 .* it costs 20 and 19 of the budget"),
+        ({"k": None, "cost": COST, "budget": 24, "must_include": [2, 6]}, "row 6 costs 20, but 19 of the budget"),
         (
             {"k": None, "cost": COST, "budget": 39, "quotas": [Quota(SOURCE, {}, {"book": 2}, "source")]},
-            "floors on source need 40, and the budget is 39",
+            "floors on source need 40, but the budget is 39",
         ),
         (
             {"quotas": [Quota(np.array([None, *SOURCE[1:]]), {None: 2}, {None: 3}, "source")]},

@@ -565,9 +565,9 @@ def test_rows_too_long_for_k_means_are_refused_and_others_measured() -> None:
         (dcscore, {"temperature": np.nan}, "temperature is nan; it must be over 0"),
         (dcscore, {"temperature": np.inf}, "temperature is inf; it must be over 0 and finite"),
         (cluster_inertia, {"clusters": 0}, "clusters is 0; it must be 1 or more"),
-        (partition_entropy, {"clusters": 0}, "clusters is 0 and the reference has 20 samples"),
-        (partition_entropy, {"clusters": 21}, "clusters is 21 and the reference has 20 samples"),
-        (partition_entropy, {}, "clusters is 100 and the reference has 20 samples"),
+        (partition_entropy, {"clusters": 0}, "clusters is 0; the reference allows 1 to 20"),
+        (partition_entropy, {"clusters": 21}, "clusters is 21; the reference allows 1 to 20"),
+        (partition_entropy, {}, "clusters is 100; the reference allows 1 to 20"),
     ],
 )
 def test_settings_out_of_range_are_refused(measure: Measure, setting: dict[str, Any], message: str) -> None:

@@ -129,7 +129,7 @@ def test_a_bad_row_is_named_by_its_place_in_the_pool() -> None:
 
 
 def test_more_parts_than_samples_are_refused() -> None:
-    with pytest.raises(ValueError, match="partitions is 401 and the pool has 400 samples"):
+    with pytest.raises(ValueError, match="partitions is 401, but the pool has 400 samples"):
         partitioned(ROWS, K, partitions=401, density_factor=FACTOR)
 
 

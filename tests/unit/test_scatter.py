@@ -166,7 +166,7 @@ def test_facility_location_says_that_lower_is_more_diverse(
 ) -> None:
     chart = spec(scatter_png, *paper, "facility_location", "Facility location")
     assert chart["encoding"]["x"]["title"] == "Facility location (lower is more diverse)"
-    assert "sign is turned" in chart["title"]["subtitle"][2]
+    assert "sign is reversed" in chart["title"]["subtitle"][2]
     panels = spec(scatters_png, *paper, LABELS)["concat"]
     titles = {panel["title"]["text"]: panel["encoding"]["x"]["title"] for panel in panels}
     assert {label for label, title in titles.items() if title == "lower is more diverse"} == {"Facility location"}

@@ -142,8 +142,8 @@ def test_what_landed_is_compared_and_no_more(monkeypatch: pytest.MonkeyPatch) ->
     assert similar_samples(rows, np.arange(100), 0.5, grown.neighbours).compared == "0 new with all 100"
     assert asked == []
     for order, reason in (
-        (np.arange(100)[::-1].copy(), "their order is another"),
-        (np.r_[1, 0, 2:100], "their order is another"),
+        (np.arange(100)[::-1].copy(), "their order differs"),
+        (np.r_[1, 0, 2:100], "their order differs"),
     ):
         found = similar_samples(rows, order, 0.9, grown.neighbours)
         assert found.compared == f"all 100 with each other ({reason})"

@@ -59,7 +59,7 @@ from novelsum_dagster.study.sets import (
     measure_set,
     performance_of,
     recipes,
-    study_yardstick,
+    study_evaluator,
     train_on_set,
 )
 from novelsum_dagster.study.training import held_out_rows, train_and_evaluate
@@ -152,8 +152,8 @@ def _sets(data: StudyData, settings: Settings = SETTINGS) -> dict[str, StudySet]
 
 
 def _measured(data: StudyData, one: StudySet, settings: Settings = SETTINGS) -> StudyMeasures:
-    yardstick = study_yardstick(data, settings)
-    return measure_set(data, one, settings, yardstick, QUIET)
+    evaluator = study_evaluator(data, settings)
+    return measure_set(data, one, settings, evaluator, QUIET)
 
 
 def _changed(**study: Any) -> Settings:
@@ -326,12 +326,12 @@ def test_the_grid_is_that_of_novelsum_grid(made: Made, data: StudyData) -> None:
 def test_a_set_is_measured_whole_whatever_other_sizes_there_are(made: Made, data: StudyData) -> None:
     """Compare with `measure_sets`, which measures one set alone whole."""
     sets = _sets(data)
-    yardstick = study_yardstick(data, SETTINGS)
+    evaluator = study_evaluator(data, SETTINGS)
     for name, size in (("random-18-s7", 18), ("random-12-s7", 12)):
         found, rows = _measured(data, sets[name]), sets[name].rows(made.root)
         assert found.measured == len(rows) == size
         samples = {name: Samples(data.own.vectors[rows], [data.texts[row] for row in rows])}
-        (alone,) = measure_sets(samples, yardstick, seed=7, reporter=QUIET).sets
+        (alone,) = measure_sets(samples, evaluator, seed=7, reporter=QUIET).sets
         assert {key: value.value for key, value in found.values.items()} == pytest.approx(
             {key: value.value for key, value in alone.values.items()}
         )
@@ -479,7 +479,7 @@ def test_performance_is_read_from_any_csv(tmp_path: Path, content: bytes) -> Non
         ("set,performance\na,1\nx,2\nb,3\n", ":3: the study has no set 'x'; its sets are a, b"),
         ("set,performance\na,1\n,2\n", ":3: the study has no set ''"),
         ("set,performance\nb,1\n", ": no performance for 1 of 2 sets: a"),
-        ("set,performance\na,1\nb,2\na,1\n", ":4: set a is there twice"),
+        ("set,performance\na,1\nb,2\na,1\n", ":4: set a is listed twice"),
         ("set,performance\na,1\nb,good\n", ":3: performance is 'good'; it must be a number"),
         ("set,performance\na,NaN\nb,1\n", ":2: performance is 'NaN'; it must be a number"),
         ("set,performance\na,1\nb,-inf\n", ":3: performance is '-inf'; it must be a number"),
@@ -542,7 +542,7 @@ def test_a_table_may_have_sets_and_measures_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("strategy,performance\na,1\n", ": has no column beside strategy and performance"),
+        ("strategy,performance\na,1\n", ": has no column besides strategy and performance"),
         ("novelsum,performance\n1,1\n", ": has no column strategy; it has novelsum, performance"),
         (",strategy,performance\n0,a,1\n", ": has a column without a name"),
         ("strategy,novelsum,performance\na,1,1\nb,,2\n", ":3: novelsum is ''; it must be a number"),

@@ -126,7 +126,7 @@ def test_a_pool_twice_is_refused(tmp_path: Path) -> None:
 def test_a_missing_table_is_named(tmp_path: Path, name: str) -> None:
     write_tables(_study(), tmp_path)
     (tmp_path / f"{name}.csv").unlink()
-    with pytest.raises(InputError, match=rf"{name}\.csv: is not there"):
+    with pytest.raises(InputError, match=rf"{name}\.csv: is missing"):
         read_tables([tmp_path])
 
 
@@ -235,7 +235,7 @@ def test_a_training_seed_that_is_not_done_for_all_sets_does_not_count() -> None:
     found = _found(study)
     assert found.cells == [{"pool": "first", "size": 100, "sets": 16, "training_seeds": 2}]
     study["trials"] = [row for row in study["trials"] if row["set"] != last]
-    with pytest.raises(InputError, match="pool first, size 100: no training seed is done for all sets"):
+    with pytest.raises(InputError, match="pool first, size 100: no training seed is complete for all sets"):
         _found(study)
 
 
@@ -290,17 +290,17 @@ def test_the_page_loads_nothing_and_escapes_what_it_shows(two_pools: Findings, t
 def test_the_summary_is_made_from_the_numbers(two_pools: Findings) -> None:
     text = " ".join(summary(two_pools))
     assert "From 2 pools, 32 sets were chosen and measured, and 96 models trained on them" in text
-    assert "On seen sources, random is beaten in 2 of 6 comparisons and better in 2" in text
-    assert "novelselect beats it in each of the 2 pools and sizes." in text
-    assert "No plain fact of the sets follows performance as closely as" in text
+    assert "On seen sources, strategies beat random in 2 of 6 comparisons and lose in 2" in text
+    assert "novelselect beats random in each of the 2 pools and sizes." in text
+    assert "No plain fact of the sets correlates with performance as well as" in text
     assert re.search(r"NovelSum: Spearman (0\.9|1\.0)", text)
     turned = _study()
     for row in turned["trials"]:
         row["bits_per_byte"] = 10 - row["bits_per_byte"]
     text = " ".join(summary(_found(turned)))
     assert re.search(r"NovelSum: Spearman -(0\.9|1\.0)", text)
-    assert "random is beaten in 1 of 3 comparisons and better in 1" in text
-    assert "duplicate-x5 beats it." in text
+    assert "strategies beat random in 1 of 3 comparisons and lose in 1" in text
+    assert "duplicate-x5 beats random." in text
 
 
 def test_a_study_without_random_or_seeds_has_a_page(tmp_path: Path) -> None:
@@ -314,5 +314,5 @@ def test_a_study_without_random_or_seeds_has_a_page(tmp_path: Path) -> None:
     found = _found(study)
     write_study_page(found, tmp_path / "page.html")
     html = (tmp_path / "page.html").read_text()
-    assert "There are no random sets to compare strategies with." in html
+    assert "The studies have no random sets to compare strategies with." in html
     assert not (tmp_path / "gains.csv").exists()

@@ -36,7 +36,7 @@ from novelsum_dagster.settings import (
 from novelsum_dagster.study.facts import Tokens, bigram_bits_per_byte, facts_of_set, share_close
 from novelsum_dagster.study.pool import StudyData, build_study_pool
 from novelsum_dagster.study.run import Studied, correlate
-from novelsum_dagster.study.sets import Recipe, build_set, recipes, study_yardstick
+from novelsum_dagster.study.sets import Recipe, build_set, recipes, study_evaluator
 from novelsum_dagster.study.tables import read_tables, tables_of, write_tables
 from novelsum_dagster.study.training import train_and_evaluate
 from novelsum_dagster.study.views import build_view, embedding_of, represented
@@ -258,7 +258,7 @@ def test_samples_without_such_text_keep_theirs(tmp_path: Path) -> None:
 
 
 def test_vectors_of_ones_own_have_no_other_representation() -> None:
-    with pytest.raises(InputError, match=r"prompt needs a model, and embedding\.vectors has vectors of your own"):
+    with pytest.raises(InputError, match=r"prompt needs a model, but embedding\.vectors supplies vectors"):
         embedding_of(STUDY.representations[0], Embedding(vectors="mine.npy"))
 
 
@@ -359,8 +359,8 @@ def test_all_sets_are_measured_under_every_representation(made: Made, data: Stud
     seen = represented(data, studied.views["whitened"])
     one = studied.sets["random-8-s8"]
     rows = one.rows(made.root)
-    yardstick = study_yardstick(data, made.settings, seen)
-    expected = yardstick.measure(
+    evaluator = study_evaluator(data, made.settings, seen)
+    expected = evaluator.measure(
         "a", Samples(seen.vectors[rows]), np.arange(8), factors=seen.factors(rows, (4,), (0.5,)), words=None,
         ttr_tokens=1, reporter=QUIET,
     )  # fmt: skip

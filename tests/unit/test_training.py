@@ -105,7 +105,7 @@ def test_a_tokenizer_writes_every_text_and_is_the_same_in_every_process(tokenize
     text = "Zażółć\t\x00 漢字 🐈\r\n"
     assert loaded.decode(loaded.encode(text).ids) == text
     assert 256 < loaded.get_vocab_size() <= TINY.vocabulary
-    with pytest.raises(InputError, match="there is none"):
+    with pytest.raises(InputError, match="texts are empty"):
         train_tokenizer(["", ""], 400)
 
 
@@ -281,7 +281,7 @@ def test_z_scores_are_scipys_and_balanced_over_sources() -> None:
         ({"one": {"a": 1.0}}, "at least 2, not 1"),
         ({"one": {"a": 1.0}, "two": {"b": 1.0}}, r"set two has losses on \['b'\], set one on \['a'\]"),
         ({"one": {}, "two": {}}, "set one has losses on"),
-        ({"one": {"a": 1.0}, "two": {"a": math.nan}}, "set two has a loss that is no number"),
+        ({"one": {"a": 1.0}, "two": {"a": math.nan}}, "set two has a loss that is not a number"),
     ],
 )
 def test_losses_that_do_not_compare_are_refused(losses: dict[str, dict[str, float]], message: str) -> None:

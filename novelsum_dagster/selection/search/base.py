@@ -1,7 +1,7 @@
-"""The search for the next pick of NovelSelect: what is the same on every device.
+"""The search for the next pick of NovelSelect: the part shared by all devices.
 
-Belongs here: which candidates are picked or barred, exact scores without any bound, verification. Does not: how the
-best candidate is found fast (`search.cpu`, `search.torch_device`).
+Belongs here: which candidates are picked or excluded, exact scores without bounds, verification. Does not: how the best
+candidate is found fast (`search.cpu`, `search.torch_device`).
 """
 
 from abc import ABC, abstractmethod
@@ -15,22 +15,22 @@ from novelsum_dagster.selection.scoring import PUBLISHED, Scoring
 from novelsum_dagster.selection.search.exact import exact_scores
 
 _EXACT_RANKS = 32
-"""Ranks that a summary keeps one by one: there the weights fall fastest."""
+"""Number of ranks that a summary keeps individually, as the weights fall fastest there."""
 _BIN_GROWTH = 1.1
-"""How bins of ranks widen after that; wider ones cost more exact scores than they spare merges."""
+"""Growth of the bins of ranks after that; wider bins cost more exact scores than they save merges."""
 _AGREE, _ROUNDING = 1e-9, 1e-12
-"""Scores that differ by less, relatively and for distances near 0, are the same."""
+"""Scores whose difference is smaller, relatively and for distances near 0, count as equal."""
 _LARGEST_FACTOR = 2.0**100
-"""What the largest density factor is scaled to; float32 reaches from 2^-126 to 2^127."""
+"""Value that the largest density factor is scaled to; float32 ranges from 2^-126 to 2^127."""
 
 
 class VerificationError(RuntimeError):
-    """A candidate that was passed over is better than the pick: a defect of this program, found by `verify`."""
+    """A candidate that was passed over scores higher than the pick: a defect of this program, found by `verify`."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """The best candidate and the second, with their scores; the second is -1 and NaN where there is none."""
+    """The best and second-best candidate with their scores; the second is -1 and NaN if there is no other."""
 
     best: int
     score: float
@@ -39,7 +39,7 @@ class Found:
 
 
 class Round:
-    """What was scored exactly for one pick: the best and the second so far, lower indices first among equals."""
+    """The exact scores of one pick: the best and the second so far, lower indices first among equals."""
 
     def __init__(self) -> None:
         self.best, self.level = -np.inf, -np.inf
@@ -47,7 +47,7 @@ class Round:
         self.indices: list[int] = []
 
     def take(self, indices: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
-        """Note exact scores; `level` is then the second highest of all."""
+        """Add exact scores; `level` is then the second highest of all."""
         for index, score in zip(indices.tolist(), scores.tolist(), strict=True):
             self.indices.append(index)
             if score > self.best or (score == self.best and index < self._best):
@@ -57,7 +57,7 @@ class Round:
                 self.level, self._second = score, index
 
     def found(self) -> Found | None:
-        """Return the best and the second; None where nothing was scored."""
+        """Return the best and the second; None if nothing was scored."""
         if self._best < 0:
             return None
         return Found(self._best, self.best, self._second, self.level if self._second >= 0 else np.nan)
@@ -70,7 +70,7 @@ class Candidates:
     Attributes:
         rows: float32, (n, d), of length 1.
         factor, quality: float64, (n,), density factors and qualities, both divided by a power of two.
-        unit: what scores of these are multiplied by.
+        unit: factor from scaled to true scores.
         scoring: which score is searched for.
     """
 
@@ -94,7 +94,7 @@ class Candidates:
         return Candidates(unit_rows, factors, qualities, factor_unit * quality_unit, scoring)
 
     def part(self, first: int, last: int) -> "Candidates":
-        """Return some rows, scaled as all are; their scores stay so."""
+        """Return some rows with the same scaling, which keeps their scores."""
         rows = slice(first, last)
         return Candidates(self.rows[rows], self.factor[rows], self.quality[rows], 1.0, self.scoring)
 
@@ -150,7 +150,7 @@ class Search(ABC):
         """Score `count` random candidates and compare them with what was found.
 
         Raises:
-            VerificationError: where one is better.
+            VerificationError: if one is better.
         """
         open_ = np.flatnonzero(~self._blocked)
         others = open_[(open_ != found.best) & (open_ != found.second)]
@@ -170,13 +170,13 @@ class Search(ABC):
         better = np.flatnonzero(scores[1:] > limit + allowance)
         if len(better) or abs(scores[0] - found.score) > allowance:
             raise VerificationError(
-                f"pick {self.picked + 1}: row {found.best} was found with score {found.score!r} and has {scores[0]!r};"
+                f"pick {self.picked + 1}: row {found.best} was found with score {found.score!r}, but has {scores[0]!r};"
                 f" rows {chosen[better].tolist()} score {scores[1:][better].tolist()}; please report this"
             )
 
     @abstractmethod
     def _take(self, row: NDArray[np.float32], factor: float, own: int) -> None:
-        """Take a pick into what bounds are made of; `picked` is still the number before it."""
+        """Update the data of the bounds with a pick; `picked` does not count it yet."""
 
     @abstractmethod
     def _best(self) -> Found | None:
@@ -194,7 +194,7 @@ def _scaled(values: NDArray[np.float64], largest: float) -> tuple[float, NDArray
 
 
 def cosine_slack(dimensions: int) -> float:
-    """Return by how much `1 - <x, y>` in float32 may be off the distance `|x - y|^2 / 2` of unit rows.
+    """Return the largest error of `1 - <x, y>` in float32 as the distance `|x - y|^2 / 2` of unit rows.
 
     The dot product by at most d 2^-24 and a little more, the squared lengths by less than (sqrt(d) + 4) 2^-24
     (`unit_rows`).

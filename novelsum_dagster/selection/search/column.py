@@ -1,8 +1,8 @@
-"""The search for the next pick by the side `column`: who is looked at, in what order, by how many threads.
+"""The search for the next pick by the side `column`: which candidates are examined, in what order, by which threads.
 
-Belongs here: what is remembered of candidates. Does not: the bounds themselves (`column_kernels`).
+Belongs here: the state of candidates. Does not: the bounds themselves (`column_kernels`).
 
-A pick goes down a ladder, as in `search.cpu`; none that could be best or second is left behind:
+Candidates pass a ladder of filters, as in `search.cpu`; none that could be best or second is dropped:
 
 1. every candidate: the raised bound, a dot product in 8 bits;
 2. those that reach the level of the second best: exact distances to the picks that their summaries lack, by a matrix
@@ -23,31 +23,31 @@ from novelsum_dagster.selection.search.cpu_kernels import coarsen
 from novelsum_dagster.selection.search.ladder import Ladder, Slots, list_slots
 
 _FRONT = 24
-"""Nearest picks that a summary keeps one by one: there the weights fall fastest."""
+"""Number of nearest picks that a summary keeps individually, as the weights fall fastest there."""
 _BINS = 64
-"""Bins of distance for all others."""
+"""Number of bins of distance for all other picks."""
 _CELLS = 2048
-"""Even parts of the distances from 0 to 2, by which the bin of a distance is looked up."""
+"""Number of even parts of the distances from 0 to 2, which index the bin of a distance."""
 _LEAST_SHARE = 1 / 2000
-"""Part of the distances within the pool that is in the first bin; those of the others grow evenly from it."""
+"""Fraction of the distances within the pool in the first bin; the fractions of the others grow evenly from it."""
 _DRAWN = 512
-"""Candidates whose distances to each other give the bins."""
+"""Number of candidates whose mutual distances determine the bins."""
 _MOST_STEPS = 256
-"""Steps of ranks: as many as a byte has values."""
+"""Number of steps of ranks: the number of values of a byte."""
 _LEADERS = 8
-"""Candidates whose exact scores set the level for all others at the next pick."""
+"""Number of candidates whose exact scores set the level for all others at the next pick."""
 _BATCH = 64
-"""Candidates scored exactly before the level is looked at again."""
+"""Number of candidates scored exactly before the level is updated."""
 _CHUNK = 128
-"""Candidates of one matrix product."""
+"""Number of candidates in one matrix product."""
 _ALONE = 64
-"""Fewer candidates than this are not worth a second thread when they are summarised or listed."""
+"""Up to this number of candidates, a single thread summarises or lists them."""
 _RAISED_ALONE = 4000
-"""Nor fewer when bounds are raised."""
+"""Below this number of candidates, a single thread raises the bounds."""
 _FEW = 8
-"""So few picks are taken into a list one by one."""
+"""Most picks that are inserted into a list one by one."""
 _LIST_BYTES = 16
-"""Of a list, for each pick: its distance, and this times its factor."""
+"""Numbers stored in a list for each pick: its distance, and the distance times its factor."""
 
 
 class ColumnSearch(Ladder):
@@ -58,7 +58,7 @@ class ColumnSearch(Ladder):
         threads: that search side by side; None takes all cores that the process may use.
 
     Raises:
-        NotEnoughMemory: where the search would not fit.
+        NotEnoughMemory: if the search would not fit.
     """
 
     def __init__(self, candidates: Candidates, weights: NDArray[np.float64], threads: int | None = None) -> None:
@@ -100,7 +100,7 @@ class ColumnSearch(Ladder):
         picked.rows[now], picked.factor[now] = row, factor
         coarsen(picked.rows[now : now + 1], picked.coarse[now : now + 1], picked.scale[now : now + 1])
         self._wide[now], self._half[now] = row, half_squares(row[None])[0]
-        # One of another part may have a smaller factor than all here.
+        # A pick of another part may have a smaller factor than all candidates here.
         self._least = min(self._least, factor)
         if own >= 0:
             self._lists.release(own)
@@ -108,7 +108,7 @@ class ColumnSearch(Ladder):
     def _best(self) -> Found | None:
         round_ = Round()
         leaders = self._leaders[~self._blocked[self._leaders]]
-        self._value[leaders] = np.inf  # Scored in any case.
+        self._value[leaders] = np.inf  # Always scored.
         self._score_listed(leaders, round_)
         candidates = self._inexact(self._raised(round_.level))
         self._summarise(candidates)
@@ -165,7 +165,7 @@ class ColumnSearch(Ladder):
     def _in_chunks(
         self, work: Callable[[NDArray[np.int64]], None], candidates: NDArray[np.int64], have: NDArray[np.int64]
     ) -> None:
-        """Do some work with chunks of candidates; those of one lack about the same picks, none over twice the least."""
+        """Process chunks of candidates that lack about the same picks: none lacks over twice the least of its chunk."""
         by_lack = np.argsort(have, kind="stable")
         order, lack = candidates[by_lack], self.picked - have[by_lack]
         is_alone = len(order) <= _ALONE
@@ -196,7 +196,7 @@ class ColumnSearch(Ladder):
             self._score_listed(batch, round_)
 
     def _extend(self, candidates: NDArray[np.int64]) -> None:
-        """Give lists to candidates, and bring all up to date but for a few picks."""
+        """Give lists to candidates, and update all lists except for a few picks."""
         lists = self._lists.lists
         before = lists.slot[candidates]
         slots = self._lists.take(candidates, self._value, self._quality)
@@ -234,7 +234,7 @@ def _sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _bins(rows: NDArray[np.float32]) -> kernels.Bins:
     """Return bins of distance by those within the pool.
 
-    Any bins give bounds. These are fine where few picks are nearer, for there the weights fall fastest.
+    Any bins give valid bounds. These are narrow where few picks are nearer, as the weights fall fastest there.
     """
     drawn = rows[np.unique(np.linspace(0, len(rows) - 1, _DRAWN).astype(int))]
     edges = np.quantile(cosine_distances(drawn, drawn), np.geomspace(_LEAST_SHARE, 1.0, _BINS)[:-1])
@@ -243,7 +243,7 @@ def _bins(rows: NDArray[np.float32]) -> kernels.Bins:
 
 
 def memory_needed(n: int, d: int, k: int) -> int:
-    """Return the bytes that a search takes at most, beside the rows given."""
+    """Return the most bytes that a search takes, in addition to the rows passed in."""
     candidates = n * (d + 16 * _FRONT + 21 * _BINS + 10 * 8)
     chunks = 2 * 8 * _CHUNK * (d + 3 * k)
     return candidates + 14 * k * d + chunks + _LIST_BYTES * k * list_slots(n, k, _LIST_BYTES)

@@ -1,7 +1,7 @@
 """The compiled parts of NovelSelect's search by the side `column`: bounds, summaries, exact scores.
 
 Belongs here: loops over numbers, compiled by numba, free of Python's lock so that threads run them side by side.
-Does not: which candidates are looked at in what order (`search.column`).
+Does not: which candidates are examined in what order (`search.column`).
 
 The score of candidate i over the picks S is `F_i(S) = sum_r w_r f_(r) d_(r)(i)`: picks in order of their cosine
 distance to i, among equals the earlier first; f is the picks' density factors. Distances are exact (`unit_rows`), so
@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 from novelsum_dagster.selection.search.cpu_kernels import Lists, cosine_distance, weighted_sum
 
 _UP = 1.0 + 2.0**-36
-"""More than float64 sums over all picks lose."""
+"""Factor that covers the rounding error of float64 sums over all picks."""
 _STEP_UP = 1.0 + 2.0**-51
-"""More than one sum loses."""
+"""Factor that covers the rounding error of a single sum."""
 _ROUNDING = 2.0**-44
-"""More than the sums of squares in a variance lose, relatively."""
+"""Bound of the relative rounding error of the sums of squares in a variance."""
 _BLOCK = 256
-"""Candidates whose dot products are computed before they are used: both loops are faster alone."""
+"""Number of candidates whose dot products are computed before they are used: separate loops are faster."""
 
 
 class Pool(NamedTuple):
@@ -158,7 +158,7 @@ def summarise(
     """Bring summaries of candidates to `now` picks, and lower their bounds to those of the summaries.
 
     Args:
-        distances: float64, a row a candidate, a column a pick from `first`.
+        distances: float64, one row per candidate, one column per pick from `first`.
     """
     front, cells, last_cell = summaries.near.shape[1], len(bins.cells) / 2.0, len(bins.cells) - 1
     for c in range(len(chosen)):
@@ -194,7 +194,7 @@ def summarise(
 def _bound(
     now: int, weights: Weights, edges: Any, near: Any, products: Any, counts: Any, sums: Any, nearer: Any
 ) -> float:
-    """Return the most that F can be by a candidate's summary of `now` picks, and set `nearer`."""
+    """Return the upper bound of F from a candidate's summary of `now` picks, and set `nearer`."""
     front = min(now, len(near))
     total = 0.0
     for r in range(front):
@@ -227,12 +227,12 @@ def _bound(
 def merge_lists(
     chosen: Any, slots: Any, distances: Any, order: Any, first: int, now: int, factor: Any, lists: Lists
 ) -> None:
-    """Take the picks that the lists of candidates, in `slots`, lack into them, up to `now`.
+    """Insert the missing picks, up to `now`, into the lists of candidates, in `slots`.
 
     A list is `values[slot]`, float64, (2, k): distances, ascending, and these times the picks' factors.
 
     Args:
-        distances: float64, a row a candidate, to the picks from `first`; to those in the list, infinity.
+        distances: float64, one row per candidate, to the picks from `first`; to those in the list, infinity.
         order: int64, of the same shape: each row's places by distance, equal ones in any order.
         factor: float64, (k,), of the picks.
     """
@@ -293,7 +293,7 @@ def score_listed(
 
 @njit(cache=True, nogil=True)
 def _insert(pool: Pool, i: int, picked: Picked, size: int, now: int, values: Any) -> None:
-    """Take picks `size` to `now`, few, into a candidate's list one by one."""
+    """Insert picks `size` to `now`, which should be few, into a candidate's list one by one."""
     near, products = values[0], values[1]
     for p in range(size, now):
         x, at = cosine_distance(pool.rows[i], picked.rows[p]), p

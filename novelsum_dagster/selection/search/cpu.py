@@ -1,14 +1,14 @@
-"""The search for the next pick on the CPU: who is looked at, in what order, by how many threads.
+"""The search for the next pick on the CPU: which candidates are examined, in what order, by which threads.
 
-Belongs here: what is remembered of candidates, and how cheap bounds spare exact scores. Does not: the bounds
-themselves (`search.cpu_kernels`).
+Belongs here: the state of candidates, and how cheap bounds save exact scores. Does not: the bounds themselves
+(`search.cpu_kernels`).
 
-A pick goes down a ladder; few candidates reach the next step, and none that could be best or second is left behind:
+Candidates pass a ladder of filters; few reach the next step, and none that could be best or second is dropped:
 
 1. every candidate: the crude bound, one multiplication and addition each;
 2. those that reach the level of the second best: the tightened bound, two dot products;
 3. those that still do: new distances by a matrix product, merged into the candidate's summary;
-4. those that still do, one or two a pick: all distances in float64, kept as a sorted list from then on.
+4. those that still do, one or two per pick: all distances in float64, kept as a sorted list from then on.
 """
 
 import numpy as np
@@ -19,19 +19,19 @@ from novelsum_dagster.selection.search.base import Candidates, Found, Round, bin
 from novelsum_dagster.selection.search.ladder import Ladder, Slots, list_slots
 
 _LEADERS = 8
-"""Candidates whose exact scores set the level for all others at the next pick."""
+"""Number of candidates whose exact scores set the level for all others at the next pick."""
 _BATCH = 8
-"""Candidates scored exactly before the level is looked at again."""
+"""Number of candidates scored exactly before the level is updated."""
 _CHUNK = 256
-"""Candidates of one matrix product."""
+"""Number of candidates in one matrix product."""
 _ALONE = 64
-"""Fewer stale candidates than this are not worth a second thread."""
+"""Up to this number of stale candidates, a single thread processes them."""
 _SCAN_ALONE = 100_000
-"""Nor is the scan of fewer candidates,"""
+"""Below this number of candidates, a single thread scans the bounds."""
 _DISTANCES_ALONE = 20_000
-"""nor fewer distances in float64."""
+"""Below this number of float64 distances, a single thread computes them."""
 _PICK_BLOCK = 512
-"""Picks whose rows stay in the processor's cache while candidates meet them."""
+"""Number of picks whose rows stay in the processor's cache while candidates are compared with them."""
 _REFRESH_FROM, _AHEAD, _MOST_AHEAD = 32, 1 / 4, 64
 """After 32 picks, summaries that will be stale within a quarter of the picks made, 64 at most, are renewed together:
 large matrix products are several times faster than small ones."""
@@ -126,8 +126,8 @@ class CpuSearch(Ladder):
         now, middle = self.picked, self.picked // 2
         ahead = min(int(now * _AHEAD), _MOST_AHEAD)
         self._next_refresh = now + ahead
-        # Only a guess: the picks ahead weigh as the next one does, at distance 1 and with the density of late picks,
-        # and the level goes on falling as it did.
+        # Only an estimate: it assumes that all picks ahead have the weight of the next one, distance 1 and the density
+        # of late picks, and that the level keeps falling at the same rate.
         ahead_w = ahead * self._weights[now]
         ahead_g = ahead_w * (g[now] - g[middle]) / max(w[now] - w[middle], np.finfo(np.float64).tiny)
         last, last_level = self._last_refresh
@@ -136,13 +136,13 @@ class CpuSearch(Ladder):
         candidates = self._reaching(level - fall, ahead_w, ahead_g)
         stale = candidates[self._lists.lists.slot[candidates] < 0]
         self._summarise(stale)
-        # About so many will be picked before the next refresh; together, their lists cost less.
+        # An estimate of the candidates picked before the next refresh; building their lists together costs less.
         likely = self._falling(stale)[: min(ahead, self._lists.count // 2)]
         self._fill_lists(likely, self._lists.take(likely, self._value, self._quality))
 
     def _summarise(self, stale: NDArray[np.int64]) -> None:
-        """Bring the summaries of candidates up to date, and lower their bounds by them."""
-        # In order of what they have seen, so that the candidates of a chunk lack about the same picks.
+        """Update the summaries of candidates, and lower their bounds accordingly."""
+        # Sorted by the picks already included, so that the candidates of a chunk lack about the same picks.
         if not len(stale):
             return
         order = stale[np.argsort(self._summaries.seen[stale], kind="stable")]
@@ -203,7 +203,7 @@ class CpuSearch(Ladder):
 
 
 def memory_needed(n: int, d: int, k: int) -> int:
-    """Return the bytes that a search takes at most, beside the rows given."""
+    """Return the most bytes that a search takes, in addition to the rows passed in."""
     candidates = n * (d + 4 * (len(bin_edges(k)) - 1) + 12 * 8)
     chunks = 4 * 2 * _CHUNK * (d + k)
     return candidates + 4 * k * d + chunks + 4 * k * list_slots(n, k)

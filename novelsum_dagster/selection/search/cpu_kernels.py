@@ -1,7 +1,7 @@
 """The compiled parts of exact NovelSelect: bounds, summaries, exact scores.
 
 Belongs here: loops over numbers, compiled by numba, free of Python's lock so that threads run them side by side.
-Does not: which candidates are looked at in what order (`search.cpu`).
+Does not: which candidates are examined in what order (`search.cpu`).
 
 The score of candidate i over the picks S is `F_i(S) = sum_r w_r D_(r)(i)`, distances ascending, weights descending,
 `D(i, s) = |x_i - x_s|^2 / 2 (f_i + f_s)`. Coordinates of unit rows are rounded so that float64 sums their products and
@@ -27,7 +27,7 @@ _ORDER = {"reassoc", "contract", "nsz"}
 """Lets the compiler reorder sums that are exact or only bounds; NaN and infinity keep their meaning."""
 _STRIDE, _FETCH, _CACHE_LINE = 64, 8, 64
 _ROUNDING = 2.0**-40
-"""More than sums of a few float64 numbers lose."""
+"""Bound of the relative rounding error of sums of a few float64 numbers."""
 
 
 class Pool(NamedTuple):
@@ -60,7 +60,7 @@ class Sums(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """What is known of each candidate's F, all (n,): an upper bound that held after `at` picks.
+    """Bounds of each candidate's F, all (n,): an upper bound that was valid after `at` picks.
 
     `dots`, (n, 2), are the dot products with the sums a and b at that time; `base` and `growth` give the crude bound
     of the score. Where `exact_at` equals `at`, the bound is F itself.
@@ -183,7 +183,7 @@ def coarsen(rows: Any, coarse: Any, scale: Any) -> None:
 
 @njit(cache=True, nogil=True)
 def append(now: int, weight: float, picked: Picked, sums: Sums) -> None:
-    """Take pick number `now`, from 0, into the sums."""
+    """Add pick number `now`, from 0, to the sums."""
     f = picked.factor[now]
     sums.w[now + 1] = sums.w[now] + weight
     sums.g[now + 1] = sums.g[now] + weight * f
@@ -261,9 +261,9 @@ def _dots(coarse: Any, sums: Sums) -> Any:
 
 @njit(cache=True, nogil=True)
 def _tighten(i: int, now: int, pool: Pool, bounds: Bounds, sums: Sums, crude: float) -> None:
-    """Bring the bound of candidate i to `now` picks: it rises by at most `f (W - <x, A>) + G - <x, B>`.
+    """Update the bound of candidate i to `now` picks: it rises by at most `f (W - <x, A>) + G - <x, B>`.
 
-    Rows in 8 bits are fetched in a part of the time; what they leave out counts as if it were all against us.
+    Rows in 8 bits are fetched in a fraction of the time; their rounding error is added to the bound in full.
     """
     at, f = bounds.at[i], pool.factor[i]
     if at == now:
@@ -291,7 +291,7 @@ def _set_crude(i: int, now: int, pool: Pool, bounds: Bounds, sums: Sums, crude: 
 def raised_distances(
     dots: Any, candidates: Any, first: int, now: int, pool: Pool, picked: Picked, seen: Any, slack: float
 ) -> None:
-    """Turn float32 dot products with picks `first` to `now`, a row a candidate, into upper bounds of distances.
+    """Turn float32 dot products with picks `first` to `now`, one row per candidate, into upper bounds of distances.
 
     In place; picks that a candidate has seen become infinitely far.
     """
@@ -307,7 +307,7 @@ def raised_distances(
 def merge_summaries(
     candidates: Any, new: Any, now: int, pool: Pool, summaries: Summaries, bounds: Bounds, sums: Sums, crude: float
 ) -> None:
-    """Take ascending new distances (a row a candidate, infinity at the end) into summaries and lower the bounds.
+    """Merge ascending new distances (one row per candidate, infinity at the end) into summaries; lower the bounds.
 
     The candidates' bounds must have been tightened to `now`.
     """
@@ -387,13 +387,13 @@ def score_listed(
 
 @njit(cache=True, nogil=True)
 def _take_in(pool: Pool, i: int, picked: Picked, size: int, now: int, values: Any) -> None:
-    """Bring a candidate's ascending exact distances `values[:size]` up to `now` picks."""
+    """Extend a candidate's ascending exact distances `values[:size]` to `now` picks."""
     new = np.empty(now - size, np.float32)
     exact_distances(pool.rows, pool.factor, i, picked, size, now, new)
     new.sort()
     end = size
     for b in range(len(new) - 1, -1, -1):
-        # All that is larger moves up at once, past the new values still to come.
+        # All larger values move up at once, past the new values still to be inserted.
         at = np.searchsorted(values[:end], new[b], side="right")
         for r in range(end - 1, at - 1, -1):
             values[r + b + 1] = values[r]

@@ -1,4 +1,4 @@
-"""NovelSelect's scores computed outright: for verification, and to answer what a sample's score was at any pick.
+"""NovelSelect's scores computed directly, for verification and for the score of a sample at any pick.
 
 Belongs here: exact scores over given picks, ranks, nearest picks. Does not: any bound or search.
 """
@@ -16,12 +16,12 @@ from novelsum_dagster.selection.inputs import check_indices, check_quality, fact
 from novelsum_dagster.selection.scoring import PUBLISHED, Scoring, Side
 
 _TILE_VALUES = 2**22
-"""Distances held at a time by one thread: 16 MiB of float32."""
+"""Number of distances that one thread holds at a time: 16 MiB of float32."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How samples stood after some picks; every array has shape (m,), in the order asked for.
+    """Scores and ranks of samples after some picks; every array has shape (m,), in the requested order.
 
     Attributes:
         rows: int64, the samples.
@@ -53,16 +53,16 @@ def standing(
     quality: ArrayLike | None = None,
     rows: ArrayLike | None = None,
 ) -> Standing:
-    """Return how samples stood once the given picks were made, as NovelSelect saw it.
+    """Return NovelSelect's scores and ranks of samples after the given picks.
 
-    For how they stood before pick number p of a result, pass `result.indices[:p]`.
+    For scores and ranks before pick number p of a result, pass `result.indices[:p]`.
 
     Args:
         embeddings: (n, d), the pool.
         picks: rows picked so far, in order, at least one.
         neighbors, density_power, proximity_power, density_side, measured_side, self_distance, density_factor, quality:
             as in the selection.
-        rows: the samples asked for; None takes all. A rank needs the scores of all in any case.
+        rows: the samples to return; None returns all. Ranks always need the scores of all samples.
 
     Raises:
         ValueError: as `novelselect` does; for no picks.

@@ -1,6 +1,7 @@
-"""What the searches on the CPU share: bounds of candidates, lists of exact distances for some, threads.
+"""Shared parts of the searches on the CPU: bounds of candidates, lists of exact distances for some, threads.
 
-Belongs here: what does not depend on the score. Does not: the bounds themselves (`search.cpu`, `search.column`).
+Belongs here: the parts that do not depend on the score. Does not: the bounds themselves (`search.cpu`,
+`search.column`).
 """
 
 from collections.abc import Callable, Iterable
@@ -16,9 +17,9 @@ from novelsum_dagster.selection.search.base import Candidates, Search
 from novelsum_dagster.selection.search.cpu_kernels import Lists
 
 _LIST_BYTES = 2**30
-"""Memory for lists of exact distances."""
+"""Bytes of memory for lists of exact distances."""
 _FEWEST_LISTS = 32
-"""Lists that there are in any case."""
+"""Least number of lists."""
 
 _A = TypeVar("_A")
 _T = TypeVar("_T")
@@ -57,7 +58,7 @@ class Ladder(Search):
 
 
 class Threads:
-    """Threads that work side by side; `count` of them, by default as many as the process may use processors."""
+    """A pool of `count` threads, by default one for each processor that the process may use."""
 
     def __init__(self, count: int | None) -> None:
         self.count = count or usable_processors()
@@ -81,7 +82,7 @@ class Threads:
 
 
 class Slots:
-    """Sorted exact distances of some candidates, in memory of a fixed size: who has one of the `lists`.
+    """Assignment of candidates to a fixed number of lists of sorted exact distances.
 
     Args:
         n: candidates.
@@ -97,7 +98,7 @@ class Slots:
     def take(
         self, candidates: NDArray[np.int64], bound: NDArray[np.float64], quality: NDArray[np.float64]
     ) -> NDArray[np.int64]:
-        """Return a row for each candidate; where none is free, the half of the lowest bounds lose theirs."""
+        """Return a row for each candidate; if none is free, the half with the lowest bounds lose theirs."""
         if len(self._free) < len(candidates):
             owners = self._owner[self._owner >= 0]
             order = np.argsort(bound[owners] * quality[owners], kind="stable")

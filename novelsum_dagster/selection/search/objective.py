@@ -1,6 +1,6 @@
 """The search for the sample that increases the picks' NovelSum most, exactly and over all candidates.
 
-Belongs here: the increase, what is held of picks and candidates, the search on the CPU and on a torch device. Does not:
+Belongs here: the increase, the state of picks and candidates, the search on the CPU and on a torch device. Does not:
 the compiled sums (`objective_kernels`), exchanges of picks (`swaps`).
 
 Of m picks S, `V(S) = sum_s a_s sum_r w_r b_(r) d_(r)(s)` over each pick's ascending row; NovelSum is `V / (m W)`, W the
@@ -11,16 +11,16 @@ sum of the weights. Measured by row, a is the density factor and b 1; by column,
     B_i = sum_s a_s (w_p b_i d(s, i) - sum_{r >= p} (w_r - w_{r+1}) b_(r) d_(r)(s))   what it does to those of the picks
 
 where p is the rank that i takes in the row of s: all from there on move up by one. By row, each term of B is the least
-of its tangents, continuous and concave in d(s, i), so ties of distances change nothing there; by column, i stands
-behind equal distances, as the last of the picks does in `novelsum`.
+of its tangents, continuous and concave in d(s, i), so ties of distances change nothing there; by column, i is ranked
+after equal distances, as the last of the picks is in `novelsum`.
 
 The increase of V is neither monotone nor submodular: NovelSum falls when a sample near others joins, and a sample may
-gain by what is picked before it. An increase that once held is no bound of a later one, so there is no lazy greedy. All
-candidates are scored at every pick instead, from the distance of each to each pick and both ranks: 12 bytes, which one
+gain by earlier picks. An earlier increase is not a bound of a later one, so lazy greedy is not possible. Instead, all
+candidates are scored at every pick, from the distance of each to each pick and both ranks: 12 bytes, which one
 pass of comparisons keeps up to date. That takes n k memory and n k^2 / 2 steps, and no approximation bound is claimed.
 
 Distances and ranks are exact, in float64 (`unit_rows`): rounded to float32, different distances would tie, and by
-column a tie that falls the other way changes the value. Sums are in a fixed order, over picks in theirs.
+column a tie that is broken differently changes the value. Sums are in a fixed order, that of the picks.
 """
 
 from abc import ABC, abstractmethod
@@ -42,19 +42,19 @@ from novelsum_dagster.selection.search.base import Candidates, Found, Search
 from novelsum_dagster.selection.trajectory import Trajectory
 
 _TILE_VALUES = 2**22
-"""Distances held at a time outside of a search: 48 MiB with their ranks."""
+"""Number of distances held at a time outside of a search: 48 MiB with their ranks."""
 _ALONE = 50_000
-"""Fewer distances than this are not worth a second thread."""
+"""Below this number of distances, a single thread processes them."""
 _PICKS_AT_ONCE = 2**24
-"""Distances that a torch device works on at a time."""
+"""Number of distances that a torch device processes at a time."""
 _DEVICE_BYTES = 64
-"""Bytes held there for each of them."""
+"""Bytes held on a torch device for each distance."""
 _ROUNDING = 2.0**-50
-"""More than a product and a sum of float64 lose, relatively."""
+"""Bound of the relative rounding error of a product and a sum in float64."""
 
 
 def memory_needed(n: int, d: int, k: int) -> int:
-    """Return the bytes that a search takes at most on the CPU, beside the rows given."""
+    """Return the most bytes that a search takes on the CPU, in addition to the rows passed in."""
     return (8 + 2 * _rank_type(k).itemsize) * n * k + 20 * k * k + 4 * k * d + 64 * n
 
 
@@ -73,7 +73,7 @@ class ObjectiveSearch(Search):
 
     Raises:
         ValueError: for a device that torch does not have.
-        NotEnoughMemory: where the distances of all candidates to all picks would not fit.
+        NotEnoughMemory: if the distances of all candidates to all picks would not fit.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class ObjectiveSearch(Search):
         self._scored_at = 0
 
     def close(self) -> None:
-        """End the threads and free what is held of candidates; what is known of them stays."""
+        """End the threads and free the data of candidates; their last scores stay."""
         self._columns.close()
 
     def _take(self, row: NDArray[np.float32], factor: float, own: int) -> None:
@@ -129,7 +129,7 @@ class ObjectiveSearch(Search):
 
 
 class Chosen:
-    """Up to k picks in order: their rows among themselves, and what NovelSum makes of them.
+    """Up to k picks in order: their mutual distances and their NovelSum.
 
     Args:
         k: room for picks.
@@ -164,7 +164,7 @@ class Chosen:
         return chosen
 
     def append(self, vector: NDArray[np.float32], factor: float) -> NDArray[np.float64]:
-        """Take a pick by its unit row, (d,), and density factor; return its distances to the earlier ones, (m,)."""
+        """Add a pick by its unit row, (d,), and density factor; return its distances to the earlier ones, (m,)."""
         m = self.count
         distances = self._put(m, vector, factor)[:m]
         self.total = float(kernels.append(self.rows, m, distances))
@@ -186,11 +186,11 @@ class Chosen:
         return self.mean(self.total, self.count)
 
     def increase(self, added: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the increase of NovelSum by a sample that adds so much to the sum of the rows."""
+        """Return the increase of NovelSum by a sample, given how much it adds to the sum of the rows."""
         return np.asarray((self.total + added) / self._norms[self.count] - self.novelsum())
 
     def scores(self, vectors: NDArray[np.float32], factors: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the increase of NovelSum by each of some samples, outright, as a search finds it, bit for bit.
+        """Return the increase of NovelSum by each of some samples, computed directly; bit for bit that of a search.
 
         Args:
             vectors: float32, (c, d), unit rows.
@@ -222,11 +222,11 @@ class Chosen:
 
 
 class _Columns(ABC):
-    """What candidates see of the picks."""
+    """The distances and ranks between candidates and picks."""
 
     @abstractmethod
     def join(self, vector: NDArray[np.float32], distances: NDArray[np.float64]) -> None:
-        """See another pick, (d,), at these distances to the m earlier ones, (m,)."""
+        """Add a pick, (d,), with its distances to the m earlier ones, (m,)."""
 
     @abstractmethod
     def added(self, chosen: Chosen) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
@@ -247,7 +247,7 @@ class OnCpu(_Columns):
         threads: None takes all cores that the process may use.
 
     Raises:
-        NotEnoughMemory: where it would not fit.
+        NotEnoughMemory: if it would not fit.
     """
 
     def __init__(
@@ -295,7 +295,7 @@ class OnCpu(_Columns):
         return out, None
 
     def added_without(self, chosen: Chosen, place: int) -> tuple[NDArray[np.float64], float]:
-        """Return what each candidate would add if one pick were not there, float64, (n,), and the sum without both."""
+        """Return what each candidate would add without one pick, float64, (n,), and the sum without both."""
         m, out, rows = chosen.count, np.empty(len(self._units)), chosen.rows
         if self._tails.shape != rows.tails.shape:
             self._tails = np.empty(rows.tails.shape)
@@ -313,7 +313,7 @@ class OnCpu(_Columns):
     def exchange(
         self, place: int, vector: NDArray[np.float32], former: NDArray[np.float64], distances: NDArray[np.float64]
     ) -> None:
-        """See another pick, (d,), in a place: `former` and `distances` are those of the two to all picks, (m,)."""
+        """Replace the pick in a place by (d,); `former` and `distances`, (m,), are those of both to all picks."""
         m, seen = len(distances), self._seen
 
         def part(lo: int, hi: int) -> None:
@@ -400,7 +400,7 @@ class _OnDevice(_Columns):
                 tails = torch.from_numpy(rows.tails[picks, :m]).to(self._device)
                 lost += tails.gather(1, before).sum(0)
             added = self._own * row + (self._other * column - lost)
-            # Every term is positive; so the sums of n of them lose n roundings at most, here and on the CPU.
+            # Every term is positive, so the error of a sum of n terms is at most n roundings, here and on the CPU.
             errors = (2 * (m + 8) * _ROUNDING) * (self._own * row + self._other * column + lost)
             return added.cpu().numpy(), errors.cpu().numpy()
 
@@ -414,7 +414,7 @@ class _OnDevice(_Columns):
 
 
 def sides(factor: NDArray[np.float64], scoring: Scoring) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return what samples' rows and their columns are multiplied by, (n,) each, given their density factors."""
+    """Return the factors of samples' rows and columns, (n,) each, given their density factors."""
     ones = np.ones(len(factor))
     return (factor, ones) if scoring.measured_side == "row" else (ones, factor)
 
@@ -426,7 +426,7 @@ def objective_scores(
     picks: NDArray[np.int64],
     scoring: Scoring,
 ) -> NDArray[np.float64]:
-    """Return the increase of the picks' NovelSum by each candidate, float64, (c,), outright.
+    """Return the increase of the picks' NovelSum by each candidate, float64, (c,), computed directly.
 
     Args:
         candidates: int64, (c,), rows.
@@ -475,6 +475,6 @@ def _rank_type(k: int) -> np.dtype[np.unsignedinteger]:
 
 
 def _seen(distance: NDArray[np.float64], k: int) -> kernels.Seen:
-    """Return what candidates see at these distances to k picks, (k, n); ranks are to be filled."""
+    """Return the state of candidates at these distances to k picks, (k, n), with ranks still to be filled."""
     before, rank = (np.empty(distance.shape, _rank_type(k)) for _ in range(2))
     return kernels.Seen(distance, before, rank)

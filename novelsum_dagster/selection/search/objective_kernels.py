@@ -1,10 +1,10 @@
 """The increase of NovelSum by a candidate, compiled by numba: ranks, tails and sums in a fixed order.
 
-Belongs here: loops over numbers, free of Python's lock so that threads run them side by side. Does not: what the
-increase is and why (`search.objective`), who is asked.
+Belongs here: loops over numbers, free of Python's lock so that threads run them side by side. Does not: the definition
+of the increase and which candidates are scored (`search.objective`).
 
 Of m picks, `near` has for each the distances to the m - 1 others, ascending, and `order` the places of these; equal
-distances stand in order of place. `tails[t, p]` is what pick t's row loses when a sample takes rank p in it and all
+distances are in order of place. `tails[t, p]` is what pick t's row loses when a sample takes rank p in it and all
 from p on move up by one. Of candidates, by pick and candidate: `distance`; `before`, how many of the other picks in the
 pick's row are no farther than the candidate; `rank`, the pick's place in the candidate's row.
 
@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from novelsum_dagster.selection.search.cpu_kernels import cosine_distance
 
 _BLOCK = 8192
-"""Candidates whose sums stay in the processor's cache while all picks pass; fewer would fetch the tails more often."""
+"""Number of candidates whose sums stay in the processor's cache; fewer would fetch the tails more often."""
 
 
 class Rows(NamedTuple):
     """The rows of up to k picks among themselves; of m picks, the first m rows and m - 1 columns are filled.
 
-    `near` float64 (k, k); `order` int32 (k, k); `tails` float64 (k, k + 1). `own` and `other`, float64 (k,), are what a
-    pick's row and its column are multiplied by. `weights`, float64 (k + 1,), are those of the other samples by rank.
+    `near` float64 (k, k); `order` int32 (k, k); `tails` float64 (k, k + 1). `own` and `other`, float64 (k,), are the
+    factors of a pick's row and of its column. `weights`, float64 (k + 1,), are those of the other samples by rank.
     """
 
     near: NDArray[Any]
@@ -39,7 +39,7 @@ class Rows(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What n candidates see of up to k picks: `distance` float64, `before` and `rank` unsigned, all (k, n)."""
+    """Distances and ranks of n candidates and k picks: `distance` float64, `before` and `rank` unsigned, (k, n)."""
 
     distance: NDArray[Any]
     before: NDArray[Any]
@@ -58,7 +58,7 @@ def _insert(near: Any, order: Any, count: int, distance: float, place: int) -> N
 
 @njit(cache=True, nogil=True)
 def _drop(near: Any, order: Any, count: int, place: int) -> None:
-    """Take the pick at a place out of a row of `count`."""
+    """Remove the pick at a place from a row of `count`."""
     at = 0
     while order[at] != place:
         at += 1
@@ -68,7 +68,7 @@ def _drop(near: Any, order: Any, count: int, place: int) -> None:
 
 @njit(cache=True, nogil=True)
 def _tails(rows: Rows, t: int, count: int, left_out: int, out: Any) -> Any:
-    """Write the tails of a row of `count`, as if one place were not in it; return the row's weighted sum."""
+    """Write the tails of a row of `count` without one place; return the row's weighted sum."""
     size = count
     for r in range(count):
         if rows.order[t, r] == left_out:
@@ -87,7 +87,7 @@ def _tails(rows: Rows, t: int, count: int, left_out: int, out: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def append(rows: Rows, m: int, distances: Any) -> Any:
-    """Take pick number `m`, from 0, at its distances to the earlier ones, (m,); return the sum of all rows."""
+    """Add pick number `m`, from 0, with its distances to the earlier ones, (m,); return the sum of all rows."""
     total = 0.0
     for t in range(m):
         _insert(rows.near[t], rows.order[t], m - 1, distances[t], m)
@@ -98,7 +98,7 @@ def append(rows: Rows, m: int, distances: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def fill(rows: Rows, distances: Any) -> Any:
-    """Take all picks at once, at their distances, (m, m); return the sum of all rows, as `append` does at the last."""
+    """Add all picks at once, with their distances, (m, m); return the sum of all rows, as the last `append` does."""
     m, total = len(distances), 0.0
     for t in range(m):
         ascending = np.argsort(distances[t], kind="mergesort")
@@ -113,7 +113,7 @@ def fill(rows: Rows, distances: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def exchange(rows: Rows, m: int, place: int, distances: Any) -> Any:
-    """Put another sample in a pick's place, at its distances to the m picks, (m,); return the sum of all rows."""
+    """Replace a pick by a sample with these distances to the m picks, (m,); return the sum of all rows."""
     total, count = 0.0, 0
     for t in range(m):
         if t == place:
@@ -129,7 +129,7 @@ def exchange(rows: Rows, m: int, place: int, distances: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def tails_without(rows: Rows, m: int, place: int, out: Any) -> Any:
-    """Write the tails of all picks but one, (k, k + 1), as if that one were not there; return the sum of the rows."""
+    """Write the tails of all picks but one, (k, k + 1), without that one; return the sum of the rows."""
     total = 0.0
     for t in range(m):
         if t != place:
@@ -146,7 +146,7 @@ def distances_to(units: Any, row: Any, lo: int, hi: int, out: Any) -> None:
 
 @njit(cache=True, nogil=True)
 def join(seen: Seen, m: int, distances: Any, lo: int, hi: int) -> None:
-    """Let candidates [lo, hi) see pick number `m`, whose distances are in place; `distances` are to earlier picks."""
+    """Update candidates [lo, hi) for pick `m`, whose distances are in place; `distances` are to earlier picks."""
     for start in range(lo, hi, _BLOCK):
         stop = min(start + _BLOCK, hi)
         new, new_before, new_rank = seen.distance[m, start:stop], seen.before[m, start:stop], seen.rank[m, start:stop]
@@ -164,7 +164,7 @@ def join(seen: Seen, m: int, distances: Any, lo: int, hi: int) -> None:
 
 @njit(cache=True, nogil=True)
 def leave(seen: Seen, m: int, place: int, distances: Any, lo: int, hi: int) -> None:
-    """Let candidates [lo, hi) see m picks as if one, at these distances to the others, (m,), were not there."""
+    """Update candidates [lo, hi) for the removal of one of m picks, at these distances to the others, (m,)."""
     for start in range(lo, hi, _BLOCK):
         stop = min(start + _BLOCK, hi)
         gone = seen.distance[place, start:stop]
@@ -180,7 +180,7 @@ def leave(seen: Seen, m: int, place: int, distances: Any, lo: int, hi: int) -> N
 
 @njit(cache=True, nogil=True)
 def enter(seen: Seen, m: int, place: int, distances: Any, lo: int, hi: int) -> None:
-    """Let candidates [lo, hi) see the pick at a place, which none of them sees; as `join` does for the last."""
+    """Update candidates [lo, hi) for the pick at a place that was removed before; as `join` does for the last."""
     for start in range(lo, hi, _BLOCK):
         stop = min(start + _BLOCK, hi)
         new, new_before = seen.distance[place, start:stop], seen.before[place, start:stop]
@@ -201,7 +201,7 @@ def enter(seen: Seen, m: int, place: int, distances: Any, lo: int, hi: int) -> N
 
 @njit(cache=True, nogil=True)
 def see(seen: Seen, rows: Rows, m: int) -> None:
-    """Fill `before` and `rank` of all candidates from their distances to m picks, outright."""
+    """Compute `before` and `rank` of all candidates from their distances to m picks."""
     for i in range(seen.distance.shape[1]):
         ascending = np.argsort(seen.distance[:m, i].copy(), kind="mergesort")
         for r in range(m):
@@ -218,7 +218,7 @@ def added(seen: Seen, rows: Rows, m: int, own: Any, other: Any, lo: int, hi: int
         seen: of these candidates.
         rows: of the picks.
         m: how many picks.
-        own, other: float64, (n,), what a candidate's row and its column are multiplied by.
+        own, other: float64, (n,), factors of a candidate's row and of its column.
         lo, hi: the candidates.
         out: float64, (n,).
     """
@@ -264,7 +264,7 @@ def added_without(
             far, before, rank = seen.distance[t, start:stop], seen.before[t, start:stop], seen.rank[t, start:stop]
             tail, pick_own, pick_other, apart, is_later = tails[t], rows.own[t], rows.other[t], distances[t], t > place
             for i in range(stop - start):
-                # Signed numbers would be looked at for counting from the end.
+                # With signed indices, numba would check for negative ones.
                 at = np.uint64(rank[i]) - np.uint64(gone[i] <= far[i] if is_later else gone[i] < far[i])
                 behind = np.uint64(before[i]) - np.uint64(apart <= far[i])
                 row[i] += weights[at] * (pick_other * far[i])

@@ -5,9 +5,9 @@ Belongs here: NovelSelect's bounds and exact scores in torch. Does not: what the
 
 A pick appends its distance to the bound of every candidate. Computed pick by pick, that reads all rows each time. So
 only the candidates of the highest bounds, the near ones, take in every pick at once; a bound of the others is raised
-by the most that a distance can be, which costs no row. Where one of them then reaches the level of the second best, or
-after `_PENDING` picks, all others catch up in one matrix product, and the near ones are chosen anew. After `_PENDING`
-picks all summaries take in what came, too.
+by the largest possible distance, which needs no row. If one of them then reaches the level of the second best, or after
+`_PENDING` picks, all others catch up in one matrix product, and the near ones are chosen again. After `_PENDING` picks
+the new distances are merged into all summaries, too.
 
 Candidates whose bounds reach the level are summarised at once, and scored in float64 if they still do. A pick waits for
 the device about once: for the first scores, and again where more candidates reach the level.
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
     import torch
 
 _PENDING = 256
-"""Picks between two merges into all summaries."""
+"""Number of picks between two merges into all summaries."""
 _TILE = 2**15
-"""Candidates that catch up or are merged at once."""
+"""Number of candidates that catch up or are merged at once."""
 _NEAR = 1 / 16
-"""Part of the candidates that take in every pick at once."""
+"""Fraction of the candidates that are updated at every pick."""
 _FIRST_LOOK = 256
-"""Candidates summarised at first for a pick; four times as many as long as the level asks for more."""
+"""Number of candidates first summarised for a pick; it is multiplied by four while the level requires more."""
 _BATCH = 8
-"""Candidates scored exactly before the level is looked at again."""
+"""Number of candidates scored exactly before the level is updated."""
 _UP = 1.0 + 2.0**-20
-"""More than what float32 sums and products of a bound may lose."""
+"""Factor that covers the rounding error of the float32 sums and products of a bound."""
 _SCORE_UP = 1.0 + 2.0**-40
-"""More than what an exact score may lose in float64; the bound that it becomes must not be under another's score."""
+"""Factor that covers the rounding error of an exact score in float64, as the score becomes a bound."""
 _TWINS = 1e-9
-"""Equal rows have scores that differ by less, relatively, however a matrix product rounds."""
+"""Bound of the relative difference of the scores of equal rows, however a matrix product rounds."""
 _WORKING_VALUES = 12
-"""Values of 8 bytes held for each distance or bin of a tile."""
+"""Number of 8-byte values held for each distance or bin of a tile."""
 
 
 def device_memory_needed(n: int, d: int, k: int) -> int:
@@ -64,7 +64,7 @@ def _near_count(n: int) -> int:
 
 @dataclass(frozen=True)
 class _Near:
-    """The candidates that take in every pick at once: places, (s,), and their rows, (s, d), side by side."""
+    """The candidates that are updated at every pick: places, (s,), and their rows, (s, d), contiguous."""
 
     places: "torch.Tensor"
     x: "torch.Tensor"
@@ -79,7 +79,7 @@ class TorchSearch(Search):
 
     Raises:
         ValueError: for a device that torch does not have.
-        NotEnoughMemory: where the device has too little, here or later.
+        NotEnoughMemory: if the device has too little, here or later.
     """
 
     def __init__(self, candidates: Candidates, weights: NDArray[np.float64], device: str) -> None:
@@ -96,7 +96,7 @@ class TorchSearch(Search):
             self._allocate(k)
 
     def _allocate(self, k: int) -> None:
-        """Make what is held on the device."""
+        """Allocate the state on the device."""
         import torch
 
         to = self._device
@@ -119,18 +119,18 @@ class TorchSearch(Search):
         self._picked_half = torch.empty(k, dtype=torch.float64, device=to)
         self._picked_f = torch.empty_like(self._picked_half)
         self._merged = 0
-        """Picks that all summaries have taken in,"""
+        """Number of picks that are merged into all summaries."""
         self._caught_up = 0
-        """and those that the bounds of all candidates have."""
+        """Number of picks that the bounds of all candidates include."""
         self._near: _Near | None = None
         self._ahead = 0.0, 0.0
-        """Sums of weights, and of weights times factors, over the picks that only the near ones have taken in."""
+        """Sums of weights, and of weights times factors, over the picks that only the near candidates include."""
         self._nobody = torch.full((1,), -torch.inf, dtype=torch.float64, device=to)
         self._sums: dict[int, float] = {}
-        """What was scored exactly for one pick, without quality."""
+        """The exact scores of one pick, without quality."""
 
     def close(self) -> None:
-        """Free the device's memory; what is known of the candidates stays."""
+        """Free the device's memory; the last scores of the candidates stay."""
         self._x = self._new = self._summary = self._picked_x = self._torch.empty(0)
         if self._near is not None:
             self._near = _Near(self._near.places, self._x)
@@ -154,7 +154,7 @@ class TorchSearch(Search):
         m = self.picked
         self._picked_x[m] = self._torch.from_numpy(row).to(self._device) if own < 0 else self._x[own]
         self._picked_half[m] = self._picked_x[m].square().sum() / 2
-        # Numbers that are assigned would be copied to the device, and waited for; those that fill are not.
+        # Assigned numbers would be copied to the device, with a synchronisation; `fill_` needs none.
         self._picked_f[m : m + 1].fill_(factor)
         if own >= 0:
             self._barred[own : own + 1].fill_(True)
@@ -183,12 +183,12 @@ class TorchSearch(Search):
         return found
 
     def _best_of_near(self) -> Found | None:
-        """Return the best two where they are among the near candidates for certain."""
+        """Return the best two if they are certainly among the near candidates."""
         if self._near is None:
             return None
         places = self._near.places
         weight, weighted = self._ahead
-        # No cosine is under -1: no pick since added more than this.
+        # No cosine is below -1, so no pick since then added more than this.
         most = 2 + self._slack
         others = (self._bound + (most * weight * self._f + most * weighted) * _UP) * self._q
         others.index_fill_(0, places, -self._torch.inf)
@@ -214,9 +214,9 @@ class TorchSearch(Search):
         """Score all candidates that could be best or second; return `others`.
 
         Args:
-            value: bounds times quality, (c,), -inf for those that may not be picked, and then for those looked at.
-            places: theirs, (c,); None where they are all.
-            round_: takes the scores.
+            value: bounds times quality, (c,), -inf for those that may not be picked, and then for those scored.
+            places: theirs, (c,); None if they are all.
+            round_: collects the scores.
             others: one value, (1,), fetched on the way.
         """
         self._sums.clear()
@@ -246,7 +246,7 @@ class TorchSearch(Search):
         lowered = (bound * self._q[candidates]).masked_fill_(value == -torch.inf, -torch.inf)
         lowered, order = lowered.sort(descending=True, stable=True)
         candidates = candidates[order]
-        # One wait for all that is to be known; numbers of candidates are exact in float64.
+        # One synchronisation for all values; numbers of candidates are exact in float64.
         parts = [others, value[-1:], self._exact(candidates[:_BATCH]), lowered, candidates.double()]
         fetched = np.split(torch.cat(parts).cpu().numpy(), np.cumsum([len(part) for part in parts[:-1]]))
         (beyond,), (last,), scores, values = fetched[:4]
@@ -262,7 +262,7 @@ class TorchSearch(Search):
         return float(last), float(beyond)
 
     def _take_scores(self, indices: NDArray[np.int64], sums: NDArray[np.float64], round_: Round) -> None:
-        """Give equal rows equal scores, and note them."""
+        """Give equal rows equal scores, and add them to the round."""
         for place, (index, score) in enumerate(zip(indices.tolist(), sums.tolist(), strict=True)):
             for other, known in self._sums.items():
                 if abs(known - score) <= _TWINS * abs(score) and self._are_twins(index, other):
@@ -277,7 +277,7 @@ class TorchSearch(Search):
     def _exact(self, candidates: "torch.Tensor") -> "torch.Tensor":
         """Return the scores of up to `_BATCH` candidates, (c,), which become their bounds."""
         m, size = self.picked, len(candidates)
-        # Always so many rows, so that the matrix product is always done in the same way.
+        # Always the same number of rows, so that the matrix product is always computed in the same way.
         filled = candidates[self._torch.arange(_BATCH, device=self._device) % size]
         x = self._x[filled].double()
         # All three terms are exact (`unit_rows`).
@@ -296,7 +296,7 @@ class TorchSearch(Search):
         return (far * (f[:, None] + self._picked_f[picks])).float() * _UP
 
     def _catch_up(self, now: int) -> None:
-        """Let the candidates that are not near take in the picks that they lack."""
+        """Update the bounds of the candidates that are not near by the picks that they lack."""
         since = slice(self._caught_up, now)
         if since.start == since.stop:
             return
@@ -320,7 +320,7 @@ class TorchSearch(Search):
         self._merged = now
 
     def _merged_with_new(self, candidates: "torch.Tensor", now: int) -> "tuple[torch.Tensor, torch.Tensor]":
-        """Return bounds and means of bins over all picks, (c,) and (c, bins), from summaries and what came since."""
+        """Return bounds and means of bins over all picks, (c,) and (c, bins), from summaries and later picks."""
         import torch
 
         widths, new = self._edges_up_to(self._merged).diff(), self._new[candidates, : now - self._merged]
