@@ -204,6 +204,6 @@ def test_the_page_and_the_data_say_the_same(curation: Curation) -> None:
     text = (Path(metadata["path"]) / "changes.md").read_text()
     data = json.loads((Path(metadata["path"]) / "changes.json").read_text())
     assert data["pool"]["left"]["by_reason"] == {"changed file": 8}
-    assert text.startswith("# What changed\n\n- The pool went from 57 to 49 samples (0 came, 8 went)")
+    assert text.startswith("# What changed\n\n- The pool went from 57 to 49 samples (0 added, 8 removed)")
     assert all(id_ in text for id_ in data["pool"]["left"]["examples"]["changed file"])
     assert not list(curation.root.glob("changes/*sent"))

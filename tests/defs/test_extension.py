@@ -55,7 +55,7 @@ def test_a_subset_grows_with_its_pool_once(curation: Curation) -> None:
         run = find_run(connection, None)
         records = records_of(connection, run)
         kept = explain(connection, curation.root, run, ids[3])
-        assert f"kept from the earlier subset {first.key[:8]}" in " ".join(kept.words)
+        assert f"earlier subset {first.key[:8]}" in " ".join(kept.words)
         base = connection.execute("SELECT run_id FROM run_outputs WHERE selection = ?", [first.key]).fetchall()
         found = difference(connection, find_run(connection, base[0][0]), run)
     assert found.settings == {} and found.stayed == 12
