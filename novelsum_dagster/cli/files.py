@@ -242,7 +242,8 @@ def say_read(snapshot: Any, root: Path, rejects: Path | None, duplicates: bool =
 def say_near(snapshot: Any) -> None:
     """Report the number of near-duplicates, if they were searched for."""
     if snapshot.near_duplicates:
-        what = "left out" if snapshot.near_duplicates_dropped else "left in; --drop-near-duplicates leaves them out"
+        advised = "left in; --drop-near-duplicates leaves them out (advised: docs/studies.md)"
+        what = "left out" if snapshot.near_duplicates_dropped else advised
         say(f"{_count(snapshot.near_duplicates, 'near-duplicate')} {what}")
 
 
