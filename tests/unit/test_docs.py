@@ -13,6 +13,7 @@ from novelsum_dagster.common.progress import LogReporter
 from novelsum_dagster.lineage.models import models
 from novelsum_dagster.quality.suites import SUITES
 from novelsum_dagster.settings import CACHE_VARIABLE, Quota, Settings, Source, load_settings
+from tests import study_tables
 from tests.pools import alpaca, write_jsonl
 from tests.tiny import tiny_model
 
@@ -128,6 +129,11 @@ def test_the_numbers_of_checks_and_models_are_right() -> None:
     readme = (ROOT / "README.md").read_text()
     assert f"{len(SUITES)} checks" in readme
     assert f"{len(models())} SQL models" in readme
+
+
+@pytest.mark.slow
+def test_the_tables_of_the_studies_are_those_of_their_files() -> None:
+    assert study_tables.PAGE.read_text(encoding="utf-8") == study_tables.page_with_tables()
 
 
 if __name__ == "__main__":
