@@ -34,8 +34,6 @@ _DRAWN = 512
 """Number of candidates whose mutual distances determine the bins."""
 _MOST_STEPS = 256
 """Number of steps of ranks: the number of values of a byte."""
-_LEADERS = 8
-"""Number of candidates whose exact scores set the level for all others at the next pick."""
 _BATCH = 64
 """Number of candidates scored exactly before the level is updated."""
 _CHUNK = 128
@@ -92,7 +90,6 @@ class ColumnSearch(Ladder):
         self._raised_to = 0
         # Pages that are never written take no memory.
         self._lists = Slots(n, np.empty((list_slots(n, k, _LIST_BYTES), 2, k)))
-        self._leaders = np.empty(0, np.int64)
         self._reached = np.empty(n, np.int64)
 
     def _take(self, row: NDArray[np.float32], factor: float, own: int) -> None:
@@ -121,8 +118,7 @@ class ColumnSearch(Ladder):
         self._score(self._falling(candidates[~has_list]), round_)
         found = round_.found()
         if found:
-            both = np.concatenate([np.array(round_.indices, np.int64), self._inexact(leaders)])
-            self._leaders = self._falling(both[(both != found.best) & (self._lists.lists.slot[both] >= 0)])[:_LEADERS]
+            self._lead(found, round_, leaders)
         return found
 
     def _known(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:

@@ -18,8 +18,6 @@ from novelsum_dagster.selection.search import cpu_kernels as kernels
 from novelsum_dagster.selection.search.base import Candidates, Found, Round, bin_edges, cosine_slack
 from novelsum_dagster.selection.search.ladder import Ladder, Slots, list_slots
 
-_LEADERS = 8
-"""Number of candidates whose exact scores set the level for all others at the next pick."""
 _BATCH = 8
 """Number of candidates scored exactly before the level is updated."""
 _CHUNK = 256
@@ -69,7 +67,6 @@ class CpuSearch(Ladder):
         self._summaries = kernels.Summaries(means, np.zeros(n, np.int64), edges)
         # Pages that are never written take no memory.
         self._lists = Slots(n, np.empty((list_slots(n, k), k), np.float32))
-        self._leaders = np.empty(0, np.int64)
         self._next_refresh = _REFRESH_FROM
         self._last_refresh = 0, 0.0
         self._reached = np.empty(n, np.int64)
@@ -98,8 +95,7 @@ class CpuSearch(Ladder):
         self._score_all_distances(self._falling(stale), round_)
         found = round_.found()
         if found:
-            both = np.concatenate([np.array(round_.indices, np.int64), self._inexact(leaders)])
-            self._leaders = self._falling(both[(both != found.best) & (self._lists.lists.slot[both] >= 0)])[:_LEADERS]
+            self._lead(found, round_, leaders)
         return found
 
     def _known(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:

@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from novelsum_dagster.common.processors import usable_processors
-from novelsum_dagster.selection.search.base import Candidates, Search
+from novelsum_dagster.selection.search.base import Candidates, Found, Round, Search
 from novelsum_dagster.selection.search.cpu_kernels import Lists
 
 _LIST_BYTES = 2**30
 """Bytes of memory for lists of exact distances."""
+_LEADERS = 8
+"""Candidates whose exact scores set the level for all others at the next pick."""
 _FEWEST_LISTS = 32
 """Least number of lists."""
 
@@ -31,18 +33,28 @@ class Ladder(Search):
     Args:
         candidates, weights: as for every search.
         threads: that search side by side; None takes all cores that the process may use.
+
+    A subclass sets `_lists`, of which it knows the size.
     """
+
+    _lists: "Slots"
 
     def __init__(self, candidates: Candidates, weights: NDArray[np.float64], threads: int | None) -> None:
         super().__init__(candidates, weights)
         n = len(candidates.rows)
         self._threads = Threads(threads)
+        self._leaders = np.empty(0, np.int64)
         # Bounds without quality, and after how many picks each was exact.
         self._value, self._exact_at = np.zeros(n), np.zeros(n, np.int64)
 
     def close(self) -> None:
         """End the threads."""
         self._threads.close()
+
+    def _lead(self, found: Found, round_: Round, leaders: NDArray[np.int64]) -> None:
+        """Choose the next leaders: of the candidates with a list that were looked at, those of the highest bounds."""
+        both = np.concatenate([np.array(round_.indices, np.int64), self._inexact(leaders)])
+        self._leaders = self._falling(both[(both != found.best) & (self._lists.lists.slot[both] >= 0)])[:_LEADERS]
 
     def _falling(self, candidates: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return candidates in order of falling bounds."""
