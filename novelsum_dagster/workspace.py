@@ -46,7 +46,7 @@ class Workspace:
         return mirror_of(self.settings)
 
     def hold(self, run_id: str) -> None:
-        """Lock the storage for a run; when newly locked, import the runs that other machines have written meanwhile.
+        """Lock the storage for a run; when newly locked, fetch the runs that other machines have written meanwhile.
 
         Raises:
             InputError: if another run uses it, or S3 cannot be reached.
@@ -55,7 +55,6 @@ class Workspace:
         is_new = hold_storage(self.root, run_id, mirror.remote if mirror else None)
         if is_new and mirror is not None:
             exchange_runs(mirror)
-            self.lineage.import_runs()
 
     def events(self, say: Callable[[str], object]) -> Events | None:
         """Return the sender of OpenLineage events; None if the settings name no destination. `say` gets failures."""

@@ -36,7 +36,7 @@ from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import KEY_LENGTH, content_key, read_json
 from novelsum_dagster.common.liveness import live_runs
 from novelsum_dagster.embedding.store import shards_with
-from novelsum_dagster.lineage.store import RUN_FILES, LineageStore
+from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.selection.extension import EXTENDS
 from novelsum_dagster.settings import Retention
 
@@ -194,7 +194,7 @@ def plan(
         InputError: if there is no lineage, or a file that decides what is in use is damaged.
     """
     root, live = store.root, tuple(live_runs(store.root))
-    runs = _Runs(_tables(store), retention, now or datetime.now(UTC), live)
+    runs = _Runs(store.tables(_TABLES), retention, now or datetime.now(UTC), live)
     used = _in_use(root, runs)
     items = [
         *_named_items(root, used),
@@ -252,17 +252,6 @@ def read_record_file(path: Path) -> Provenance:
         raise InputError(
             f"{path}: damaged ({str(error).splitlines()[0]}), so what it names is unknown; nothing was removed"
         ) from error
-
-
-def _tables(store: LineageStore) -> dict[str, list[dict[str, Any]]]:
-    tables = store.tables(_TABLES)
-    known = {row["run_id"] for row in tables["runs"]}
-    for path in sorted(store.root.glob(RUN_FILES)):
-        if path.stem not in known:
-            for name, rows in _json(path).items():
-                if name in tables:
-                    tables[name] += rows
-    return tables
 
 
 def _in_use(root: Path, runs: _Runs) -> _InUse:

@@ -14,7 +14,6 @@ from novelsum_dagster.cli.terminal import AsJson, SettingsFile, new_reporter, sa
 
 if TYPE_CHECKING:
     from novelsum_dagster.audit.gc import Plan
-    from novelsum_dagster.lineage.store import LineageStore
     from novelsum_dagster.remote.mirror import Mirror
 
 
@@ -38,7 +37,7 @@ def gc(
     if workspace.mirror is None:
         found = made(workspace.lineage, chosen.retention)
     else:
-        with _of_s3(workspace.lineage, workspace.mirror) as removed:
+        with _of_s3(workspace.mirror) as removed:
             found = made(workspace.lineage, chosen.retention)
             removed += [] if dry_run else [item.path for item in found.items]
     if as_json:
@@ -48,7 +47,7 @@ def gc(
 
 
 @contextmanager
-def _of_s3(store: "LineageStore", mirror: "Mirror") -> Iterator[list[str]]:
+def _of_s3(mirror: "Mirror") -> Iterator[list[str]]:
     """Fetch everything from S3, so that all of it is considered; then delete on S3 the paths that the block names."""
     from novelsum_dagster.artifacts.outputs import fetch_everything, remove
     from novelsum_dagster.lineage.store import RUN_FILES
@@ -58,7 +57,6 @@ def _of_s3(store: "LineageStore", mirror: "Mirror") -> Iterator[list[str]]:
     with StorageLock(mirror.root, mirror.remote).held("gc"):
         with new_reporter().step("fetching folders") as progress:
             fetch_everything(mirror, progress)
-        store.import_runs()
         yield removed
         # Sent first: the run files record whose data is removed before it is.
         mirror.put(*(path.relative_to(mirror.root).as_posix() for path in sorted(mirror.root.glob(RUN_FILES))))

@@ -373,7 +373,6 @@ def build(store: LineageStore, names: Iterable[str] | None = None, folder: Path 
     if unknown := sorted(asked - {model.name for model in found}):
         raise InputError(f"no model is named {unknown[0]!r}; models: {', '.join(model.name for model in found)}")
     with store.writing() as connection:
-        store.refresh_views(connection)  # Models read views of the files that exist now.
         for model in found:
             if model.name in asked:
                 _create(connection, model)

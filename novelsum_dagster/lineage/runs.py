@@ -47,6 +47,8 @@ class Run:
 
 REMOVED = "data_removed_at"
 """Column of `run_outputs`: the time at which gc removed data of the run."""
+RUNNING = "running"
+"""Status of a step that has not ended."""
 _RUN = """
     SELECT
         runs.run_id, runs.started_at, runs.package_version, runs.git_revision, runs.settings,
@@ -100,9 +102,6 @@ def find_run(connection: Connection, name: str | None) -> Run:
 
 def removed_runs(connection: Connection) -> dict[str, datetime]:
     """Return the runs whose data gc removed, each with the time of removal."""
-    known = "SELECT 1 AS is_there FROM duckdb_columns() WHERE table_name = 'run_outputs' AND column_name = ?"
-    if one_row(connection, known, [REMOVED]) is None:
-        return {}  # The database was last written by an earlier version.
     rows = all_rows(connection, f"SELECT run_id, {REMOVED} AS at FROM run_outputs WHERE {REMOVED} IS NOT NULL")
     return {row["run_id"]: row["at"] for row in rows}
 
@@ -121,7 +120,7 @@ def _ending(connection: Connection, run_id: str) -> str:
     for row in reversed(last.values()):
         if row["status"] == "failed":
             return f"its step {row['step']} failed: {row['error']}"
-    running = [row["step"] for row in last.values() if row["status"] == "running"]
+    running = [row["step"] for row in last.values() if row["status"] == RUNNING]
     return f"its step {running[0]} is running, or was killed" if running else "it did not finish"
 
 

@@ -7,6 +7,13 @@ CREATE TABLE IF NOT EXISTS schema_version (
 -- The storage folder as it was when the views were made, whose files are named from there.
 ALTER TABLE schema_version ADD COLUMN IF NOT EXISTS root VARCHAR;
 
+-- Run files that were imported: their state then, and why one could not be read.
+CREATE TABLE IF NOT EXISTS run_files (
+    run_id VARCHAR PRIMARY KEY,
+    state VARCHAR NOT NULL,
+    damage VARCHAR
+);
+
 CREATE TABLE IF NOT EXISTS runs (
     run_id VARCHAR PRIMARY KEY,
     started_at TIMESTAMPTZ NOT NULL,

@@ -1,13 +1,15 @@
-"""The lineage database: the only place that opens DuckDB for writing.
+"""The lineage: a file for each run, which is the truth, and a DuckDB database built from these files for queries.
 
-Belongs here: the file, its schema, short write transactions, read-only connections. Does not: the interpretation of the
-rows.
+Belongs here: run files, the database and its schema, short write transactions, read-only connections. Does not: the
+interpretation of the rows.
 
-A write copies the database, changes the copy in one transaction and renames it over the original. Readers therefore
-never wait and never block a run, in any process: they keep the file that they opened. A write that dies leaves the
-original unchanged. The database is small, because per-sample rows stay in Parquet files, shown as views.
+A step changes its run's file only. Whoever opens the database next imports the files that have changed since. A write
+to the database copies it, changes the copy and renames it over the original. Readers therefore never block a run, in
+any process: they keep the file that they opened. A write that dies leaves the original unchanged. The database is
+small, because per-sample rows stay in Parquet files, shown as views.
 """
 
+import logging
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,20 +26,25 @@ from novelsum_dagster.artifacts.provenance import git_revision
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import read_json, replacing, write_json, write_table
 from novelsum_dagster.lineage.query import all_rows
-from novelsum_dagster.lineage.runs import REMOVED
+from novelsum_dagster.lineage.runs import REMOVED, RUNNING
 
 if TYPE_CHECKING:
     import duckdb
     from filelock import BaseFileLock
 
+_log = logging.getLogger(__name__)
+
 FILE_NAME = "lineage.duckdb"
 EXPORT = "lineage"
 """Folder of the Parquet copies of the tables."""
 RUN_FILES = "runs/*.json"
-"""Files with each run's rows, from which the database can be rebuilt."""
+"""Files with each run's rows, by table, from which the database is built."""
+_TABLES_OF_A_RUN = {"runs", "steps", "run_outputs", "provenance"}
+"""Tables whose rows belong to one run, so that its file alone determines them. Rows of others are shared by runs."""
 _VERSION = 4
 """Version of the schema. A database of version 1 has no table `schema_version`."""
 _LOCK_SECONDS = 60
+_READER_SECONDS = 5
 _NO_LINEAGE = "no lineage yet; run the pipeline first (novelsum run), or fetch what is on S3 (novelsum restore)"
 _PLACE = "source VARCHAR, file VARCHAR, position BIGINT, line BIGINT"
 _VIEWS = {
@@ -99,21 +106,22 @@ class LineageStore:
         return FileLock(self.path.with_suffix(".lock"), timeout=_LOCK_SECONDS)
 
     @contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self, seconds: float = _LOCK_SECONDS) -> Iterator[None]:
         """Prevent other processes from writing, and runs from starting, until the block ends.
 
+        Args:
+            seconds: to wait for another process that writes; default: 60.
+
         Raises:
-            InputError: if another process has been writing for over a minute.
+            InputError: if another process has been writing for that long.
         """
         from filelock import Timeout
 
         self.root.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock.acquire()
+            self._lock.acquire(timeout=seconds)
         except Timeout:
-            raise InputError(
-                f"{self.path}: another process has been writing for {_LOCK_SECONDS} s; try again"
-            ) from None
+            raise InputError(f"{self.path}: another process has been writing for {seconds:g} s; try again") from None
         try:
             yield
         finally:
@@ -121,36 +129,42 @@ class LineageStore:
 
     @contextmanager
     def reading(self) -> "Iterator[duckdb.DuckDBPyConnection]":
-        """Open the database for reading; upgrade one of an earlier version, or from another path, first.
+        """Open the database for reading; import changed run files first, or upgrade a database of an earlier version.
+
+        If changed run files cannot be imported, because another process writes for over five seconds or the folder is
+        read-only, the database is read as it is.
 
         Raises:
             InputError: if it is missing, damaged or from a newer version, or a file behind a view is damaged.
         """
-        import duckdb
-
-        if not self.path.exists():
+        if not self.path.exists() and not self._run_files():
             raise InputError(f"{self.path}: {_NO_LINEAGE}")
-        connection = _connect(self.path, read_only=True)
-        try:
-            if _version(connection, self.path) < _VERSION or self._has_moved(connection):
-                connection.close()
-                with self.writing():
+        with _naming_damage(self.path, self.path):
+            self._bring_up_to_date()
+            with closing(_connect(self.path, read_only=True)) as connection:
+                yield connection
+
+    def _bring_up_to_date(self) -> None:
+        """Import changed run files; rebuild views of another path, or a schema of an earlier version."""
+        if self.path.exists():
+            with closing(_connect(self.path, read_only=True)) as connection:
+                is_usable = self._is_usable(connection)
+                if is_usable and not self._changed(connection):
+                    return
+            if is_usable:
+                with suppress(InputError, OSError), self.exclusive(_READER_SECONDS), self.writing():
                     pass
-                connection = _connect(self.path, read_only=True)
-            yield connection
-        except duckdb.Error as error:
-            damage = _damage(error, self.path, self.path)
-            if damage is None:
-                raise
-            raise damage from error
-        finally:
-            connection.close()
+                return
+        with self.writing():
+            pass
 
     @contextmanager
     def writing(self, from_empty: bool = False) -> "Iterator[duckdb.DuckDBPyConnection]":
-        """Open one write transaction; it is committed when the block ends without an error.
+        """Open one write transaction on current data; it is committed when the block ends without an error.
 
-        A database of an earlier version is kept beside the new one, as `lineage.duckdb.v1`.
+        Changed run files are imported first, and views point at the files that exist. A damaged run file is logged,
+        and its rows stay as they were. A database of an earlier version is kept beside the new one, as
+        `lineage.duckdb.v1`.
 
         Args:
             from_empty: start from an empty database; the existing one is kept as `lineage.duckdb.old`.
@@ -159,29 +173,40 @@ class LineageStore:
             InputError: if another process has been writing for over a minute, the database is damaged or from a newer
                 version, or a file behind a view is damaged.
         """
-        import duckdb
-
         with self.exclusive(), replacing(self.path) as copy:
             copy.unlink()
             if self.path.exists() and not from_empty:
                 shutil.copyfile(self.path, copy)
-            try:
-                with closing(_connect(copy, read_only=False, shown=self.path)) as connection:
-                    self._keep_earlier(_version(connection, self.path))
-                    connection.begin()
-                    connection.execute(files(__package__).joinpath("schema.sql").read_text())
-                    connection.execute("DELETE FROM schema_version")
-                    connection.execute("INSERT INTO schema_version VALUES (?, ?)", [_VERSION, str(self.root)])
-                    yield connection
-                    self.refresh_views(connection)
-                    connection.commit()
-            except duckdb.Error as error:
-                damage = _damage(error, copy, self.path)
-                if damage is None:
-                    raise
-                raise damage from error
+            with (
+                _naming_damage(copy, self.path),
+                closing(_connect(copy, read_only=False, shown=self.path)) as connection,
+            ):
+                self._keep_earlier(_version(connection, self.path))
+                connection.execute(files(__package__).joinpath("schema.sql").read_text())
+                connection.execute("DELETE FROM schema_version")
+                connection.execute("INSERT INTO schema_version VALUES (?, ?)", [_VERSION, str(self.root)])
+                self._import(connection)
+                connection.begin()
+                self._create_views(connection)
+                yield connection
+                connection.commit()
             if from_empty and self.path.exists():
                 self._keep(f"{FILE_NAME}.old")
+
+    def rebuild(self) -> int:
+        """Rebuild the database from the run files; return the number of runs.
+
+        An existing database, damaged or not, is kept as `lineage.duckdb.old`; it stays in place if rebuilding fails.
+
+        Raises:
+            InputError: if there is no run file, or one is damaged.
+        """
+        found = self._run_files()
+        if not found:
+            raise InputError(f"{self.root / 'runs'}: has no run files to rebuild the lineage database from")
+        with self.writing(from_empty=True) as connection:
+            _require_whole(connection)
+        return len(found)
 
     @contextmanager
     def removing(self, run_ids: Sequence[str]) -> Iterator[None]:
@@ -190,13 +215,12 @@ class LineageStore:
         If the block does not finish, the next reader refreshes the views.
         """
         now = _now()
-        for path in map(self._run_file, run_ids):
-            with suppress(FileNotFoundError, ValueError):  # A damaged run file is skipped.
-                kept = read_json(path)
-                rows = [{**row, REMOVED: now.isoformat()} for row in kept.get("run_outputs", [])]
-                write_json({**kept, "run_outputs": rows}, path)
+        for run_id in run_ids:
+            with suppress(InputError), self._changing(run_id) as rows:
+                for row in rows.get("run_outputs", []):
+                    row[REMOVED] = now.isoformat()
         with self.writing() as connection:
-            for run_id in run_ids:
+            for run_id in run_ids:  # Also those whose run file is damaged or missing.
                 connection.execute(f"UPDATE run_outputs SET {REMOVED} = ? WHERE run_id = ?", [now, run_id])
             connection.execute("UPDATE schema_version SET root = NULL")
         yield
@@ -209,20 +233,14 @@ class LineageStore:
                 )
 
     def tables(self, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-        """Return whole tables without writing; a table missing from the database is empty.
+        """Return whole tables.
 
         Raises:
-            InputError: if the database is missing, damaged or from a newer version.
+            InputError: as `reading` does, or if the file of a run that the database does not have is damaged.
         """
-        if not self.path.exists():
-            raise InputError(f"{self.path}: {_NO_LINEAGE}")
-        with closing(_connect(self.path, read_only=True)) as connection:
-            _version(connection, self.path)
-            there = {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
-            return {name: all_rows(connection, f"SELECT * FROM {name}") if name in there else [] for name in names}
-
-    def _has_moved(self, connection: "duckdb.DuckDBPyConnection") -> bool:
-        return connection.execute("SELECT root FROM schema_version").fetchone() != (str(self.root),)
+        with self.reading() as connection:
+            _require_whole(connection)
+            return {name: all_rows(connection, f"SELECT * FROM {name}") for name in names}
 
     def _keep_earlier(self, version: int) -> None:
         """Back up a database of an earlier version before it is changed."""
@@ -234,40 +252,18 @@ class LineageStore:
         with replacing(self.path.with_name(name)) as copy:
             shutil.copyfile(self.path, copy)
 
-    def keep_run(self, run_id: str, outputs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        """Write a run's rows, and beside the database a file from which `rebuild` restores them.
-
-        Args:
-            run_id: of a run that is recorded.
-            outputs: rows by table; rows written by an earlier run are left unchanged.
-        """
-        with self.writing() as connection:
-            for table, rows in outputs.items():
-                insert(connection, table, rows)
-            # Before the rows are committed: `close_run` adds rows that only the file has, not the reverse.
-            write_json({**_ended(connection, run_id), **outputs}, self._run_file(run_id))
-
-    def rebuild(self) -> int:
-        """Rebuild the database from the files that every run wrote beside it; return the number of runs.
-
-        An existing database, damaged or not, is kept as `lineage.duckdb.old`; it stays in place if rebuilding fails.
+    def start_run(self, run_id: str, settings: str) -> None:
+        """Record a run, if it is not recorded yet.
 
         Raises:
-            InputError: if there is no run file, or one is damaged.
+            InputError: as `writing` does, so that a run does not start work that it could not record.
         """
-        found = sorted(self.root.glob(RUN_FILES))
-        if not found:
-            raise InputError(f"{self.root / 'runs'}: has no run files to rebuild the lineage database from")
-        with self.writing(from_empty=True) as connection:
-            for path in found:
-                _put_back(connection, path)
-        return len(found)
-
-    def start_run(self, run_id: str, settings: str) -> None:
-        """Record a run, if it is not recorded yet."""
+        path = self.root / run_file(run_id)
+        if path.exists():
+            return
         row = {
             "run_id": run_id,
-            "started_at": _now(),
+            "started_at": _now().isoformat(),
             "settings": settings,
             "package_version": version("novelsum-dagster"),
             "git_revision": git_revision(),
@@ -276,36 +272,64 @@ class LineageStore:
         }
         with self.writing() as connection:
             insert(connection, "runs", [row])
+            write_json({"runs": [row]}, path)
 
     def start_step(self, run_id: str, step: str) -> int:
         """Record the start of a step; return the number of the attempt, from 1."""
-        with self.writing() as connection:
-            found = connection.execute(
-                "SELECT count(*) FROM steps WHERE run_id = ? AND step = ?", [run_id, step]
-            ).fetchone()
-            attempt = (found[0] if found else 0) + 1
-            row = {"run_id": run_id, "step": step, "attempt": attempt, "started_at": _now(), "status": "running"}
-            insert(connection, "steps", [row])
+        with self._changing(run_id) as tables:
+            attempt = 1 + sum(row["step"] == step for row in tables["steps"])
+            tables["steps"].append(
+                {
+                    "run_id": run_id,
+                    "step": step,
+                    "attempt": attempt,
+                    "started_at": _now().isoformat(),
+                    "status": RUNNING,
+                }
+            )
         return attempt
 
     def end_step(self, run_id: str, step: str, attempt: int, output: str | None, error: str | None) -> None:
-        """Record the end of a step: the key of its output, or its error."""
-        with self.writing() as connection:
-            connection.execute(
-                "UPDATE steps SET ended_at = ?, status = ?, output = ?, error = ?"
-                " WHERE run_id = ? AND step = ? AND attempt = ?",
-                [_now(), "failed" if error else "done", output, error, run_id, step, attempt],
-            )
-            own = _ended(connection, run_id)
-        self._write_run_file(run_id, own)
+        """Record the end of a step: the key of its output, or its error.
 
-    def _write_run_file(self, run_id: str, own: Mapping[str, Any]) -> None:
-        path = self._run_file(run_id)
-        outputs: dict[str, Any] = {}
-        if path.exists():
-            with suppress(ValueError):  # A damaged file is overwritten.
-                outputs = read_json(path)
-        write_json({**outputs, **own}, path)
+        The database is brought up to date if the step failed or the run has its outputs, so that it is current after a
+        run for programs that open it themselves.
+        """
+        with self._changing(run_id) as tables:
+            for row in tables["steps"]:
+                if (row["step"], row["attempt"]) == (step, attempt):
+                    _end(row, output, error)
+        if error or "run_outputs" in tables:
+            self._bring_up_to_date()
+
+    def keep_run(self, run_id: str, outputs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Record the rows of a run's outputs, by table; rows written by an earlier run are left unchanged."""
+        with self._changing(run_id) as tables:
+            tables.update({table: [dict(row) for row in rows] for table, rows in outputs.items()})
+
+    def close_run(self, run_id: str, error: str) -> None:
+        """Mark the unfinished steps of a dead run as failed, with this error; without a run file, nothing is done."""
+        with suppress(InputError), self._changing(run_id) as tables:
+            for row in tables["steps"]:
+                if row["status"] == RUNNING:
+                    _end(row, None, error)
+
+    @contextmanager
+    def _changing(self, run_id: str) -> "Iterator[dict[str, list[dict[str, Any]]]]":
+        """Yield the rows of a run's file, by table; they are written when the block ends without an error.
+
+        Raises:
+            InputError: if the file is missing or damaged.
+        """
+        path = self.root / run_file(run_id)
+        with self.exclusive():
+            try:
+                tables = read_json(path)
+            except (FileNotFoundError, ValueError) as error:
+                raise _damaged_run_file(path, error) from error
+            tables.setdefault("steps", [])
+            yield tables
+            write_json(tables, path)
 
     def export(self) -> list[str]:
         """Write every table as Parquet under `lineage/`, for other programs; return the file names."""
@@ -317,48 +341,45 @@ class LineageStore:
                 write_table(connection.execute(f"SELECT * FROM {table}").to_arrow_table(), self.root / names[-1])
         return names
 
-    def import_runs(self) -> int:
-        """Import runs that have a run file but no row yet, e.g. from another machine; return their number.
+    def _run_files(self) -> dict[str, tuple[Path, str]]:
+        """Return the run files, by run: the path, and the state of the file, which differs after a change."""
+        found = {}
+        for path in sorted(self.root.glob(RUN_FILES)):
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                found[path.stem] = path, f"{status.st_size} {status.st_mtime_ns}"
+        return found
 
-        Raises:
-            InputError: if such a file is damaged.
-        """
-        found = sorted(self.root.glob(RUN_FILES))
-        if self.path.exists():
-            with self.reading() as connection:
-                known = {row[0] for row in connection.execute("SELECT run_id FROM runs").fetchall()}
-            found = [path for path in found if path.stem not in known]
-        if found:
-            with self.writing() as connection:
-                for path in found:
-                    _put_back(connection, path)
-        return len(found)
+    def _changed(self, connection: "duckdb.DuckDBPyConnection") -> dict[str, tuple[Path, str]]:
+        """Return the run files that were not imported in their current state."""
+        imported = dict(connection.execute("SELECT run_id, state FROM run_files").fetchall())
+        return {run_id: file for run_id, file in self._run_files().items() if imported.get(run_id) != file[1]}
 
-    def _run_file(self, run_id: str) -> Path:
-        return self.root / run_file(run_id)
+    def _import(self, connection: "duckdb.DuckDBPyConnection") -> None:
+        """Import changed run files, each in a transaction; a damaged one is logged."""
+        import duckdb
 
-    def close_run(self, run_id: str, error: str) -> None:
-        """Reconcile a dead run: sync its rows with its run file, and mark unfinished steps as failed.
+        for run_id, (path, state) in self._changed(connection).items():
+            damage = None
+            connection.begin()
+            try:
+                for table, rows in read_json(path).items():
+                    insert(connection, table, rows, replace=table in _TABLES_OF_A_RUN)
+                connection.commit()
+            except (ValueError, TypeError, AttributeError, KeyError, duckdb.Error) as error:
+                connection.rollback()
+                damage = str(_damaged_run_file(path, error))
+                _log.warning(damage)
+            connection.execute("INSERT OR REPLACE INTO run_files VALUES (?, ?, ?)", [run_id, state, damage])
 
-        Args:
-            run_id: the run.
-            error: recorded for the unfinished steps.
-        """
-        if not self.path.exists():
-            return  # The process died before it wrote its first row.
-        with suppress(FileNotFoundError, InputError), self.writing() as connection:
-            _put_back(connection, self._run_file(run_id))
-        with self.writing() as connection:
-            connection.execute(
-                "UPDATE steps SET ended_at = ?, status = 'failed', error = ? WHERE run_id = ? AND status = 'running'",
-                [_now(), error, run_id],
-            )
-            own = _ended(connection, run_id)
-        if own["runs"]:
-            self._write_run_file(run_id, own)
+    def _is_usable(self, connection: "duckdb.DuckDBPyConnection") -> bool:
+        """Return whether a database has the current schema, and its views point into this folder."""
+        if _version(connection, self.path) < _VERSION or "run_files" not in _table_names(connection):
+            return False
+        return connection.execute("SELECT root FROM schema_version").fetchone() == (str(self.root),)
 
-    def refresh_views(self, connection: "duckdb.DuckDBPyConnection") -> None:
-        """Point the views at the files that exist now; called at the end of every write."""
+    def _create_views(self, connection: "duckdb.DuckDBPyConnection") -> None:
+        """Point the views at the files that exist now."""
         for name, (pattern, columns) in _VIEWS.items():
             empty = ", ".join("NULL::{1} AS {0}".format(*column.split()) for column in columns.split(", "))
             source = f"SELECT {empty} WHERE false"
@@ -372,15 +393,17 @@ class LineageStore:
             connection.execute(f"CREATE OR REPLACE VIEW {name} AS {source}")
 
 
-def insert(connection: "duckdb.DuckDBPyConnection", table: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows whose key does not exist yet; all rows have the same columns."""
+def insert(
+    connection: "duckdb.DuckDBPyConnection", table: str, rows: Sequence[Mapping[str, Any]], replace: bool = False
+) -> None:
+    """Insert rows; one whose key exists already is left as it is, or replaced. A column that a row lacks is empty."""
     if not rows:
         return
-    columns = list(rows[0])
+    columns = list(dict.fromkeys(name for row in rows for name in row))
     marks = ", ".join("?" for _ in columns)
     connection.executemany(
-        f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({marks})",
-        [[row[column] for column in columns] for row in rows],
+        f"INSERT OR {'REPLACE' if replace else 'IGNORE'} INTO {table} ({', '.join(columns)}) VALUES ({marks})",
+        [[row.get(column) for column in columns] for row in rows],
     )
 
 
@@ -396,23 +419,26 @@ def _connect(path: Path, read_only: bool, shown: Path | None = None) -> "duckdb.
     return connection
 
 
-def _damage(error: "duckdb.Error", opened: Path, shown: Path) -> InputError | None:
-    """Return an InputError for a DuckDB error caused by a damaged file; None for any other.
+@contextmanager
+def _naming_damage(opened: Path, shown: Path) -> Iterator[None]:
+    """Raise an InputError for a DuckDB error that is caused by a damaged file.
 
     Args:
-        error: of DuckDB.
         opened: the path by which the database was opened.
         shown: the path of the database to name in messages.
     """
     import duckdb
 
-    # For a damaged Parquet header, DuckDB raises its most general error.
-    kinds = (duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException)
-    if not isinstance(error, kinds) and type(error) is not duckdb.Error:
-        return None
-    if str(opened) in str(error):
-        return _damaged_database(error, opened, shown)
-    return InputError(f"{error}; delete the damaged file, and the next run rebuilds it")
+    try:
+        yield
+    except duckdb.Error as error:
+        # For a damaged Parquet header, DuckDB raises its most general error.
+        kinds = (duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException)
+        if not isinstance(error, kinds) and type(error) is not duckdb.Error:
+            raise
+        if str(opened) in str(error):
+            raise _damaged_database(error, opened, shown) from error
+        raise InputError(f"{error}; delete the damaged file, and the next run rebuilds it") from error
 
 
 def _damaged_database(error: Exception, opened: Path, shown: Path) -> InputError:
@@ -423,36 +449,26 @@ def _damaged_database(error: Exception, opened: Path, shown: Path) -> InputError
     )
 
 
-def _put_back(connection: "duckdb.DuckDBPyConnection", path: Path) -> None:
-    """Insert the rows of a run file.
-
-    Raises:
-        InputError: if the file is damaged.
-    """
-    import duckdb
-
-    try:
-        tables: dict[str, list[dict[str, Any]]] = read_json(path)
-        for table, rows in tables.items():
-            insert(connection, table, rows)
-    except (ValueError, TypeError, AttributeError, KeyError, duckdb.Error) as error:
-        raise InputError(f"{path}: damaged ({error}); move it away, and rebuild without that run") from error
+def _require_whole(connection: "duckdb.DuckDBPyConnection") -> None:
+    """Raise an InputError for the damaged file of a run that the database does not have."""
+    damage = connection.execute(
+        "SELECT damage FROM run_files WHERE damage IS NOT NULL AND run_id NOT IN (SELECT run_id FROM runs) LIMIT 1"
+    ).fetchone()
+    if damage is not None:
+        raise InputError(damage[0])
 
 
-def _ended(connection: "duckdb.DuckDBPyConnection", run_id: str) -> dict[str, list[dict[str, Any]]]:
-    """Return a run's own row and those of its steps that have ended, by table."""
-    own = {
-        table: [
-            {name: _as_json(value) for name, value in row.items()}
-            for row in all_rows(connection, f"SELECT * FROM {table} WHERE run_id = ?", [run_id])
-        ]
-        for table in ("runs", "steps")
-    }
-    return {**own, "steps": [row for row in own["steps"] if row["status"] != "running"]}
+def _damaged_run_file(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: damaged ({error}); move it away, and rebuild without that run")
 
 
-def _as_json(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, datetime) else value
+def _end(row: dict[str, Any], output: str | None, error: str | None) -> None:
+    """Record the end of a step in its row."""
+    row.update(ended_at=_now().isoformat(), status="failed" if error else "done", output=output, error=error)
+
+
+def _table_names(connection: "duckdb.DuckDBPyConnection") -> set[str]:
+    return {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
 
 
 def _version(connection: "duckdb.DuckDBPyConnection", path: Path) -> int:
@@ -461,7 +477,7 @@ def _version(connection: "duckdb.DuckDBPyConnection", path: Path) -> int:
     Raises:
         InputError: for a newer one.
     """
-    tables = {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+    tables = _table_names(connection)
     if not tables:
         return _VERSION
     found = connection.execute("SELECT version FROM schema_version").fetchone() if "schema_version" in tables else None

@@ -103,7 +103,9 @@ def three_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
 def storage(three_runs: Storage, tmp_path: Path) -> Storage:
     folder = tmp_path / "copy"
     shutil.copytree(three_runs.settings_file.parent, folder)
-    return Storage(folder / three_runs.settings_file.name, three_runs.runs)
+    copied = Storage(folder / three_runs.settings_file.name, three_runs.runs)
+    with copied.store.reading():
+        return copied  # With views of its own files.
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -437,11 +439,18 @@ def test_what_says_what_is_in_use_is_not_guessed(storage: Storage) -> None:
         with pytest.raises(InputError, match="nothing was removed"):
             collect(storage.store, Retention())
         path.write_bytes(kept)
-    (root / "lineage.duckdb").rename(root / "away")
+    # Without its database, a lineage is rebuilt from the run files; without these, too, nothing is known.
+    (root / "runs").rename(root / "away")
+    (root / "lineage.duckdb").unlink()
     with pytest.raises(InputError, match="no lineage yet"):
         collect(storage.store, ONE)
-    # A new lineage that knows nothing of the runs before: they are known by their own files.
-    storage.store.start_run("new", "{}")
+    (root / "away").rename(root / "runs")
+    damaged = root / "runs" / f"{storage.runs[0]}.json"
+    kept = damaged.read_bytes()
+    damaged.write_bytes(kept[:-9])
+    with pytest.raises(InputError, match="damaged"):
+        collect(storage.store, ONE)
+    damaged.write_bytes(kept)
     assert collect(storage.store, Retention()).items == ()
     assert storage.names() == before
     assert collect(storage.store, ONE).runs == storage.runs[:2]

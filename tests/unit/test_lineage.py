@@ -41,7 +41,7 @@ def test_a_failed_write_changes_nothing(tmp_path: Path) -> None:
         connection.execute("DELETE FROM runs")
         raise RuntimeError
     assert store.path.read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["lineage.duckdb", "lineage.lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lineage.duckdb", "lineage.lock", "runs"]
 
 
 def test_readers_in_other_processes_never_block_a_writer(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from novelsum_dagster.common.errors import InputError
-from novelsum_dagster.common.files import file_hash, write_json, write_table
+from novelsum_dagster.common.files import file_hash, write_table
 from novelsum_dagster.lineage.runs import find_run
 from novelsum_dagster.lineage.store import LineageStore
 
@@ -77,38 +77,64 @@ def _record(store: LineageStore, run_id: str, number: int) -> None:
     store.end_step(run_id, "lineage", last, "key", None)
 
 
-class Killed(BaseException):
-    """Stands for the end of the process."""
-
-
-@pytest.mark.parametrize("write", ["keep_run", "end_step"])
-@pytest.mark.parametrize("is_written", [True, False])
-def test_a_run_that_is_killed_between_file_and_database_has_one_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str, is_written: bool
-) -> None:
+def test_a_dead_run_is_closed_once(tmp_path: Path) -> None:
     store = LineageStore(tmp_path)
     store.start_run("aaaa-1", "{}")
-    step = store.start_step("aaaa-1", "lineage")
-
-    def killed(*arguments: Any) -> None:
-        if is_written:
-            write_json(*arguments)
-        raise Killed
-
-    if write == "end_step":
-        store.keep_run("aaaa-1", _outputs("aaaa-1", 1))
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr("novelsum_dagster.lineage.store.write_json", killed)
-        if write == "keep_run":
-            store.keep_run("aaaa-1", _outputs("aaaa-1", 1))
-        else:
-            store.end_step("aaaa-1", "lineage", step, "key", None)
-    store.close_run("aaaa-1", "the process ended")
+    store.end_step("aaaa-1", "raw_pool", store.start_step("aaaa-1", "raw_pool"), "s", None)
+    store.start_step("aaaa-1", "lineage")
+    store.keep_run("aaaa-1", _outputs("aaaa-1", 1))
+    for error in ("the process ended", "looked at again"):
+        store.close_run("aaaa-1", error)
+    store.close_run("never-started", "the process ended")
     before = _rows(store)
-    assert len(before["run_outputs"]) == (is_written or write == "end_step")
-    assert "running" not in str(before["steps"])
+    assert len(before["run_outputs"]) == 1
+    with store.reading() as connection:
+        found = connection.execute("SELECT step, status, error FROM steps ORDER BY step").fetchall()
+    assert found == [("lineage", "failed", "the process ended"), ("raw_pool", "done", None)]
     assert store.rebuild() == 1
     assert _rows(store) == before
+
+
+def test_changed_run_files_are_imported_when_the_database_is_opened(store: LineageStore, tmp_path: Path) -> None:
+    """Steps change the run's file alone, so a whole run writes the database a few times."""
+    before = store.path.stat().st_ino
+    store.end_step("bbbb-3", "raw_pool", store.start_step("bbbb-3", "raw_pool"), "key", None)
+    store.start_step("aaaa-1", "audit")
+    assert store.path.stat().st_ino == before
+    expected = _rows(store, ["steps"])
+    found = {(*row[:3], row[5], row[6]) for row in expected["steps"]}
+    assert {("bbbb-3", "raw_pool", 2, "done", "key"), ("aaaa-1", "audit", 1, "running", None)} <= found
+    after = store.path.stat().st_ino
+    assert after != before
+    assert _rows(store, ["steps"]) == expected
+    assert store.path.stat().st_ino == after
+
+    other = LineageStore(tmp_path / "another machine")
+    _record(other, "dddd-9", 9)
+    shutil.copy(other.root / "runs" / "dddd-9.json", store.root / "runs")
+    with store.reading() as connection:
+        assert find_run(connection, "dddd-9").k == 9
+    store.path.unlink()
+    assert len(_rows(store)["runs"]) == 4
+
+
+def test_a_reader_of_a_folder_in_use_gets_the_rows_of_before(
+    store: LineageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("novelsum_dagster.lineage.store._READER_SECONDS", 0)
+    before = _rows(store)
+    store.start_step("aaaa-1", "audit")
+    program = (
+        "import sys; from pathlib import Path; from novelsum_dagster.lineage.store import LineageStore\n"
+        "with LineageStore(Path(sys.argv[1])).exclusive(): print('holds', flush=True); sys.stdin.readline()"
+    )
+    command = [sys.executable, "-c", program, str(store.root)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "holds\n"
+        assert _rows(store) == before
+        holder.communicate("\n")
+    assert len(_rows(store)["steps"]) == len(before["steps"]) + 1
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +199,7 @@ def test_a_database_of_version_1_is_brought_up_to_date_and_kept(tmp_path: Path, 
         store.start_run("new-run", "{}")
     kept = store.path.with_name("lineage.duckdb.v1")
     assert kept.read_bytes() == before
-    assert _names(store) == ["lineage.duckdb", "lineage.duckdb.v1", "lineage.lock"]
+    assert _names(store) == ["lineage.duckdb", "lineage.duckdb.v1", "lineage.lock"] + ["runs"] * (by == "writing")
     assert _version(store.path) == [(4,)]
     with store.reading() as connection:
         run = find_run(connection, "old-run")
@@ -279,8 +305,7 @@ def test_a_rebuilt_database_goes_on(store: LineageStore) -> None:
 
 
 def test_there_is_nothing_to_rebuild_from(tmp_path: Path) -> None:
-    store = LineageStore(tmp_path)
-    store.start_run("r1", "{}")
+    store = _of_version_1(tmp_path / "old")
     before = file_hash(store.path)
     with pytest.raises(InputError, match="runs: has no run files"):
         store.rebuild()
@@ -309,18 +334,19 @@ def test_a_damaged_run_file_is_named_and_the_database_stays(store: LineageStore,
 
 def test_a_step_that_ends_later_is_in_the_run_file(store: LineageStore) -> None:
     """Steps that come after the lineage was written, as checks and models, are not lost."""
-    attempt = store.start_step("aaaa-1", "audit")
     path = store.path.parent / "runs" / "aaaa-1.json"
     assert "audit" not in path.read_text()
-    store.end_step("aaaa-1", "audit", attempt, "key", None)
+    store.end_step("aaaa-1", "audit", store.start_step("aaaa-1", "audit"), "key", None)
     kept = json.loads(path.read_text())
     assert {(row["step"], row["attempt"], row["status"]) for row in kept["steps"]} == {
         ("raw_pool", 1, "failed"), ("raw_pool", 2, "done"), ("lineage", 1, "done"), ("audit", 1, "done"),
     }  # fmt: skip
     assert set(kept) == set(TABLES)
-    path.write_text("half a fi")  # Damage is mended by the next step, as far as the step knows.
-    store.end_step("aaaa-1", "more", store.start_step("aaaa-1", "more"), None, "it broke")
-    assert len(json.loads(path.read_text())["steps"]) == 5
+    path.write_text("half a fi")
+    with pytest.raises(InputError, match=re.escape(f"{path}: damaged")):
+        store.start_step("aaaa-1", "more")
+    store.close_run("aaaa-1", "the process ended")
+    assert path.read_text() == "half a fi"
 
 
 def test_how_a_run_without_a_subset_ended_is_said(tmp_path: Path) -> None:
