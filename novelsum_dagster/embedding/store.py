@@ -28,6 +28,8 @@ from novelsum_dagster.embedding.encoder import EncoderOf, Model, identify, load_
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.settings import Embedding
 
+_KEPT_BYTES = 2**30
+"""Most bytes of vectors that are kept in memory after use."""
 _BYTES_PER_ID = 400
 """Memory per sample for its id as text, its position, and whether it was found."""
 
@@ -201,15 +203,41 @@ def pool_vectors(root: Path, snapshot: PoolSnapshot, vectors: VectorSet) -> tupl
     return ids, load_vectors(root / vectors.folder, ids)
 
 
-def load_vectors(folder: Path, ids: Sequence[str]) -> NDArray[np.float32]:
-    """Return the vectors of `ids` from a model's folder, in that order: float32, (len(ids), d).
+@dataclass(frozen=True)
+class _Loaded:
+    """Vectors that were loaded last, and what determines them: the shards in their state then, and the ids."""
 
-    Holds one shard in memory besides the result.
+    shards: list[tuple[Path, int, int]]
+    ids: list[str]
+    vectors: NDArray[np.float32]
+
+
+_last_loaded: _Loaded | None = None
+
+
+def load_vectors(folder: Path, ids: Sequence[str]) -> NDArray[np.float32]:
+    """Return the vectors of `ids` from a model's folder, in that order: float32, (len(ids), d), read-only.
+
+    Holds one shard in memory besides the result. The last result of up to 1 GiB is kept, because most steps of a run
+    load the same vectors.
 
     Raises:
         InputError: if vectors are missing, or a shard is damaged.
         NotEnoughMemory: if they would not fit into memory.
     """
+    global _last_loaded
+    shards, ids = [_state(path) for path in _shards(folder)], list(ids)
+    found = _last_loaded
+    if found is None or (found.shards, found.ids) != (shards, ids):
+        found = _last_loaded = None  # Their memory is free before others are loaded.
+        found = _Loaded(shards, ids, _load(folder, ids))
+        found.vectors.flags.writeable = False
+        if found.vectors.nbytes <= _KEPT_BYTES:
+            _last_loaded = found
+    return found.vectors
+
+
+def _load(folder: Path, ids: Sequence[str]) -> NDArray[np.float32]:
     place = {id_: row for row, id_ in enumerate(ids)}
     result: NDArray[np.float32] | None = None
     filled = np.zeros(len(ids), dtype=bool)
@@ -273,6 +301,12 @@ def shards_with(shards: Iterable[Path], ids: Container[str]) -> list[Path]:
 
 def _shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.parquet"))
+
+
+def _state(path: Path) -> tuple[Path, int, int]:
+    """Return a file's path, size and modification time, which differ after a change."""
+    status = path.stat()
+    return path, status.st_size, status.st_mtime_ns
 
 
 def _read(path: Path, columns: list[str] | None = None) -> pa.Table:

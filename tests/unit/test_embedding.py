@@ -144,6 +144,29 @@ def test_selection_takes_stored_vectors_and_mapped_files_as_it_takes_arrays(
     assert novelselect(np.load(tmp_path / "vectors.npy", mmap_mode="r"), 4).indices.tolist() == expected
 
 
+def test_vectors_are_loaded_once_until_their_files_or_the_samples_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = embed(tmp_path, TINY, IDS, TEXTS, "pool")
+    folder = tmp_path / found.folder
+    first = load_vectors(folder, IDS)
+    assert load_vectors(folder, tuple(IDS)) is first
+    with pytest.raises(ValueError, match="read-only"):
+        first[0] = 0
+    np.testing.assert_array_equal(load_vectors(folder, IDS[::-1]), first[::-1])
+    VectorStore(tmp_path, identify(TINY)).add(["more"], first[:1] + 1, "float32")
+    np.testing.assert_array_equal(load_vectors(folder, ["more", IDS[3]]), [first[0] + 1, first[3]])
+    shard = next(folder.glob("*.parquet"))
+    load_vectors(folder, IDS)
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(InputError, match=shard.name):
+        load_vectors(folder, IDS)
+    shard.unlink()
+    monkeypatch.setattr("novelsum_dagster.embedding.store._KEPT_BYTES", 0)
+    rest = [id_ for id_ in IDS if id_ in VectorStore(tmp_path, identify(TINY)).ids()]
+    assert load_vectors(folder, rest) is not load_vectors(folder, rest)
+
+
 def test_an_interrupted_run_goes_on_at_the_last_shard(tmp_path: Path) -> None:
     class Stopped(Exception):
         pass
