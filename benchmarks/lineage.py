@@ -92,7 +92,8 @@ def _write_pool(root: Path, ids: list[str]) -> None:
     text = pa.array([f"Question {id_}? Answer {words[start : start + 4 * length]}." for id_, start, length in texts])
     samples = {
         "id": ids, **place, "form": ["alpaca"] * len(ids), "turns": np.full(len(ids), 2, np.int32),
-        "characters": lengths * 4, "tokens": lengths, "text": text, "original": text.cast(pa.binary()),
+        "characters": lengths * 4, "tokens": lengths, "text_tokens": lengths, "former_id": pa.nulls(len(ids), "string"),
+        "text": text, "original": text.cast(pa.binary()),
     }  # fmt: skip
     folder = root / f"pool/snapshot={_SNAPSHOT}"
     origins = {"id": ids, **place, "is_first": [True] * len(ids)}
