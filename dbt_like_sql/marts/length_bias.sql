@@ -6,24 +6,8 @@ WITH lengths AS (
         snapshot,
         id,
         in_pool,
-        'tokens' AS unit,
-        tokens AS length
-    FROM pool_samples
-    UNION ALL
-    SELECT
-        snapshot,
-        id,
-        in_pool,
-        'turns' AS unit,
-        turns AS length
-    FROM pool_samples
-    UNION ALL
-    SELECT
-        snapshot,
-        id,
-        in_pool,
-        'characters' AS unit,
-        characters AS length
+        unnest(['tokens', 'turns', 'characters']) AS unit,
+        unnest([tokens, turns, characters]) AS length
     FROM pool_samples
 ),
 
@@ -35,7 +19,7 @@ in_pools AS (
         avg(length) AS pool_mean
     FROM lengths
     WHERE in_pool
-    GROUP BY snapshot, unit
+    GROUP BY ALL
 ),
 
 in_subsets AS (
@@ -45,14 +29,14 @@ in_subsets AS (
         median(lengths.length) AS subset_median,
         avg(lengths.length) AS subset_mean
     FROM picked_samples AS pick
-    INNER JOIN stg_selections AS selection ON pick.selection = selection.selection
+    INNER JOIN selections AS selection ON pick.selection = selection.selection
     INNER JOIN lengths ON selection.snapshot = lengths.snapshot AND pick.id = lengths.id
-    GROUP BY pick.selection, lengths.unit
+    GROUP BY ALL
 )
 
 SELECT
     run.run_id,
-    run.started_at,
+    runs.started_at,
     in_pools.unit,
     in_pools.pool_median,
     in_subsets.subset_median,
@@ -60,7 +44,8 @@ SELECT
     in_pools.pool_mean,
     in_subsets.subset_mean,
     in_subsets.subset_mean / nullif(in_pools.pool_mean, 0) AS mean_ratio
-FROM stg_run_outputs AS run
+FROM run_outputs AS run
+INNER JOIN runs ON run.run_id = runs.run_id
 INNER JOIN in_pools ON run.snapshot = in_pools.snapshot
 INNER JOIN in_subsets ON run.selection = in_subsets.selection AND in_pools.unit = in_subsets.unit
-ORDER BY run.started_at, run.run_id, in_pools.unit;
+ORDER BY runs.started_at, runs.run_id, in_pools.unit;

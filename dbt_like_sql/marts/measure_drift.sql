@@ -1,35 +1,21 @@
 -- A measure of a set of a finished run, and its change since the last run before it that has it.
 CREATE OR REPLACE VIEW measure_drift AS
-WITH compared AS (
-    SELECT
-        run.run_id,
-        run.started_at,
-        measured.set_name,
-        measured.measure,
-        measured.set_size,
-        measured.measured,
-        measured.low,
-        measured.high,
-        lag(run.run_id) OVER before_it AS previous_run_id,
-        lag(measured.set_size) OVER before_it AS previous_set_size,
-        lag(measured.measured) OVER before_it AS previous_measured
-    FROM stg_run_outputs AS run
-    INNER JOIN stg_set_measures AS measured ON run.report = measured.report
-    WINDOW before_it AS (PARTITION BY measured.set_name, measured.measure ORDER BY run.started_at, run.run_id)
-)
-
 SELECT
-    run_id,
-    started_at,
-    set_name,
-    measure,
-    set_size,
-    measured,
-    low,
-    high,
-    previous_run_id,
-    previous_set_size,
-    previous_measured,
-    measured - previous_measured AS change,
-    (measured - previous_measured) / nullif(abs(previous_measured), 0) AS relative_change
-FROM compared;
+    run.run_id,
+    runs.started_at,
+    measure.set_name,
+    measure.measure,
+    measure.size AS set_size,
+    measure.value AS measured,
+    measure.low,
+    measure.high,
+    lag(run.run_id) OVER before_it AS previous_run_id,
+    lag(measure.size) OVER before_it AS previous_set_size,
+    lag(measure.value) OVER before_it AS previous_measured,
+    measure.value - lag(measure.value) OVER before_it AS change,
+    (measure.value - lag(measure.value) OVER before_it)
+    / nullif(abs(lag(measure.value) OVER before_it), 0) AS relative_change
+FROM run_outputs AS run
+INNER JOIN runs ON run.run_id = runs.run_id
+INNER JOIN set_measures AS measure ON run.report = measure.report
+WINDOW before_it AS (PARTITION BY measure.set_name, measure.measure ORDER BY runs.started_at, runs.run_id);

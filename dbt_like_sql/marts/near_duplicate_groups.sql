@@ -6,58 +6,32 @@ WITH RECURSIVE followed AS (
         snapshot,
         id,
         partner_id AS first_id
-    FROM stg_near_duplicates
+    FROM near_duplicates
     UNION
     SELECT
         followed.snapshot,
         followed.id,
         earlier.partner_id AS first_id
     FROM followed
-    INNER JOIN stg_near_duplicates AS earlier
+    INNER JOIN near_duplicates AS earlier
         ON followed.snapshot = earlier.snapshot AND followed.first_id = earlier.id
-),
-
-members AS (
-    SELECT
-        followed.snapshot,
-        followed.first_id,
-        followed.id,
-        near_duplicate.similarity,
-        near_duplicate.found_by
-    FROM followed
-    INNER JOIN stg_near_duplicates AS near_duplicate
-        ON followed.snapshot = near_duplicate.snapshot AND followed.id = near_duplicate.id
-    LEFT JOIN stg_near_duplicates AS earlier
-        ON followed.snapshot = earlier.snapshot AND followed.first_id = earlier.id
-    WHERE earlier.id IS NULL
-),
-
-groups AS (
-    SELECT
-        members.snapshot,
-        members.first_id,
-        count(*) + 1 AS size,
-        min(members.similarity) AS lowest_score,
-        max(members.similarity) AS highest_score,
-        list(DISTINCT members.found_by ORDER BY members.found_by) AS found_by,
-        list(DISTINCT sample.source ORDER BY sample.source) AS sources_of_others
-    FROM members
-    INNER JOIN stg_samples AS sample ON members.snapshot = sample.snapshot AND members.id = sample.id
-    GROUP BY members.snapshot, members.first_id
 )
 
 SELECT
-    groups.snapshot,
-    groups.first_id,
-    groups.size,
-    groups.lowest_score,
-    groups.highest_score,
-    groups.found_by,
-    groups.sources_of_others,
-    sample.source AS first_source,
-    sample.file AS first_file,
-    sample.position AS first_position,
-    snapshot.near_duplicates_dropped AS others_dropped
-FROM groups
-INNER JOIN stg_samples AS sample ON groups.snapshot = sample.snapshot AND groups.first_id = sample.id
-INNER JOIN stg_snapshots AS snapshot ON groups.snapshot = snapshot.snapshot;
+    first_sample.snapshot,
+    followed.first_id,
+    count(*) + 1 AS size,
+    min(other.near_duplicate_score) AS lowest_score,
+    max(other.near_duplicate_score) AS highest_score,
+    list(DISTINCT other.near_duplicate_by ORDER BY other.near_duplicate_by) AS found_by,
+    list(DISTINCT other.source ORDER BY other.source) AS sources_of_others,
+    first_sample.source AS first_source,
+    first_sample.file AS first_file,
+    first_sample.position AS first_position,
+    bool_or(NOT other.in_pool) AS others_dropped
+FROM followed
+INNER JOIN pool_samples AS other ON followed.snapshot = other.snapshot AND followed.id = other.id
+INNER JOIN pool_samples AS first_sample
+    ON followed.snapshot = first_sample.snapshot AND followed.first_id = first_sample.id
+WHERE first_sample.near_duplicate_of IS NULL
+GROUP BY ALL;

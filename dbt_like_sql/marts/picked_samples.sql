@@ -11,5 +11,5 @@ SELECT
     nearest_distance,
     quality,
     count(*) OVER (PARTITION BY selection, id) AS times_picked
-FROM stg_picks
+FROM picks
 QUALIFY row_number() OVER (PARTITION BY selection, id ORDER BY rank) = 1;

@@ -1,4 +1,5 @@
 -- A distinct sample of a snapshot, and whether it is in the pool: near-duplicates may be dropped.
+-- Files of earlier releases have no `found_by`: they compared texts alone.
 CREATE OR REPLACE VIEW pool_samples AS
 SELECT
     sample.snapshot,
@@ -11,10 +12,10 @@ SELECT
     sample.characters,
     sample.tokens,
     near_duplicate.partner_id AS near_duplicate_of,
-    near_duplicate.similarity AS near_duplicate_score,
-    near_duplicate.found_by AS near_duplicate_by,
+    near_duplicate.score AS near_duplicate_score,
+    CASE WHEN near_duplicate.id IS NOT NULL THEN coalesce(near_duplicate.found_by, 'minhash') END AS near_duplicate_by,
     near_duplicate.id IS NULL OR NOT snapshot.near_duplicates_dropped AS in_pool
-FROM stg_samples AS sample
-INNER JOIN stg_snapshots AS snapshot ON sample.snapshot = snapshot.snapshot
-LEFT JOIN stg_near_duplicates AS near_duplicate
+FROM samples AS sample
+INNER JOIN snapshots AS snapshot ON sample.snapshot = snapshot.snapshot
+LEFT JOIN near_duplicates AS near_duplicate
     ON sample.snapshot = near_duplicate.snapshot AND sample.id = near_duplicate.id;

@@ -5,41 +5,32 @@ WITH by_step AS (
     SELECT
         run_id,
         step,
-        min(started_at) AS step_started_at,
+        min(started_at) AS started_at,
         count(*) AS attempts,
         count(*) FILTER (WHERE status = 'failed') AS failed_attempts,
-        sum(seconds) AS seconds,
         max_by(status, attempt) AS status,
-        max_by(output_key, attempt) AS output_key
-    FROM stg_steps
-    GROUP BY run_id, step
-),
-
-pools AS (
-    SELECT
-        by_step.run_id,
-        snapshot.pool_samples
-    FROM by_step
-    INNER JOIN stg_snapshots AS snapshot ON by_step.output_key = snapshot.snapshot
-    WHERE by_step.step = 'raw_pool'
+        sum(epoch(ended_at - started_at)) AS seconds,
+        max_by(output, attempt) AS output
+    FROM steps
+    GROUP BY ALL
 )
 
 SELECT
-    run.run_id,
-    run.started_at,
+    runs.run_id,
+    runs.started_at,
     by_step.step,
-    by_step.step_started_at,
+    by_step.started_at AS step_started_at,
     by_step.attempts,
     by_step.failed_attempts,
     by_step.status,
     by_step.seconds,
     output.bytes,
     finished.run_id IS NOT NULL AS run_finished,
-    coalesce(snapshot.pool_samples, pools.pool_samples) AS pool_samples,
+    pool.kept AS pool_samples,
     CASE WHEN by_step.step = 'embeddings' THEN finished.embedded END AS samples_embedded
-FROM stg_runs AS run
-INNER JOIN by_step ON run.run_id = by_step.run_id
-LEFT JOIN stg_run_outputs AS finished ON run.run_id = finished.run_id
-LEFT JOIN stg_snapshots AS snapshot ON finished.snapshot = snapshot.snapshot
-LEFT JOIN pools ON run.run_id = pools.run_id
-LEFT JOIN stg_provenance AS output ON by_step.run_id = output.run_id AND by_step.step = output.asset;
+FROM runs
+INNER JOIN by_step ON runs.run_id = by_step.run_id
+LEFT JOIN run_outputs AS finished ON runs.run_id = finished.run_id
+LEFT JOIN by_step AS pool_read ON runs.run_id = pool_read.run_id AND pool_read.step = 'raw_pool'
+LEFT JOIN snapshots AS pool ON coalesce(finished.snapshot, pool_read.output) = pool.snapshot
+LEFT JOIN provenance AS output ON by_step.run_id = output.run_id AND by_step.step = output.asset;

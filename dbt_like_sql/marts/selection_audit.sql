@@ -7,9 +7,9 @@ WITH folded AS (
         snapshot,
         id,
         count(*) AS duplicates_folded
-    FROM stg_origins
+    FROM origins
     WHERE NOT is_first
-    GROUP BY snapshot, id
+    GROUP BY ALL
 ),
 
 -- A separate CTE: with chained joins, DuckDB would read the files of all runs.
@@ -19,67 +19,50 @@ closest_pick AS (
         covering.id,
         covering.distance_1,
         nearest.id AS nearest_id
-    FROM stg_covering AS covering
-    INNER JOIN stg_picks AS nearest ON covering.selection = nearest.selection AND covering.rank_1 = nearest.rank
+    FROM covering
+    INNER JOIN picks AS nearest ON covering.selection = nearest.selection AND covering.rank_1 = nearest.rank
 ),
 
 joined AS (
     SELECT
+        sample.*,
         run.run_id,
-        run.snapshot,
         run.selection,
-        sample.id,
-        sample.source,
-        sample.file,
-        sample.position,
-        sample.line,
-        sample.turns,
-        sample.tokens,
-        sample.in_pool,
-        sample.near_duplicate_of,
-        sample.near_duplicate_score,
-        sample.near_duplicate_by,
+        selection.strategy,
         pick.rank,
         pick.margin,
         pick.runner_up_id,
         pick.quality,
+        remaining.is_exact,
+        winner.score AS winning_score,
         density.density_factor,
         novelty.novelty,
-        selection.strategy,
-        winner.score AS winning_score,
         pick.id IS NOT NULL AS picked,
         CASE WHEN pick.id IS NULL THEN closest_pick.nearest_id ELSE pick.nearest_pick_id END AS nearest_pick_id,
         CASE WHEN pick.id IS NULL THEN closest_pick.distance_1 ELSE pick.nearest_distance END AS nearest_distance,
         coalesce(pick.times_picked, 0) AS times_picked,
         coalesce(pick.score, remaining.score) AS score,
-        CASE
-            WHEN coalesce(pick.score, remaining.score) IS NULL THEN NULL
-            WHEN pick.id IS NOT NULL THEN TRUE
-            ELSE remaining.is_exact
-        END AS score_is_exact,
         coalesce(pick.rank - 1, remaining.after_picks) AS after_picks,
         coalesce(folded.duplicates_folded, 0) AS duplicates_folded
-    FROM stg_run_outputs AS run
-    INNER JOIN stg_selections AS selection ON run.selection = selection.selection
+    FROM run_outputs AS run
+    INNER JOIN selections AS selection ON run.selection = selection.selection
     INNER JOIN pool_samples AS sample ON run.snapshot = sample.snapshot
     LEFT JOIN picked_samples AS pick ON run.selection = pick.selection AND sample.id = pick.id
-    LEFT JOIN stg_remaining AS remaining ON run.selection = remaining.selection AND sample.id = remaining.id
-    LEFT JOIN stg_picks AS winner
-        ON run.selection = winner.selection AND remaining.after_picks + 1 = winner.rank
+    LEFT JOIN remaining ON run.selection = remaining.selection AND sample.id = remaining.id
+    LEFT JOIN picks AS winner ON run.selection = winner.selection AND remaining.after_picks + 1 = winner.rank
     LEFT JOIN closest_pick ON run.selection = closest_pick.selection AND sample.id = closest_pick.id
-    LEFT JOIN stg_density AS density ON run.density = density.density AND sample.id = density.id
-    LEFT JOIN stg_novelty AS novelty ON run.novelty_key = novelty.novelty_key AND sample.id = novelty.id
+    LEFT JOIN density ON run.density = density.density AND sample.id = density.id
+    LEFT JOIN novelty ON run.novelty = novelty.sample_novelty AND sample.id = novelty.id
     LEFT JOIN folded ON run.snapshot = folded.snapshot AND sample.id = folded.id
 ),
 
 worded AS (
     SELECT
         *,
+        CASE WHEN score IS NOT NULL THEN picked OR is_exact END AS score_is_exact,
         CASE
-            WHEN rank % 100 BETWEEN 11 AND 13 THEN 'th'
-            WHEN rank % 10 = 1 THEN 'st'
-            WHEN rank % 10 = 2 THEN 'nd'
-            WHEN rank % 10 = 3 THEN 'rd'
+            WHEN rank % 100 NOT BETWEEN 11 AND 13 AND rank % 10 BETWEEN 1 AND 3
+                THEN ['st', 'nd', 'rd'][rank % 10]
             ELSE 'th'
         END AS ordinal,
         CASE
@@ -88,18 +71,11 @@ worded AS (
             WHEN score IS NOT NULL THEN concat(' with a score of ', format('{:.5g}', score))
             ELSE concat('; no score is recorded (', strategy, ')')
         END AS how_it_won,
-        CASE
-            WHEN nearest_pick_id IS NOT NULL
-                THEN concat(
-                    '; its nearest pick is ',
-                    left(nearest_pick_id, 8),
-                    ', at cosine distance ',
-                    format('{:.4f}', nearest_distance)
-                )
-        END AS nearest_in_words,
+        '; its nearest pick is ' || left(nearest_pick_id, 8) || ', at cosine distance '
+        || format('{:.4f}', nearest_distance) AS nearest_in_words,
         CASE WHEN times_picked > 1 THEN concat('; picked ', times_picked, ' times in all') END AS repeated,
         CASE WHEN score_is_exact THEN '' ELSE 'at most ' END || format('{:.5g}', score) AS score_in_words,
-        CASE WHEN winning_score IS NOT NULL THEN concat('; ', format('{:.5g}', winning_score), ' won') END AS who_won,
+        '; ' || format('{:.5g}', winning_score) || ' won' AS who_won,
         CASE WHEN score_is_exact AND score > winning_score THEN ', but the limits excluded this one' END AS ruled_out
     FROM joined
 )

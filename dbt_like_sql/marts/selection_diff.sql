@@ -4,44 +4,26 @@
 CREATE OR REPLACE VIEW selection_diff AS
 WITH run_pairs AS (
     SELECT
-        run_id,
-        selection,
-        lag(run_id) OVER (ORDER BY started_at, run_id) AS previous_run_id,
-        lag(selection) OVER (ORDER BY started_at, run_id) AS previous_selection
-    FROM stg_run_outputs
-    WHERE data_removed_at IS NULL
-),
-
-both_ranks AS (
-    SELECT
-        run_pairs.run_id,
-        run_pairs.previous_run_id,
-        pick.id,
-        pick.rank,
-        NULL::BIGINT AS previous_rank
-    FROM run_pairs
-    INNER JOIN stg_picks AS pick ON run_pairs.selection = pick.selection
-    WHERE run_pairs.previous_run_id IS NOT NULL
-    UNION ALL
-    SELECT
-        run_pairs.run_id,
-        run_pairs.previous_run_id,
-        pick.id,
-        NULL::BIGINT AS rank,
-        pick.rank AS previous_rank
-    FROM run_pairs
-    INNER JOIN stg_picks AS pick ON run_pairs.previous_selection = pick.selection
+        run.run_id,
+        lag(run.run_id) OVER (ORDER BY runs.started_at, runs.run_id) AS previous_run_id,
+        unnest([run.selection, lag(run.selection) OVER (ORDER BY runs.started_at, runs.run_id)]) AS selection,
+        unnest([FALSE, TRUE]) AS is_previous
+    FROM run_outputs AS run
+    INNER JOIN runs ON run.run_id = runs.run_id
+    WHERE run.data_removed_at IS NULL
 ),
 
 first_ranks AS (
     SELECT
-        run_id,
-        previous_run_id,
-        id,
-        min(rank) AS rank,
-        min(previous_rank) AS previous_rank
-    FROM both_ranks
-    GROUP BY run_id, previous_run_id, id
+        run_pairs.run_id,
+        run_pairs.previous_run_id,
+        pick.id,
+        min(pick.rank) FILTER (WHERE NOT run_pairs.is_previous) AS rank,
+        min(pick.rank) FILTER (WHERE run_pairs.is_previous) AS previous_rank
+    FROM run_pairs
+    INNER JOIN picks AS pick ON run_pairs.selection = pick.selection
+    WHERE run_pairs.previous_run_id IS NOT NULL
+    GROUP BY ALL
 )
 
 SELECT

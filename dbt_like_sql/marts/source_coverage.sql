@@ -6,55 +6,48 @@ WITH sources AS (
     SELECT DISTINCT
         snapshot,
         source
-    FROM stg_source_files
+    FROM source_files
 ),
 
 in_pools AS (
     SELECT
         snapshot,
         source,
-        count(*) AS pool_samples,
-        sum(tokens)::BIGINT AS pool_tokens
+        count(*) AS samples,
+        sum(tokens)::BIGINT AS tokens
     FROM pool_samples
     WHERE in_pool
-    GROUP BY snapshot, source
+    GROUP BY ALL
 ),
 
 in_subsets AS (
     SELECT
         pick.selection,
         sample.source,
-        count(*) AS subset_samples,
-        sum(sample.tokens)::BIGINT AS subset_tokens
+        count(*) AS samples,
+        sum(sample.tokens)::BIGINT AS tokens
     FROM picked_samples AS pick
-    INNER JOIN stg_selections AS selection ON pick.selection = selection.selection
-    INNER JOIN stg_samples AS sample ON selection.snapshot = sample.snapshot AND pick.id = sample.id
-    GROUP BY pick.selection, sample.source
+    INNER JOIN selections AS selection ON pick.selection = selection.selection
+    INNER JOIN samples AS sample ON selection.snapshot = sample.snapshot AND pick.id = sample.id
+    GROUP BY ALL
 ),
 
 counted AS (
     SELECT
         run.run_id,
-        run.started_at,
+        runs.started_at,
         run.snapshot,
         run.selection,
         sources.source,
-        coalesce(in_pools.pool_samples, 0) AS pool_samples,
-        coalesce(in_pools.pool_tokens, 0) AS pool_tokens,
-        coalesce(in_subsets.subset_samples, 0) AS subset_samples,
-        coalesce(in_subsets.subset_tokens, 0) AS subset_tokens
-    FROM stg_run_outputs AS run
+        coalesce(in_pools.samples, 0) AS pool_samples,
+        coalesce(in_pools.tokens, 0) AS pool_tokens,
+        coalesce(in_subsets.samples, 0) AS subset_samples,
+        coalesce(in_subsets.tokens, 0) AS subset_tokens
+    FROM run_outputs AS run
+    INNER JOIN runs ON run.run_id = runs.run_id
     INNER JOIN sources ON run.snapshot = sources.snapshot
     LEFT JOIN in_pools ON sources.snapshot = in_pools.snapshot AND sources.source = in_pools.source
     LEFT JOIN in_subsets ON run.selection = in_subsets.selection AND sources.source = in_subsets.source
-),
-
-shared AS (
-    SELECT
-        *,
-        pool_samples / nullif(sum(pool_samples) OVER (PARTITION BY run_id), 0) AS pool_share,
-        subset_samples / nullif(sum(subset_samples) OVER (PARTITION BY run_id), 0) AS subset_share
-    FROM counted
 )
 
 SELECT
@@ -65,10 +58,10 @@ SELECT
     source,
     pool_samples,
     pool_tokens,
-    pool_share,
+    pool_samples / nullif(sum(pool_samples) OVER (PARTITION BY run_id), 0) AS pool_share,
     subset_samples,
     subset_tokens,
-    subset_share,
+    subset_samples / nullif(sum(subset_samples) OVER (PARTITION BY run_id), 0) AS subset_share,
     subset_share / nullif(pool_share, 0) AS share_ratio
-FROM shared
+FROM counted
 ORDER BY started_at, run_id, source;

@@ -13,7 +13,6 @@ import dagster as dg
 from novelsum_dagster.defs.automation import CARRY
 from novelsum_dagster.defs.steps import OWNERS, recorded
 from novelsum_dagster.lineage.models import (
-    MARTS,
     Failures,
     Model,
     Test,
@@ -28,6 +27,8 @@ from novelsum_dagster.workspace import Workspace
 GROUP = "audit"
 STEP = "audit"
 """The step's name in the lineage."""
+LINEAGE = "lineage"
+"""The asset whose tables the models read."""
 _ERRORS = {"unique", "not_null"}
 """Tests whose failure is an error; failures of others are warnings."""
 
@@ -84,7 +85,7 @@ def _lineage_of_columns() -> dict[str, dict[str, list[tuple[str, str]]]]:
 def _spec(model: Model) -> dg.AssetSpec:
     return dg.AssetSpec(
         model.name,
-        deps=model.depends_on if model.layer == MARTS else ["lineage"],
+        deps=[*model.depends_on, *([LINEAGE] if model.sources else [])],
         description=model.description,
         group_name=GROUP,
         kinds={"sql", "duckdb"},
@@ -113,9 +114,9 @@ def _shown_lineage(model: Model, lineage: dict[str, list[tuple[str, str]]]) -> d
     """Return the lineage in Dagster's form: tables of the database are columns `table.column` of the asset lineage."""
 
     def dependency(table: str, column: str) -> dg.TableColumnDep:
-        if model.layer == MARTS:
-            return dg.TableColumnDep(dg.AssetKey(table), column)
-        return dg.TableColumnDep(dg.AssetKey("lineage"), f"{table}.{column}")
+        if table in model.sources:
+            return dg.TableColumnDep(dg.AssetKey(LINEAGE), f"{table}.{column}")
+        return dg.TableColumnDep(dg.AssetKey(table), column)
 
     return dg.TableColumnLineage({name: [dependency(*leaf) for leaf in leaves] for name, leaves in lineage.items()})
 

@@ -3,32 +3,31 @@
 Belongs here: model files and their tests, dependencies, running them. Does not: the content of a model (its own
 file), the database (`store`), Dagster.
 
-A model is a file `staging/NAME.sql` or `marts/NAME.sql` with one `CREATE OR REPLACE VIEW` or `TABLE` of its own name;
-the first line of its comment says what a row is. `NAME.yml` beside it describes columns and states tests. Staging
-models read the tables that `sources.yml` lists, marts read models. Names in these files come from this repository and
-are checked; values from data are passed to DuckDB as parameters.
+A model is a file `marts/NAME.sql` with one `CREATE OR REPLACE VIEW` or `TABLE` of its own name; the first line of its
+comment says what a row is. It reads other models and the tables that `sources.yml` lists. `NAME.yml` beside it
+describes columns and states tests; columns of several models are described in `columns.yml`. Names in these files come
+from this repository and are checked; values from data are passed to DuckDB as parameters.
 """
 
 import graphlib
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter
 
 from novelsum_dagster.common.errors import InputError
-from novelsum_dagster.lineage.query import Connection
+from novelsum_dagster.lineage.query import Connection, all_rows
 from novelsum_dagster.lineage.store import LineageStore
 
 if TYPE_CHECKING:
     from sqlglot import exp
 
 FOLDER = "dbt_like_sql"
-STAGING, MARTS = "staging", "marts"
 NEWEST = "newest_run"
 """The model with the newest finished run's keys, to which tests of large models are limited."""
 EXAMPLES = 5
@@ -36,6 +35,8 @@ EXAMPLES = 5
 TestKind = Literal["unique", "not_null", "accepted_values", "relationships"]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 """Safe to be inserted into SQL unquoted."""
+Reference = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*$")]
+"""A column of a model or table, as `table.column`."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Test:
         kind: as dbt calls it.
         columns: tested together for `unique`, else a single one.
         values: that `accepted_values` accepts.
-        to, field: for `relationships`, the model and its column that has all values.
+        to, field: for `relationships`, the model or table, and its column that has all values.
         newest: the column that limits rows to the newest finished run; None tests all rows.
     """
 
@@ -93,23 +94,21 @@ class Model:
     """A model, as defined by its files.
 
     Attributes:
-        layer: "staging" or "marts".
         kind: "view" or "table".
         description: what a row is.
         depends_on: the models that it reads.
         sources: the tables of the lineage that it reads.
-        columns: descriptions by column, in the order of its yml.
+        columns: descriptions by column, in the order of the SQL.
     """
 
     name: str
-    layer: str
     kind: str
     sql: str
     description: str
     depends_on: tuple[str, ...]
     sources: tuple[str, ...]
-    columns: Mapping[str, str] = field(default_factory=dict)
-    tests: tuple[Test, ...] = ()
+    columns: Mapping[str, str]
+    tests: tuple[Test, ...]
 
     @property
     def code_version(self) -> str:
@@ -121,30 +120,27 @@ def models(folder: Path | None = None) -> tuple[Model, ...]:
     """Return all models, each after those that it reads.
 
     Args:
-        folder: with `staging`, `marts` and `sources.yml`; None takes that of the repository or of the installed
+        folder: with `marts`, `sources.yml` and `columns.yml`; None takes that of the repository or of the installed
             package.
 
     Raises:
-        InputError: naming the file, for an invalid model, an unknown table, two models of one name, a cycle, or an
-            invalid yml.
+        InputError: naming the file, for an invalid model, an unknown table, a cycle, or an invalid yml.
     """
     return _read(folder or _own_folder())
 
 
 @cache
 def _read(folder: Path) -> tuple[Model, ...]:
-    sources = _sources(folder / "sources.yml")
-    paths: dict[str, Path] = {}
-    for path in (path for layer in (STAGING, MARTS) for path in sorted((folder / layer).glob("*.sql"))):
-        if path.stem in paths:
-            raise InputError(f"{path}: {paths[path.stem]} is a model of the same name; rename one")
-        if path.stem in sources:
-            raise InputError(f"{path}: the lineage has a table of that name; rename the model")
-        paths[path.stem] = path
+    sources = _yaml(folder / "sources.yml", dict[Name, str]).keys()
+    shared = _yaml(folder / "columns.yml", dict[Name, str])
+    paths = {path.stem: path for path in sorted((folder / "marts").glob("*.sql"))}
     if not paths:
         raise InputError(f"{folder}: has no models")
-    found = {name: _model(path, paths.keys(), sources) for name, path in paths.items()}
-    _require_known_tests(found, paths)
+    if known := sorted(paths.keys() & sources):
+        raise InputError(f"{paths[known[0]]}: the lineage has a table of that name; rename the model")
+    found = {name: _model(path, paths.keys(), sources, shared) for name, path in paths.items()}
+    for model in found.values():
+        _require_known_columns(model, found, sources, paths[model.name].with_suffix(".yml"))
     try:
         order = list(graphlib.TopologicalSorter({name: one.depends_on for name, one in found.items()}).static_order())
     except graphlib.CycleError as error:
@@ -159,33 +155,24 @@ def _own_folder() -> Path:
     return checkout if checkout.is_dir() else package / FOLDER
 
 
-def _sources(path: Path) -> frozenset[str]:
-    return frozenset(source.name for source in _yaml(path, _Sources).sources)
-
-
-def _model(path: Path, known: Iterable[str], sources: frozenset[str]) -> Model:
+def _model(path: Path, known: Set[str], sources: Set[str], shared: Mapping[str, str]) -> Model:
     sql = path.read_text()
-    layer = path.parent.name
     kind, query = _statement(path, sql)
     read = _tables(path, query)
-    upstream = sources if layer == STAGING else frozenset(known)
-    if wrong := sorted(read - upstream):
-        raise InputError(
-            f"{path}: reads {wrong[0]}, which is not a {'table of sources.yml' if layer == STAGING else 'model'}"
-        )
-    stated = _yaml(path.with_suffix(".yml"), _Stated)
-    if stated.name != path.stem:
-        raise InputError(f"{path.with_suffix('.yml')}: describes {stated.name!r}, but the file name says {path.stem!r}")
+    if wrong := sorted(read - known - sources):
+        raise InputError(f"{path}: reads {wrong[0]}, which is neither a model nor a table of sources.yml")
+    stated: _Stated = _yaml(path.with_suffix(".yml"), _Stated)
+    if foreign := sorted(stated.columns.keys() - set(query.named_selects)):
+        raise InputError(f"{path.with_suffix('.yml')}: describes {foreign[0]}, which the model does not select")
     return Model(
         name=path.stem,
-        layer=layer,
         kind=kind,
         sql=sql,
         description=_description(path, sql),
-        depends_on=tuple(sorted(read)) if layer == MARTS else (),
-        sources=tuple(sorted(read)) if layer == STAGING else (),
-        columns={column.name: column.description for column in stated.columns},
-        tests=tuple(stated.all_tests(path.with_suffix(".yml"))),
+        depends_on=tuple(sorted(read & known)),
+        sources=tuple(sorted(read & sources)),
+        columns={name: stated.columns.get(name) or shared.get(name, "") for name in query.named_selects},
+        tests=tuple(stated.all_tests(path.stem)),
     )
 
 
@@ -237,89 +224,58 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class _Source(_Strict):
-    name: Name
-    description: str
+class _Tests(_Strict):
+    """The tests of a model: of columns together (`unique`), of each column, or of columns with what they must have."""
 
-
-class _Sources(_Strict):
-    sources: list[_Source]
-
-
-class _Values(_Strict):
-    values: list[str | int | bool]
-
-
-class _Reference(_Strict):
-    to: Name
-    field: Name
-
-
-class _ColumnTest(_Strict):
-    accepted_values: _Values | None = None
-    relationships: _Reference | None = None
-
-
-class _Column(_Strict):
-    name: Name
-    description: str = ""
-    tests: list[Literal["unique", "not_null"] | _ColumnTest] = []
-
-
-class _Together(_Strict):
-    unique: list[Name]
+    unique: list[Name] = []
+    not_null: list[Name] = []
+    accepted_values: dict[Name, list[str | int | bool]] = {}
+    relationships: dict[Name, Reference] = {}
 
 
 class _Stated(_Strict):
     """A model's yml. `newest` names the column by which tests are limited to the newest finished run."""
 
-    name: Name
     newest: Name | None = None
-    columns: list[_Column]
-    tests: list[_Together] = []
+    columns: dict[Name, str] = {}
+    tests: _Tests = _Tests()
 
-    def all_tests(self, path: Path) -> Iterator[Test]:
-        """Yield all tests; those of column combinations come first."""
-        for together in self.tests:
-            yield Test(self.name, "unique", tuple(together.unique), newest=self.newest)
-        for column in self.columns:
-            for asked in column.tests:
-                yield self._test(column.name, asked, path)
-
-    def _test(self, column: str, asked: str | _ColumnTest, path: Path) -> Test:
-        match asked:
-            case "unique" | "not_null":
-                return Test(self.name, asked, (column,), newest=self.newest)
-            case _ColumnTest(accepted_values=_Values(values=values), relationships=None):
-                return Test(self.name, "accepted_values", (column,), values=tuple(values), newest=self.newest)
-            case _ColumnTest(accepted_values=None, relationships=_Reference(to=to, field=key)):
-                return Test(self.name, "relationships", (column,), to=to, field=key, newest=self.newest)
-        raise InputError(f"{path}: a test of {column} must name exactly one kind")
+    def all_tests(self, model: str) -> Iterator[Test]:
+        """Yield all tests of the model of that name."""
+        if self.tests.unique:
+            yield Test(model, "unique", tuple(self.tests.unique), newest=self.newest)
+        for column in self.tests.not_null:
+            yield Test(model, "not_null", (column,), newest=self.newest)
+        for column, values in self.tests.accepted_values.items():
+            yield Test(model, "accepted_values", (column,), values=tuple(values), newest=self.newest)
+        for column, reference in self.tests.relationships.items():
+            to, _, field = reference.partition(".")
+            yield Test(model, "relationships", (column,), to=to, field=field, newest=self.newest)
 
 
-def _yaml(path: Path, kind: type[BaseModel]) -> Any:
+def _yaml(path: Path, kind: Any) -> Any:
     try:
-        return kind.model_validate(yaml.safe_load(path.read_bytes()))
+        return TypeAdapter(kind).validate_python(yaml.safe_load(path.read_bytes()))
     except FileNotFoundError:
-        raise InputError(f"{path}: is missing; each model needs a yml beside it, the folder a sources.yml") from None
+        raise InputError(
+            f"{path}: is missing; each model needs a yml beside it, the folder a sources.yml and a columns.yml"
+        ) from None
     except (ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path}: {error}") from None
 
 
-def _require_known_tests(found: Mapping[str, Model], paths: Mapping[str, Path]) -> None:
-    """Refuse tests of columns or models that no yml describes, and repeated tests."""
-    for model in found.values():
-        path = paths[model.name].with_suffix(".yml")
-        names = [test.name for test in model.tests]
-        if len(set(names)) < len(names):
-            raise InputError(f"{path}: repeats a test")
-        for test in model.tests:
-            named = [(model.name, column) for column in (*test.columns, *([test.newest] if test.newest else []))]
-            if test.to and test.field:
-                named.append((test.to, test.field))
-            for table, column in named:
-                if table not in found or column not in found[table].columns:
-                    raise InputError(f"{path}: a test names {table}.{column}, which no yml describes")
+def _require_known_columns(model: Model, found: Mapping[str, Model], sources: Set[str], path: Path) -> None:
+    """Refuse tests of columns that a model does not select, or of a table that does not exist.
+
+    The columns of the lineage's tables are not known here.
+    """
+    for test in model.tests:
+        named = [(model.name, column) for column in (*test.columns, *([test.newest] if test.newest else []))]
+        if test.to and test.field and test.to not in sources:
+            named.append((test.to, test.field))
+        for table, column in named:
+            if table not in found or column not in found[table].columns:
+                raise InputError(f"{path}: a test names {table}.{column}, which no model selects")
 
 
 def column_lineage(found: Sequence[Model]) -> dict[str, dict[str, list[tuple[str, str]]]]:
@@ -328,27 +284,23 @@ def column_lineage(found: Sequence[Model]) -> dict[str, dict[str, list[tuple[str
     Args:
         found: all models, as `models` returns them.
     """
-    columns: dict[str, Any] = {}
-    lineage = {}
-    for model in found:
-        lineage[model.name] = _lineage_of(model, columns)
-        columns[model.name] = dict.fromkeys(lineage[model.name], "UNKNOWN")
-    return lineage
+    schema = {model.name: dict.fromkeys(model.columns, "UNKNOWN") for model in found}
+    return {model.name: _lineage_of(model, schema) for model in found}
 
 
-def _lineage_of(model: Model, columns: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
+def _lineage_of(model: Model, schema: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
     from sqlglot import exp
     from sqlglot.lineage import lineage
     from sqlglot.optimizer.qualify import qualify
     from sqlglot.optimizer.scope import build_scope
 
     query = _statement(Path(f"{model.name}.sql"), model.sql)[1]
-    # The tables of the lineage are not in `columns`: a staging model names every column that it reads.
-    qualified: Any = qualify(query, dialect="duckdb", schema=columns, validate_qualify_columns=False, identify=False)
+    # The tables of the lineage are not in `schema`: a model names every column that it reads of them.
+    qualified: Any = qualify(query, dialect="duckdb", schema=schema, validate_qualify_columns=False, identify=False)
     scope = build_scope(qualified)
     made = {}
     for column in qualified.named_selects:
-        top = lineage(column, qualified, schema=columns, dialect="duckdb", scope=scope, trim_selects=False)
+        top = lineage(column, qualified, schema=schema, dialect="duckdb", scope=scope, trim_selects=False)
         leaves = {(node.source.name, node.name) for node in top.walk() if isinstance(node.source, exp.Table)}
         made[column] = sorted({(table, name.rpartition(".")[2].strip('"')) for table, name in leaves})
     return made
@@ -368,15 +320,16 @@ def build(store: LineageStore, names: Iterable[str] | None = None, folder: Path 
     Raises:
         InputError: for an unknown name, or a model that reads one that was never built.
     """
-    found = models(folder)
-    asked = {model.name for model in found} if names is None else set(names)
-    if unknown := sorted(asked - {model.name for model in found}):
-        raise InputError(f"no model is named {unknown[0]!r}; models: {', '.join(model.name for model in found)}")
+    found = {model.name: model for model in models(folder)}
+    asked = found.keys() if names is None else set(names)
+    if unknown := sorted(asked - found.keys()):
+        raise InputError(f"no model is named {unknown[0]!r}; models: {', '.join(found)}")
     with store.writing() as connection:
-        for model in found:
-            if model.name in asked:
+        for name, model in found.items():
+            if name in asked:
                 _create(connection, model)
-        return {model.name: _count(connection, model, found) for model in found if model.name in asked}
+        kinds = _kinds(connection)
+        return {name: _count(connection, name, found, kinds) for name in found if name in asked}
 
 
 def _create(connection: Connection, model: Model) -> None:
@@ -402,22 +355,16 @@ def _kinds(connection: Connection) -> dict[str, str]:
     return dict(connection.execute(query).fetchall())
 
 
-def _count(connection: Connection, model: Model, found: Sequence[Model]) -> int | None:
-    """Count a model's rows if that only reads small tables or the footers of Parquet files."""
-    if model.kind == "view" and model.layer == MARTS and _reads_files(connection, model, found):
+def _count(connection: Connection, name: str, found: Mapping[str, Model], kinds: Mapping[str, str]) -> int | None:
+    """Count a model's rows if that reads tables alone."""
+
+    def reads_files(name: str) -> bool:
+        model = found.get(name)
+        return kinds[name] == "view" and (model is None or any(map(reads_files, (*model.depends_on, *model.sources))))
+
+    if reads_files(name):
         return None
-    return int(connection.execute(f"SELECT count(*) FROM {model.name}").fetchone()[0])
-
-
-def _reads_files(connection: Connection, model: Model, found: Sequence[Model]) -> bool:
-    by_name = {model.name: model for model in found}
-    waiting, sources = [model.name], set[str]()
-    while waiting:
-        current = by_name[waiting.pop()]
-        waiting.extend(current.depends_on)
-        sources.update(current.sources)
-    kinds = _kinds(connection)
-    return any(kinds.get(source) == "view" for source in sources)
+    return int(connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0])
 
 
 def column_types(connection: Connection, model: str) -> dict[str, str]:
@@ -442,9 +389,7 @@ def failures(connection: Connection, test: Test) -> Failures:
     count = int(connection.execute(f"SELECT count(*) FROM ({query})", values).fetchone()[0])
     if not count:
         return Failures(0)
-    rows = connection.execute(f"SELECT * FROM ({query}) LIMIT {EXAMPLES}", values)
-    names = [column[0] for column in rows.description]
-    return Failures(count, tuple(dict(zip(names, row, strict=True)) for row in rows.fetchall()))
+    return Failures(count, tuple(all_rows(connection, f"SELECT * FROM ({query}) LIMIT {EXAMPLES}", values)))
 
 
 def _failing(test: Test) -> tuple[str, dict[str, Any]]:
@@ -458,8 +403,6 @@ def _failing(test: Test) -> tuple[str, dict[str, Any]]:
     if test.kind == "not_null":
         return f"SELECT * FROM {rows} WHERE {column} IS NULL", {}
     if test.kind == "accepted_values":
-        accepted = {f"value{number}": value for number, value in enumerate(test.values)}
-        marks = ", ".join(f"${name}" for name in accepted)
-        return f"SELECT * FROM {rows} WHERE {column} NOT IN ({marks})", accepted
+        return f"SELECT * FROM {rows} WHERE {column} != ALL($accepted)", {"accepted": list(test.values)}
     known = f"SELECT {test.field} FROM {test.to} WHERE {test.field} IS NOT NULL"
     return f"SELECT * FROM {rows} WHERE {column} IS NOT NULL AND {column} NOT IN ({known})", {}

@@ -1,6 +1,6 @@
 """Rows of a parameterised query as dictionaries. No query belongs here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 
@@ -14,9 +14,11 @@ class Connection(Protocol):
     def register(self, view_name: str, python_object: object) -> Any: ...
 
 
-def all_rows(connection: Connection, query: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
-    """Return all rows of a query, each as a dictionary by column."""
-    found = connection.execute(query, list(values))
+def all_rows(
+    connection: Connection, query: str, values: Sequence[Any] | Mapping[str, Any] = ()
+) -> list[dict[str, Any]]:
+    """Return all rows of a query, each as a dictionary by column; `values` are its parameters."""
+    found = connection.execute(query, values)
     names = [column[0] for column in found.description or ()]
     return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
 

@@ -14,7 +14,7 @@ import pytest
 from novelsum_dagster.artifacts.newest import read_newest
 from novelsum_dagster.defs.marts import GROUP, STEP
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
-from novelsum_dagster.lineage.models import MARTS, models
+from novelsum_dagster.lineage.models import models
 from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.report.novelsum_report import NovelSumReport
@@ -160,7 +160,7 @@ def test_dagster_knows_the_models(curation: Curation) -> None:
     for model in models():
         node = graph.get(dg.AssetKey(model.name))
         parents = {key.to_user_string() for key in node.parent_keys}
-        assert parents == (set(model.depends_on) if model.layer == MARTS else {"lineage"})
+        assert parents == {*model.depends_on, *({"lineage"} if model.sources else ())}
         assert (node.group_name, node.code_version, node.kinds) == (GROUP, model.code_version, {"sql", "duckdb"})
         assert node.owners and node.description == model.description
 
@@ -180,11 +180,8 @@ def test_dagster_shows_columns_lineage_rows_and_sql(finished: list[Run]) -> None
     deps = audit["dagster/column_lineage"].lineage.deps_by_column
     assert [(one.asset_key.to_user_string(), one.column_name) for one in deps["score"]] == [
         ("picked_samples", "score"),
-        ("stg_remaining", "score"),
+        ("lineage", "remaining.score"),
     ]
-    staged: Any = events["stg_runs"]
-    deps = staged["dagster/column_lineage"].lineage.deps_by_column
-    assert [(one.asset_key.to_user_string(), one.column_name) for one in deps["run_id"]] == [("lineage", "runs.run_id")]
     assert audit["sql"].value.startswith("```sql\n-- A sample of a finished run")
 
 
@@ -344,7 +341,7 @@ def test_a_model_can_be_built_alone(curation: Curation, finished: list[Run]) -> 
 
 
 def test_text_that_is_sql_was_only_text(curation: Curation, finished: list[Run]) -> None:
-    assert len(_ask(curation, "FROM stg_runs")) >= len(finished) + 1
+    assert len(_ask(curation, "FROM runs")) >= len(finished) + 1
     (row,) = _ask(curation, "FROM source_coverage WHERE run_id = ? AND source = ?", finished[0].id, EVIL)
     assert row["pool_samples"] > 0
     assert _ask(curation, "FROM selection_audit WHERE id = ?", EVIL) == []
@@ -353,15 +350,17 @@ def test_text_that_is_sql_was_only_text(curation: Curation, finished: list[Run])
 @pytest.mark.slow
 def test_a_test_that_fails_is_a_failed_check_and_the_run_goes_on(curation: Curation, finished: list[Run]) -> None:
     with LineageStore(curation.root).writing() as connection:
-        connection.execute("INSERT INTO set_measures VALUES ('r', 's', ?, 'm', 1, 1, 1, 1)", [EVIL])
+        connection.execute(
+            "INSERT INTO set_measures SELECT report, selection, ?, 'm', 1, 1, 1, 1 FROM run_outputs LIMIT 1", [EVIL]
+        )
     try:
         result = curation.run()
         assert result.success
         failed = [one for one in result.get_asset_check_evaluations() if not one.passed]
-        (check,) = [one for one in failed if one.asset_key == dg.AssetKey("stg_set_measures")]
+        (check,) = [one for one in failed if one.asset_key == dg.AssetKey("measure_drift")]
         assert (check.check_name, check.severity) == ("accepted_values_set_name", dg.AssetCheckSeverity.WARN)
         assert check.metadata["failing"].value == 1
         assert EVIL in str(check.metadata["examples"].value)
     finally:
         with LineageStore(curation.root).writing() as connection:
-            connection.execute("DELETE FROM set_measures WHERE report = 'r'")
+            connection.execute("DELETE FROM set_measures WHERE measure = 'm'")

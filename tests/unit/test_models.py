@@ -178,10 +178,11 @@ def _rows(store: LineageStore, query: str, *values: Any) -> list[Any]:
         return connection.execute(query, list(values)).fetchall()
 
 
-def test_every_model_is_built_and_its_columns_are_those_of_its_yml(store: LineageStore) -> None:
+def test_every_model_is_built_and_its_columns_are_described(store: LineageStore) -> None:
     with store.reading() as connection:
         for model in models():
             assert list(column_types(connection, model.name)) == list(model.columns), model.name
+            assert all(model.columns.values()), model.name
             assert connection.execute(f"SELECT 1 FROM {model.name} LIMIT 1").fetchone() == (1,), model.name
 
 
@@ -195,9 +196,9 @@ def test_every_test_passes(store: LineageStore) -> None:
 
 def test_row_counts_are_given_where_they_are_cheap(store: LineageStore) -> None:
     counts = build(store)
-    assert (counts["stg_runs"], counts["stg_samples"], counts["source_coverage"], counts["run_costs"]) == (3, 7, 6, 4)
+    assert (counts["newest_run"], counts["source_coverage"], counts["run_costs"]) == (1, 6, 4)
     assert counts["selection_audit"] is None
-    assert build(store, ["stg_runs", "run_costs"]) == {"stg_runs": 3, "run_costs": 4}
+    assert build(store, ["newest_run", "run_costs"]) == {"newest_run": 1, "run_costs": 4}
 
 
 def test_reasons_are_in_words(store: LineageStore) -> None:
@@ -348,7 +349,6 @@ def test_a_run_that_failed_half_way_is_in_its_costs_alone(store: LineageStore) -
     ]
     made = "SELECT samples_embedded, bytes FROM run_costs WHERE run_id = 'r1' AND step = 'embeddings'"
     assert _rows(store, made) == [(3, 160)]
-    assert _rows(store, "SELECT run_id FROM stg_runs ORDER BY 1") == [("r1",), ("r2",), ("r3",)]
     for mart in ("selection_audit", "selection_diff", "source_coverage", "measure_drift", "length_bias"):
         assert _rows(store, f"SELECT count(*) FROM {mart} WHERE run_id = 'r3'") == [(0,)]
     assert _rows(store, "SELECT run_id FROM newest_run") == [("r2",)]
@@ -356,7 +356,7 @@ def test_a_run_that_failed_half_way_is_in_its_costs_alone(store: LineageStore) -
 
 def test_text_that_is_sql_does_nothing(store: LineageStore) -> None:
     with store.reading() as connection:
-        found = failures(connection, Test("stg_source_files", "accepted_values", ("source",), values=(EVIL, "one")))
+        found = failures(connection, Test("source_files", "accepted_values", ("source",), values=(EVIL, "one")))
     assert (found.count, found.examples[0]["source"]) == (1, "empty")
     assert _rows(store, "SELECT count(*) FROM runs") == [(3,)]
     assert _rows(store, "SELECT count(*) FROM selection_audit WHERE run_id = ?", EVIL) == [(0,)]
@@ -365,12 +365,12 @@ def test_text_that_is_sql_does_nothing(store: LineageStore) -> None:
 @pytest.mark.parametrize(
     ("test", "count", "example"),
     [
-        (Test("stg_samples", "not_null", ("form",)), 7, {"form": None}),
-        (Test("stg_picks", "unique", ("selection", "id")), 2, {"selection": "s2", "times": 2}),
-        (Test("stg_picks", "unique", ("id",), newest="selection"), 2, {"times": 2}),
-        (Test("stg_selections", "accepted_values", ("strategy",), values=("duplicate",)), 1, {"selection": "s1"}),
-        (Test("stg_samples", "relationships", ("id",), to="stg_picks", field="id"), 3, {"snapshot": "p"}),
-        (Test("stg_steps", "not_null", ("error",)), 3, {"status": "done"}),
+        (Test("samples", "not_null", ("form",)), 7, {"form": None}),
+        (Test("picks", "unique", ("selection", "id")), 2, {"selection": "s2", "times": 2}),
+        (Test("picks", "unique", ("id",), newest="selection"), 2, {"times": 2}),
+        (Test("selections", "accepted_values", ("strategy",), values=("duplicate",)), 1, {"selection": "s1"}),
+        (Test("samples", "relationships", ("id",), to="picks", field="id"), 3, {"snapshot": "p"}),
+        (Test("steps", "not_null", ("error",)), 3, {"status": "done"}),
     ],
 )  # fmt: skip
 def test_a_test_that_must_fail_does(store: LineageStore, test: Test, count: int, example: dict[str, Any]) -> None:
@@ -459,14 +459,14 @@ VIEW = "-- A row.\nCREATE OR REPLACE VIEW {0} AS SELECT {1} FROM {2};\n"
 
 
 def _folder(path: Path, files: Mapping[str, str], **stated: str) -> Path:
-    """Write a folder of models; each has a yml with the column x, unless it is stated."""
-    path.mkdir(exist_ok=True)
-    (path / "sources.yml").write_text("sources: [{name: runs, description: A run.}]\n")
+    """Write a folder of models, by name; each yml is empty unless it is stated."""
+    (path / "marts").mkdir(parents=True, exist_ok=True)
+    (path / "sources.yml").write_text("runs: A run.\n")
+    (path / "columns.yml").write_text("x: A column of several models.\n")
     for name, sql in files.items():
-        file = path / f"{name}.sql"
-        file.parent.mkdir(exist_ok=True)
+        file = path / "marts" / f"{name}.sql"
         file.write_text(sql)
-        file.with_suffix(".yml").write_text(stated.get(file.stem, f"{{name: {file.stem}, columns: [{{name: x}}]}}\n"))
+        file.with_suffix(".yml").write_text(stated.get(name, "{}"))
     return path
 
 
@@ -475,38 +475,38 @@ def _view(name: str, table: str) -> str:
 
 
 def test_models_come_after_those_that_they_read(tmp_path: Path) -> None:
-    chain = {"marts/a": _view("a", "b"), "marts/b": _view("b", "c"), "staging/c": _view("c", "runs")}
-    found = models(_folder(tmp_path, chain))
+    chain = {"a": _view("a", "b"), "b": _view("b", "c"), "c": _view("c", "runs")}
+    found = models(_folder(tmp_path, chain, b="{columns: {x: A column of its own.}}"))
     assert [model.name for model in found] == ["c", "b", "a"]
     assert [model.depends_on for model in found] == [(), ("c",), ("b",)]
     assert [model.sources for model in found] == [("runs",), (), ()]
-    assert (found[0].description, found[0].kind, found[0].layer) == ("A row.", "view", "staging")
+    assert (found[0].description, found[0].kind) == ("A row.", "view")
+    assert [model.columns["x"] for model in found] == [
+        "A column of several models.", "A column of its own.", "A column of several models.",
+    ]  # fmt: skip
 
 
 def test_a_cte_is_no_table_that_is_read(tmp_path: Path) -> None:
     sql = "-- A row.\nCREATE OR REPLACE TABLE a AS WITH t AS (SELECT x FROM c) SELECT x FROM t WHERE x IN (FROM c);"
-    found = models(_folder(tmp_path, {"marts/a": sql, "staging/c": _view("c", "runs")}))
+    found = models(_folder(tmp_path, {"a": sql, "c": _view("c", "runs")}))
     assert (found[1].depends_on, found[1].kind) == (("c",), "table")
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"marts/a": _view("a", "b"), "marts/b": _view("b", "a")}, r"\.sql: the models form a cycle: "),
-        ({"marts/a": _view("a", "nowhere")}, r"a\.sql: reads nowhere, which is not a model"),
-        ({"marts/a": _view("a", "runs")}, r"a\.sql: reads runs, which is not a model"),
-        ({"staging/a": _view("a", "b"), "staging/b": _view("b", "runs")}, r"a\.sql: reads b, .* not a table of"),
-        ({"staging/a": _view("a", "runs"), "marts/a": _view("a", "a")}, r"marts/a\.sql: .*a\.sql is a model of"),
-        ({"staging/runs": _view("runs", "runs")}, r"runs\.sql: the lineage has a table of that name"),
-        ({"staging/a": _view("a", "runs") + "DROP TABLE runs;"}, r"a\.sql: has 2 statements"),
-        ({"staging/a": "-- Nothing.\n"}, r"a\.sql: has 0 statements"),
-        ({"staging/a": _view("b", "runs")}, r"a\.sql: creates b, but the file name says a"),
-        ({"staging/a": "-- A row.\nDROP TABLE runs;"}, r"a\.sql: is not a CREATE OR REPLACE"),
-        ({"staging/a": "-- A row.\nCREATE VIEW a AS SELECT 1 AS x;"}, r"a\.sql: is not a CREATE OR REPLACE"),
-        ({"staging/a": "-- A row.\nCREATE OR REPLACE VIEW a AS SELEC;"}, r"a\.sql: "),
-        ({"staging/a": _view("a", "runs").removeprefix("-- A row.\n")}, r"a\.sql: has no comment at its start"),
-        ({"staging/a": _view("a", "read_parquet('x')")}, r"a\.sql: reads READ_PARQUET\('x'\)"),
-        ({"staging/a": _view("a", "other.runs")}, r"a\.sql: reads other\.runs"),
+        ({"a": _view("a", "b"), "b": _view("b", "a")}, r"\.sql: the models form a cycle: "),
+        ({"a": _view("a", "nowhere")}, r"a\.sql: reads nowhere, which is neither a model nor a table of sources"),
+        ({"runs": _view("runs", "runs")}, r"runs\.sql: the lineage has a table of that name"),
+        ({"a": _view("a", "runs") + "DROP TABLE runs;"}, r"a\.sql: has 2 statements"),
+        ({"a": "-- Nothing.\n"}, r"a\.sql: has 0 statements"),
+        ({"a": _view("b", "runs")}, r"a\.sql: creates b, but the file name says a"),
+        ({"a": "-- A row.\nDROP TABLE runs;"}, r"a\.sql: is not a CREATE OR REPLACE"),
+        ({"a": "-- A row.\nCREATE VIEW a AS SELECT 1 AS x;"}, r"a\.sql: is not a CREATE OR REPLACE"),
+        ({"a": "-- A row.\nCREATE OR REPLACE VIEW a AS SELEC;"}, r"a\.sql: "),
+        ({"a": _view("a", "runs").removeprefix("-- A row.\n")}, r"a\.sql: has no comment at its start"),
+        ({"a": _view("a", "read_parquet('x')")}, r"a\.sql: reads READ_PARQUET\('x'\)"),
+        ({"a": _view("a", "other.runs")}, r"a\.sql: reads other\.runs"),
         ({}, "has no models"),
     ],
 )  # fmt: skip
@@ -518,27 +518,26 @@ def test_files_that_are_no_models_are_named(tmp_path: Path, files: dict[str, str
 @pytest.mark.parametrize(
     ("stated", "message"),
     [
-        ("{name: b, columns: []}", "describes 'b', but the file name says 'a'"),
-        ("{name: a, columns: [{name: x, tests: [rare]}]}", "a.yml: "),
-        ("{name: a, columns: [{name: x, tests: [{accepted_values: {}}]}]}", "values"),
-        ("{name: a, columns: [{name: x, tests: [{}]}]}", "a test of x must name exactly one kind"),
-        ("{name: a, columns: [{name: 'x; DROP TABLE runs'}]}", "should match pattern"),
-        ("{name: a, newest: y, columns: [{name: x, tests: [unique]}]}", "a test names a.y, which no yml describes"),
-        ("{name: a, columns: [{name: x, tests: [unique, unique]}]}", "repeats a test"),
-        ("{name: a, columns: [{name: x, tests: [{relationships: {to: b, field: x}}]}]}", "names b.x, which no yml"),
-        ("{name: a, tests: [{unique: [x, z]}], columns: [{name: x}]}", "names a.z, which no yml describes"),
-        ("{name: a, columns: [", "a.yml: "),
+        ("{columns: {y: A column.}}", "describes y, which the model does not select"),
+        ("{tests: {rare: [x]}}", "a.yml: "),
+        ("{tests: {accepted_values: [x]}}", "valid dictionary"),
+        ("{tests: {not_null: ['x; DROP TABLE runs']}}", "should match pattern"),
+        ("{tests: {relationships: {x: runs}}}", "should match pattern"),
+        ("{newest: y, tests: {unique: [x]}}", "a test names a.y, which no model selects"),
+        ("{tests: {relationships: {x: b.x}}}", "names b.x, which no model selects"),
+        ("{tests: {unique: [x, z]}}", "names a.z, which no model selects"),
+        ("{columns: [", "a.yml: "),
     ],
 )  # fmt: skip
 def test_a_yml_that_does_not_fit_is_named(tmp_path: Path, stated: str, message: str) -> None:
-    folder = _folder(tmp_path / "bad", {"staging/a": _view("a", "runs")}, a=stated)
+    folder = _folder(tmp_path / "bad", {"a": _view("a", "runs")}, a=stated)
     with pytest.raises(InputError, match=message):
         models(folder)
 
 
 def test_a_missing_yml_is_named(tmp_path: Path) -> None:
-    folder = _folder(tmp_path / "bad", {"staging/a": _view("a", "runs")})
-    (folder / "staging" / "a.yml").unlink()
+    folder = _folder(tmp_path / "bad", {"a": _view("a", "runs")})
+    (folder / "marts" / "a.yml").unlink()
     with pytest.raises(InputError, match=r"a\.yml: is missing"):
         models(folder)
 
@@ -547,7 +546,7 @@ def test_a_model_may_turn_from_a_view_into_a_table(tmp_path: Path) -> None:
     store = LineageStore(tmp_path / "storage")
     store.start_run("r1", "{}")
     for number, kind in enumerate(("VIEW", "TABLE", "VIEW")):
-        folder = _folder(tmp_path / str(number), {"staging/a": _view("a", "runs").replace("VIEW", kind)})
+        folder = _folder(tmp_path / str(number), {"a": _view("a", "runs").replace("VIEW", kind)})
         assert build(store, folder=folder) == {"a": 1}
     assert _rows(store, "FROM a") == [("r1",)]
 
@@ -555,21 +554,22 @@ def test_a_model_may_turn_from_a_view_into_a_table(tmp_path: Path) -> None:
 def test_a_model_whose_reading_was_never_built_is_refused(tmp_path: Path) -> None:
     store = LineageStore(tmp_path)
     store.start_run("r1", "{}")
-    with pytest.raises(InputError, match="run_costs reads stg_provenance, which was never built"):
-        build(store, ["run_costs"])
+    with pytest.raises(InputError, match="near_duplicate_groups reads pool_samples, which was never built"):
+        build(store, ["near_duplicate_groups"])
     with pytest.raises(InputError, match="no model is named 'costs'"):
         build(store, ["costs"])
-    assert _rows(store, "SELECT count(*) FROM duckdb_views() WHERE view_name LIKE 'stg%'") == [(0,)]
+    assert _rows(store, "SELECT count(*) FROM duckdb_views() WHERE view_name = 'near_duplicate_groups'") == [(0,)]
 
 
 def test_columns_are_followed_to_what_they_are_made_of() -> None:
     lineage = column_lineage(models())
-    assert lineage["stg_runs"]["python_version"] == [("runs", "python")]
-    assert lineage["stg_run_outputs"]["started_at"] == [("runs", "started_at")]
-    assert lineage["selection_audit"]["score"] == [("picked_samples", "score"), ("stg_remaining", "score")]
-    assert lineage["selection_audit"]["density_factor"] == [("stg_density", "density_factor")]
-    assert lineage["near_duplicate_groups"]["first_id"] == [("stg_near_duplicates", "partner_id")]
-    assert lineage["source_coverage"]["subset_tokens"] == [("stg_samples", "tokens")]
+    assert lineage["newest_run"]["started_at"] == [("runs", "started_at")]
+    assert lineage["newest_run"]["novelty_key"] == [("run_outputs", "novelty")]
+    assert lineage["selection_audit"]["score"] == [("picked_samples", "score"), ("remaining", "score")]
+    assert lineage["selection_audit"]["density_factor"] == [("density", "density_factor")]
+    assert lineage["selection_audit"]["file"] == [("pool_samples", "file")]
+    assert lineage["near_duplicate_groups"]["first_id"] == [("near_duplicates", "partner_id")]
+    assert lineage["source_coverage"]["subset_tokens"] == [("samples", "tokens")]
     for model in models():
         assert list(lineage[model.name]) == list(model.columns), model.name
         read = {table for leaves in lineage[model.name].values() for table, _ in leaves}
