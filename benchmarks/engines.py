@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from novelsum_dagster.common.processors import usable_processors
 from novelsum_dagster.diversity import density
-from novelsum_dagster.diversity.novelsum import novelsum_with_density
+from novelsum_dagster.diversity.novelsum import Options, novelsum_with_densities
 from novelsum_dagster.diversity.vectors import unit_rows
 from novelsum_dagster.engine.ray_engine import RayEngine
 from novelsum_dagster.selection import Picks, novelselect
@@ -140,7 +140,8 @@ def _line(
 
 
 def _novelsum(rows: NDArray[np.float32], factor: NDArray[np.float64], picks: NDArray[np.int64]) -> float:
-    return novelsum_with_density(rows[picks], factor[picks]).value
+    (found,) = novelsum_with_densities(rows[picks], {(10, 0.5): factor[picks]}, Options()).values()
+    return found.value
 
 
 if __name__ == "__main__":

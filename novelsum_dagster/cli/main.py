@@ -219,7 +219,7 @@ def measure(
     Example: [bold]novelsum measure subset.jsonl random.jsonl --reference pool.parquet[/]
     """
     from novelsum_dagster.cli.oneshot import compare, embedded_files, transformed, untransformed
-    from novelsum_dagster.diversity.measures import Grid
+    from novelsum_dagster.diversity.novelsum import Grid
     from novelsum_dagster.pool.rejects import RejectsFile
     from novelsum_dagster.report.comparison import comparison_json, write_comparison
 

@@ -14,7 +14,7 @@ from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.memory import available_memory
 from novelsum_dagster.common.processors import usable_processors
 from novelsum_dagster.diversity import density_torch, similar, similar_torch
-from novelsum_dagster.diversity.density import index_bytes, search_memory_needed, searches_lists
+from novelsum_dagster.diversity.density import Search, index_bytes, search_memory_needed
 from novelsum_dagster.diversity.novelsum import device_memory_needed as novelsum_on_device
 from novelsum_dagster.diversity.novelsum import memory_needed as novelsum_memory
 from novelsum_dagster.embedding import store
@@ -127,7 +127,7 @@ def plan(size: Size, settings: Settings, workers: int = 1) -> list[Need]:
     transformed = settings.embedding.whiten or settings.embedding.reduce is not None
     held = LIBRARIES + _BUFFERS + store.memory_needed(n, d)
     neighbors = settings.novelsum.neighbors
-    lists = searches_lists(n, n, settings.novelsum.density_index, settings.novelsum.min_recall)
+    lists = Search.of(settings.novelsum).tries_lists(n, n)
     search = search_memory_needed(n, d, neighbors, lists, keeps=not lists)
     threads = usable_processors()
     index = index_bytes(n, d) if lists else 0

@@ -16,12 +16,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from novelsum_dagster.common.devices import cuda_or_cpu
 from novelsum_dagster.common.errors import InputError
-from novelsum_dagster.common.progress import Progress, Reporter
-from novelsum_dagster.diversity.density import density
+from novelsum_dagster.common.progress import Reporter
 from novelsum_dagster.diversity.distinct import distinct_pool
-from novelsum_dagster.diversity.measures import Comparison, Evaluator, Factors, Grid, Samples, measure_sets
+from novelsum_dagster.diversity.measures import Comparison, Evaluator, Samples, measure_sets
+from novelsum_dagster.diversity.novelsum import Factors, Grid, Options, density_factors
 from novelsum_dagster.diversity.vectors import distinct_rows
 from novelsum_dagster.embedding.cut import Cut
 from novelsum_dagster.embedding.encoder import token_counter
@@ -147,7 +146,8 @@ def choose(
     """
     require_possible(files.snapshot, files.root, selection)
     with reporter.step("density") as progress:
-        factor = _density_factor(files.vectors, settings, device, progress)
+        factors, _ = density_factors(files.vectors, None, Options.of(settings, device=device), progress)
+    (factor,) = factors.values()
     scoring = Scoring.of(selection, settings)
     with reporter.step("selecting") as progress:
         picks = choose_from_pool(
@@ -163,7 +163,6 @@ def choose(
         reached = reached_by(picks, files.vectors, factor, scoring, progress)
     table = picks_table(files.snapshot, files.root, picks)
     records = chosen_records(files.snapshot, files.root, table["id"].to_pylist())
-    factors = {(settings.neighbors, settings.density_power): factor}
     return Choice(table, records, picks.indices, factors, reached)
 
 
@@ -269,20 +268,3 @@ def compare(
     with reporter.step("preparing"):
         evaluator = Evaluator(pool, settings, Measures(), grid=grid, seed=seed, device=device)
     return measure_sets(sets, evaluator, seed=seed, reporter=reporter)
-
-
-def _density_factor(
-    vectors: NDArray[np.float32], settings: NovelSum, device: str, progress: Progress
-) -> NDArray[np.float64]:
-    if settings.density_power == 0:
-        return np.ones(len(vectors))
-    found = density(
-        vectors,
-        neighbors=settings.neighbors,
-        neighbor_policy=settings.neighbor_policy,
-        index=settings.density_index,
-        min_recall=settings.min_recall,
-        device=cuda_or_cpu(device),
-        progress=progress,
-    )
-    return found.factor(settings.density_power)

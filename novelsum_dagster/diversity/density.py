@@ -22,6 +22,7 @@ from novelsum_dagster.common.processors import usable_processors
 from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.common.spread import Spread, in_turn
 from novelsum_dagster.diversity.vectors import distinct_rows, find_rows, searchable_rows
+from novelsum_dagster.settings import NovelSum
 
 if TYPE_CHECKING:
     from novelsum_dagster.diversity.density_torch import PointsOnDevice
@@ -100,6 +101,47 @@ def density_factor(mean_squared_distance: NDArray[np.float64], density_power: fl
     return np.asarray(shifted**-density_power, dtype=np.float64)
 
 
+@dataclass(frozen=True)
+class Search:
+    """How the neighbours of samples are searched; the fields are those arguments of `density`.
+
+    Raises:
+        ValueError: for an unknown policy or index, or a recall out of range.
+    """
+
+    neighbor_policy: NeighborPolicy = "published"
+    index: DensityIndex = "auto"
+    min_recall: float = 0.99
+    seed: int = 42
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_recall <= 1:
+            raise ValueError(f"min_recall is {self.min_recall}; it must be over 0 and at most 1")
+        require_choice("neighbor_policy", self.neighbor_policy, NeighborPolicy)
+        require_choice("index", self.index, DensityIndex)
+
+    @classmethod
+    def of(cls, settings: NovelSum, device: str = "cpu") -> "Search":
+        """Return the search that the settings describe."""
+        return cls(settings.neighbor_policy, settings.density_index, settings.min_recall, device=device)
+
+    def tries_lists(self, targets: int, reference: int) -> bool:
+        """Return whether the tuned index is tried for these numbers of samples; see `density`."""
+        large = reference > EXACT_REFERENCE and targets > EXACT_TARGETS
+        return self.min_recall < 1 and (self.index == "ivf" or (self.index == "auto" and large))
+
+
+def require_choice(name: str, value: str, choices: Any) -> None:
+    """Raise an error unless a value is among those of a `Literal`.
+
+    Raises:
+        ValueError: names the value and the choices.
+    """
+    if value not in get_args(choices):
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(get_args(choices))}")
+
+
 def density(
     target: ArrayLike,
     reference: ArrayLike | None = None,
@@ -143,78 +185,46 @@ def density(
         ValueError: for bad rows, rows too long to square in float32, unequal dimensions, or a setting out of range.
         NotEnoughMemory: if the index would not fit, or the points on the device.
     """
-    found = densities(
-        target,
-        reference,
-        neighbors=(neighbors,),
-        neighbor_policy=neighbor_policy,
-        index=index,
-        min_recall=min_recall,
-        seed=seed,
-        device=device,
-        spread=spread,
-        progress=progress,
-    )
-    return found[neighbors]
+    search = Search(neighbor_policy, index, min_recall, seed, device)
+    return densities(target, reference, (neighbors,), search, spread=spread, progress=progress)[neighbors]
 
 
 def densities(
     target: ArrayLike,
-    reference: ArrayLike | None = None,
-    *,
+    reference: ArrayLike | None,
     neighbors: Sequence[int],
-    neighbor_policy: NeighborPolicy = "published",
-    index: DensityIndex = "auto",
-    min_recall: float = 0.99,
-    seed: int = 42,
-    device: str = "cpu",
+    options: Search,
+    *,
     spread: Spread = in_turn,
     progress: Progress = no_progress,
 ) -> dict[int, Density]:
     """Return the density for several K, from one search for the largest; `recall` is that search's.
 
     Args:
-        target, reference, neighbor_policy, index, min_recall, seed, device, spread, progress: as in `density`.
+        target, reference, spread, progress: as in `density`.
         neighbors: values of K.
+        options: of the search.
 
     Raises:
         ValueError, NotEnoughMemory: as `density` does.
     """
-    _check_settings(neighbors, neighbor_policy, index, min_recall)
+    if not neighbors or min(neighbors) < 1:
+        raise ValueError(f"neighbors is {', '.join(map(str, neighbors)) or 'empty'}; it must be 1 or more")
     most = max(neighbors)
     rows = searchable_rows(target, "target")
     given = rows if reference is None else searchable_rows(reference, "reference")
     if given.shape[1] != rows.shape[1]:
         raise ValueError(f"target has {rows.shape[1]} dimensions, reference {given.shape[1]}; embed both alike")
-    approximate = searches_lists(len(rows), len(given), index, min_recall)
+    approximate = options.tries_lists(len(rows), len(given))
     require_search_memory(given, most, approximate)
     points, point_of = distinct_rows(given)
     own = None
-    if neighbor_policy == "self":
+    if options.neighbor_policy == "self":
         own = point_of if reference is None else find_rows(rows, points)
     query = _Query(rows, own, most, min(most + 1, len(points)))
-    exact = ExactSearch(points, device)
-    search = _tuned_lists(query, exact, min_recall, seed) if approximate else None
+    exact = ExactSearch(points, options.device)
+    search = _tuned_lists(query, exact, options.min_recall, options.seed) if approximate else None
     return _measured(query, search or exact, len(points), neighbors, spread, progress)
-
-
-def searches_lists(targets: int, reference: int, index: DensityIndex, min_recall: float) -> bool:
-    """Return whether a search tries the tuned index, given the sizes of target and reference; see `density`."""
-    large = reference > EXACT_REFERENCE and targets > EXACT_TARGETS
-    return min_recall < 1 and (index == "ivf" or (index == "auto" and large))
-
-
-def _check_settings(neighbors: Sequence[int], neighbor_policy: str, index: str, min_recall: float) -> None:
-    if not neighbors or min(neighbors) < 1:
-        raise ValueError(f"neighbors is {', '.join(map(str, neighbors)) or 'empty'}; it must be 1 or more")
-    if not 0 < min_recall <= 1:
-        raise ValueError(f"min_recall is {min_recall}; it must be over 0 and at most 1")
-    for name, value, known in (
-        ("neighbor_policy", neighbor_policy, get_args(NeighborPolicy)),
-        ("index", index, get_args(DensityIndex)),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
 
 
 def search_memory_needed(size: int, dimensions: int, neighbors: int, approximate: bool, *, keeps: bool = False) -> int:

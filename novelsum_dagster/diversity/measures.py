@@ -20,14 +20,19 @@ from novelsum_dagster.diversity.distances import distsum_l2, facility_location, 
 from novelsum_dagster.diversity.g_vendi import gradient_features
 from novelsum_dagster.diversity.lexical import VOCD_WORDS, Occurrences
 from novelsum_dagster.diversity.moments import Moments, distsum_cosine, log_determinant, radius, vendi_score
-from novelsum_dagster.diversity.novelsum import NovelSumResult, Powers, density_factors, novelsum_with_densities
+from novelsum_dagster.diversity.novelsum import (
+    Factors,
+    Grid,
+    NovelSumResult,
+    Options,
+    Powers,
+    density_factors,
+    novelsum_with_densities,
+)
 from novelsum_dagster.settings import Measures, NovelSum, Training
 
 if TYPE_CHECKING:
     from novelsum_dagster.embedding.language_model import LanguageModel
-
-Factors = Mapping[tuple[int, float], NDArray[np.float64]]
-"""Density factors, float64, (n,), by (K, beta)."""
 
 
 @dataclass(frozen=True)
@@ -126,20 +131,6 @@ def record(set_name: str, size: int, measure: str, found: Value) -> dict[str, An
     }
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The settings of NovelSum that are computed together: every combination of K, beta and alpha."""
-
-    neighbors: tuple[int, ...]
-    density_powers: tuple[float, ...]
-    proximity_powers: tuple[float, ...]
-
-    @classmethod
-    def of(cls, settings: NovelSum) -> "Grid":
-        """Return the one combination that the settings name."""
-        return cls((settings.neighbors,), (settings.density_power,), (settings.proximity_power,))
-
-
 class Evaluator:
     """Computes the measures of sets against one reference, which is prepared once.
 
@@ -169,47 +160,13 @@ class Evaluator:
         device: str = "auto",
     ) -> None:
         self.reference = reference
-        self.grid = grid or Grid.of(novelsum)
-        self._novelsum = novelsum
+        self._device = cuda_or_cpu(device)
+        self.options = Options.of(novelsum, grid, device=self._device)
         self.measures = measures
         self._seed = seed
-        self._device = cuda_or_cpu(device)
         self._features: dict[str, NDArray[np.float32]] = {}
         self.cells = min(measures.partition_clusters, len(reference))
         self.partition = Partition.of(reference, clusters=self.cells, seed=seed)
-
-    def factors(self, vectors: NDArray[np.float32]) -> tuple[Factors, int]:
-        """Return the density factors of a set, (n, d), and the fewest neighbours that were used.
-
-        Raises:
-            ValueError: as `density_factors` does.
-        """
-        return density_factors(
-            vectors,
-            self.reference,
-            neighbors=self.grid.neighbors,
-            density_powers=self.grid.density_powers,
-            neighbor_policy=self._novelsum.neighbor_policy,
-            index=self._novelsum.density_index,
-            min_recall=self._novelsum.min_recall,
-            device=self._device,
-        )
-
-    def novelsum(self, vectors: NDArray[np.float32], factors: Factors) -> dict[Powers, NovelSumResult]:
-        """Return NovelSum of a set, (n, d), at every setting of the grid.
-
-        Raises:
-            ValueError: as `novelsum_with_densities` does.
-        """
-        return novelsum_with_densities(
-            vectors,
-            factors,
-            proximity_powers=self.grid.proximity_powers,
-            self_distance=self._novelsum.self_distance,
-            density_side=self._novelsum.density_side,
-            aggregate=self._novelsum.aggregate,
-            device=self._device,
-        )
 
     def measure(
         self,
@@ -238,7 +195,7 @@ class Evaluator:
         """
         vectors = samples.vectors[rows]
         with reporter.step(name) as progress:
-            grid = self.novelsum(vectors, factors)
+            grid = novelsum_with_densities(vectors, factors, self.options)
             values = {"novelsum": _value(next(iter(grid.values())))}
             texts = None if samples.texts is None else [samples.texts[row] for row in rows]
             asked = list(self._others(vectors, texts, words, ttr_tokens))
@@ -334,7 +291,7 @@ def measure_sets(
     for name, samples in sets.items():
         chosen = rows[name]
         if factors is None:
-            known, used = evaluator.factors(samples.vectors[chosen])
+            known, used = density_factors(samples.vectors[chosen], evaluator.reference, evaluator.options)
             notes += _neighbor_notes(name, used, evaluator)
         else:
             known = {key: factor[chosen] for key, factor in factors[name].items()}
@@ -397,9 +354,7 @@ def _word_notes(words: Mapping[str, Occurrences], ttr_tokens: int | None, measur
 
 
 def _neighbor_notes(name: str, used: int, evaluator: Evaluator) -> list[str]:
-    if used == max(evaluator.grid.neighbors):
+    asked = max(evaluator.options.grid.neighbors)
+    if used == asked:
         return []
-    return [
-        f"The reference has too few distinct samples for {max(evaluator.grid.neighbors)} neighbours; {used} were used"
-        f" in {name}."
-    ]
+    return [f"The reference has too few distinct samples for {asked} neighbours; {used} were used in {name}."]

@@ -6,8 +6,8 @@ subset (`selection`).
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,9 +17,10 @@ from novelsum_dagster.common.devices import DeviceMemory, cuda_or_cpu, torch_dev
 from novelsum_dagster.common.memory import require_memory
 from novelsum_dagster.common.processors import usable_processors
 from novelsum_dagster.common.progress import Progress, no_progress
-from novelsum_dagster.diversity.density import DensityIndex, NeighborPolicy, densities
+from novelsum_dagster.diversity.density import DensityIndex, NeighborPolicy, Search, densities, require_choice
 from novelsum_dagster.diversity.measured import mean_interval
 from novelsum_dagster.diversity.vectors import as_rows, distinct_rows, half_squares, unit_rows
+from novelsum_dagster.settings import NovelSum
 
 SelfDistance = Literal["included", "excluded"]
 DensitySide = Literal["row", "column"]
@@ -37,12 +38,61 @@ _BEYOND = 3.0
 """A value above every cosine distance, which ranks a sample last in its own row, where its weight is 0."""
 
 
+Factors = Mapping[tuple[int, float], NDArray[np.float64]]
+"""Density factors, float64, (n,), by (K, beta)."""
+
+
 class Powers(NamedTuple):
     """One setting of NovelSum: K, beta, alpha."""
 
     neighbors: int
     density_power: float
     proximity_power: float
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The settings of NovelSum that are computed together: every combination of K, beta and alpha."""
+
+    neighbors: tuple[int, ...] = (10,)
+    density_powers: tuple[float, ...] = (0.5,)
+    proximity_powers: tuple[float, ...] = (1.0,)
+
+    @classmethod
+    def of(cls, settings: NovelSum) -> "Grid":
+        """Return the one combination that the settings name."""
+        return cls((settings.neighbors,), (settings.density_power,), (settings.proximity_power,))
+
+
+@dataclass(frozen=True)
+class Options:
+    """How NovelSum is computed.
+
+    Attributes:
+        grid: K, beta and alpha.
+        search: of the neighbours; its device is also that on which pairs are compared.
+        self_distance, density_side, aggregate: as in `novelsum`.
+
+    Raises:
+        ValueError: for an unknown variant.
+    """
+
+    grid: Grid = Grid()
+    search: Search = field(default_factory=Search)
+    self_distance: SelfDistance = "included"
+    density_side: DensitySide = "row"
+    aggregate: Aggregate = "mean"
+
+    def __post_init__(self) -> None:
+        require_choice("self_distance", self.self_distance, SelfDistance)
+        require_choice("density_side", self.density_side, DensitySide)
+        require_choice("aggregate", self.aggregate, Aggregate)
+
+    @classmethod
+    def of(cls, settings: NovelSum, grid: Grid | None = None, *, device: str = "cpu") -> "Options":
+        """Return the options that the settings describe, with another grid if one is given."""
+        search = Search.of(settings, device)
+        return cls(grid or Grid.of(settings), search, settings.self_distance, settings.density_side, settings.aggregate)
 
 
 @dataclass(frozen=True)
@@ -118,23 +168,10 @@ def novelsum(
     Raises:
         ValueError: for bad rows, unequal dimensions, negative powers or an unknown setting.
     """
-    powers = Powers(neighbors, density_power, proximity_power)
-    found = novelsum_grid(
-        target,
-        reference,
-        neighbors=(neighbors,),
-        density_powers=(density_power,),
-        proximity_powers=(proximity_power,),
-        neighbor_policy=neighbor_policy,
-        self_distance=self_distance,
-        density_side=density_side,
-        aggregate=aggregate,
-        index=index,
-        min_recall=min_recall,
-        device=device,
-        progress=progress,
-    )
-    return found[powers]
+    grid = Grid((neighbors,), (density_power,), (proximity_power,))
+    search = Search(neighbor_policy, index, min_recall, device=device)
+    options = Options(grid, search, self_distance, density_side, aggregate)
+    return next(iter(_novelsums(target, reference, options, progress).values()))
 
 
 def novelsum_grid(
@@ -165,64 +202,40 @@ def novelsum_grid(
     Raises:
         ValueError: as `novelsum` does.
     """
+    grid = Grid(tuple(neighbors), tuple(density_powers), tuple(proximity_powers))
+    search = Search(neighbor_policy, index, min_recall, device=device)
+    options = Options(grid, search, self_distance, density_side, aggregate)
+    return _novelsums(target, reference, options, progress)
+
+
+def _novelsums(
+    target: ArrayLike, reference: ArrayLike | None, options: Options, progress: Progress
+) -> dict[Powers, NovelSumResult]:
     rows = as_rows(target, "target")
-    factors, _ = density_factors(
-        rows,
-        reference,
-        neighbors=neighbors,
-        density_powers=density_powers,
-        neighbor_policy=neighbor_policy,
-        index=index,
-        min_recall=min_recall,
-        device=device,
-    )
-    return novelsum_with_densities(
-        rows,
-        factors,
-        proximity_powers=proximity_powers,
-        self_distance=self_distance,
-        density_side=density_side,
-        aggregate=aggregate,
-        device=device,
-        progress=progress,
-    )
+    factors, _ = density_factors(rows, reference, options)
+    return novelsum_with_densities(rows, factors, options, progress)
 
 
 def density_factors(
-    target: ArrayLike,
-    reference: ArrayLike | None,
-    *,
-    neighbors: Sequence[int],
-    density_powers: Sequence[float],
-    neighbor_policy: NeighborPolicy = "published",
-    index: DensityIndex = "auto",
-    min_recall: float = 0.99,
-    device: str = "cpu",
+    target: ArrayLike, reference: ArrayLike | None, options: Options, progress: Progress = no_progress
 ) -> tuple[dict[tuple[int, float], NDArray[np.float64]], int]:
     """Return density factors by (K, beta), float64, (n,), and the fewest neighbours that the largest K had.
 
     Args:
-        target, reference, neighbor_policy, index, min_recall, device: as in `novelsum`.
-        neighbors: values of K.
-        density_powers: values of beta; for 0 all factors are 1 and nothing is searched.
+        target, reference: as in `novelsum`.
+        options: K, beta and the search; where every beta is 0, all factors are 1 and nothing is searched.
+        progress: called with targets searched and n.
 
     Raises:
         ValueError: as `novelsum` does.
     """
     rows = as_rows(target, "target")
-    pairs = [(k, float(beta)) for k in neighbors for beta in density_powers]
-    if not any(density_powers):
-        return {pair: np.ones(len(rows)) for pair in pairs}, max(neighbors)
-    found = densities(
-        rows,
-        reference,
-        neighbors=neighbors,
-        neighbor_policy=neighbor_policy,
-        index=index,
-        min_recall=min_recall,
-        device=cuda_or_cpu(device),
-    )
-    used = found[max(neighbors)].neighbors_used
+    grid = options.grid
+    pairs = [(k, float(beta)) for k in grid.neighbors for beta in grid.density_powers]
+    if not any(grid.density_powers):
+        return {pair: np.ones(len(rows)) for pair in pairs}, max(grid.neighbors)
+    found = densities(rows, reference, grid.neighbors, options.search, progress=progress)
+    used = found[max(grid.neighbors)].neighbors_used
     if used == 0 and len(distinct_rows(rows)[0]) > 1:
         raise ValueError(
             "density needs at least two distinct reference samples; pass a larger reference or set density_power=0"
@@ -230,76 +243,43 @@ def density_factors(
     return {(k, beta): found[k].factor(beta) for k, beta in pairs}, used
 
 
-def novelsum_with_density(
-    target: ArrayLike,
-    density_factor: NDArray[np.float64],
-    *,
-    proximity_power: float = 1.0,
-    progress: Progress = no_progress,
-) -> NovelSumResult:
-    """Return the published NovelSum of a set whose density factors are known.
-
-    Args:
-        target: (n, d) embeddings of the set.
-        density_factor: float64, (n,).
-        proximity_power: alpha, default 1.0.
-        progress: called with rows done and n.
-
-    Raises:
-        ValueError: for bad rows or factors, or a negative power.
-    """
-    found = novelsum_with_densities(
-        target, {(0, 0.0): density_factor}, proximity_powers=(proximity_power,), progress=progress
-    )
-    return next(iter(found.values()))
-
-
 def novelsum_with_densities(
-    target: ArrayLike,
-    density_factors: Mapping[tuple[int, float], NDArray[np.float64]],
-    *,
-    proximity_powers: Sequence[float] = (1.0,),
-    self_distance: SelfDistance = "included",
-    density_side: DensitySide = "row",
-    aggregate: Aggregate = "mean",
-    device: str = "cpu",
-    progress: Progress = no_progress,
+    target: ArrayLike, factors: Factors, options: Options, progress: Progress = no_progress
 ) -> dict[Powers, NovelSumResult]:
     """Return NovelSum for every density factor and alpha.
 
     Args:
         target: (n, d) embeddings of the set.
-        density_factors: float64, (n,), by (K, beta).
-        proximity_powers: values of alpha.
-        self_distance, density_side, aggregate, device, progress: as in `novelsum`.
+        factors: density factors of the set's samples.
+        options: alpha, the variant and the device.
+        progress: called with rows done and n.
 
     Raises:
-        ValueError: for bad rows or factors, a negative power or an unknown setting.
+        ValueError: for bad rows or factors, or a negative power.
     """
-    _check_variants(self_distance, density_side, aggregate)
     units = unit_rows(as_rows(target, "target"), "target")
-    for (neighbors, beta), factor in density_factors.items():
+    for (neighbors, beta), factor in factors.items():
         if np.shape(factor) != (len(units),) or not np.isfinite(factor).all():
             raise ValueError(
                 f"density factors of K {neighbors} and beta {beta}: shape {np.shape(factor)}; expected {len(units)}"
                 " finite values, one a sample"
             )
-    excluded = self_distance == "excluded"
-    weights = np.stack([_weights(len(units), alpha, excluded) for alpha in proximity_powers], axis=1)
-    factors = np.stack(list(density_factors.values()), axis=1)
-    by_column = density_side == "column"
-    sums = _rank_sums(units, weights, factors if by_column else None, excluded, device, progress)
+    excluded, alphas = options.self_distance == "excluded", options.grid.proximity_powers
+    weights = np.stack([_weights(len(units), alpha, excluded) for alpha in alphas], axis=1)
+    by_sample = np.stack(list(factors.values()), axis=1)
+    by_column = options.density_side == "column"
+    sums = _rank_sums(units, weights, by_sample if by_column else None, excluded, options.search.device, progress)
     if not by_column:
-        sums = sums * factors[:, None, :]
-    if aggregate == "mean":
+        sums = sums * by_sample[:, None, :]
+    if options.aggregate == "mean":
         # One sample without itself has no weights and novelty 0.
         sums /= np.maximum(weights.sum(axis=0), np.finfo(np.float64).tiny)[:, None]
     results = {}
-    for column, (neighbors, beta) in enumerate(density_factors):
-        for row, alpha in enumerate(proximity_powers):
+    for column, (neighbors, beta) in enumerate(factors):
+        for row, alpha in enumerate(alphas):
             novelty = np.ascontiguousarray(sums[:, row, column])
-            value = float(novelty.sum() if aggregate == "sum" else novelty.mean())
-            results[Powers(neighbors, beta, alpha)] = NovelSumResult(value, novelty, aggregate)
+            value = float(novelty.sum() if options.aggregate == "sum" else novelty.mean())
+            results[Powers(neighbors, beta, alpha)] = NovelSumResult(value, novelty, options.aggregate)
     return results
 
 
@@ -312,16 +292,6 @@ def rank_weights(size: int, proximity_power: float) -> NDArray[np.float64]:
     if not proximity_power >= 0:
         raise ValueError(f"proximity_power is {proximity_power}; it must be 0 or more")
     return np.arange(1, size + 1, dtype=np.float64) ** -proximity_power
-
-
-def _check_variants(self_distance: str, density_side: str, aggregate: str) -> None:
-    for name, value, known in (
-        ("self_distance", self_distance, get_args(SelfDistance)),
-        ("density_side", density_side, get_args(DensitySide)),
-        ("aggregate", aggregate, get_args(Aggregate)),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
 
 
 def _weights(size: int, alpha: float, without_self: bool) -> NDArray[np.float64]:

@@ -19,9 +19,15 @@ from novelsum_dagster.artifacts.layout import output_folder
 from novelsum_dagster.common.files import KEY_LENGTH, content_key, write_table
 from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.common.spread import Spread, in_turn
-from novelsum_dagster.diversity.density import Density, density, density_factor, searches_lists
+from novelsum_dagster.diversity.density import Density, Search, densities, density_factor
 from novelsum_dagster.diversity.growth import Nearest, nearest_in_pool
-from novelsum_dagster.diversity.novelsum import Aggregate, DensitySide, Powers, SelfDistance, novelsum_with_densities
+from novelsum_dagster.diversity.novelsum import (
+    Aggregate,
+    DensitySide,
+    Options,
+    SelfDistance,
+    novelsum_with_densities,
+)
 from novelsum_dagster.settings import NovelSum
 
 _NEAREST = "nearest.parquet"
@@ -157,17 +163,9 @@ def _found(
 ) -> tuple[Density, Nearest | None]:
     """Return the density and, if the search was exact, the nearest points of each vector."""
     size, neighbors = len(vectors), settings.neighbors
-    if searches_lists(size, size, settings.density_index, settings.min_recall):
-        found = density(
-            vectors,
-            neighbors=neighbors,
-            neighbor_policy=settings.neighbor_policy,
-            index=settings.density_index,
-            min_recall=settings.min_recall,
-            device=device,
-            spread=spread,
-            progress=progress,
-        )
+    search = Search.of(settings, device)
+    if search.tries_lists(size, size):
+        found = densities(vectors, None, (neighbors,), search, spread=spread, progress=progress)[neighbors]
         say(f"all {size:,} against all ({found.index})")
         return found, None
     nearest, reason = None, "no earlier densities"
@@ -202,17 +200,10 @@ def build_novelty(
         ValueError: as `novelsum_with_densities` does.
     """
     table = density_table.table(root)
-    powers = Powers(density_table.neighbors, density_table.density_power, settings.proximity_power)
     variant = {name: getattr(settings, name) for name in ("self_distance", "density_side", "aggregate")}
-    found = novelsum_with_densities(
-        vectors,
-        {powers[:2]: table["density_factor"].to_numpy()},
-        proximity_powers=(settings.proximity_power,),
-        device=device,
-        progress=progress,
-        **variant,
-    )
-    result = found[powers]
+    factors = {(density_table.neighbors, density_table.density_power): table["density_factor"].to_numpy()}
+    found = novelsum_with_densities(vectors, factors, Options.of(settings, device=device), progress)
+    result = next(iter(found.values()))
     described = {"density": density_table.key, "proximity_power": settings.proximity_power, **variant}
     key = _write(root, "novelty", {"id": table["id"], "novelty": result.novelty}, described)
     return NoveltyTable(

@@ -18,13 +18,13 @@ from novelsum_dagster.common.progress import Reporter
 from novelsum_dagster.diversity.measures import (
     Comparison,
     Evaluator,
-    Factors,
     Samples,
     SetMeasures,
     Value,
     measure_sets,
     record,
 )
+from novelsum_dagster.diversity.novelsum import Factors, novelsum_with_densities
 from novelsum_dagster.embedding.cut import cut_of
 from novelsum_dagster.embedding.encoder import special_tokens
 from novelsum_dagster.report.explanation import (
@@ -157,7 +157,10 @@ def build_report(
         seed=seed,
         reporter=reporter,
     )
-    pool = [next(iter(evaluator.novelsum(vectors[rows], _of_rows(factors, rows)).values())).value for rows in draws[1:]]
+    pool = []
+    for draw in draws[1:]:
+        (novelsum,) = novelsum_with_densities(vectors[draw], _of_rows(factors, draw), evaluator.options).values()
+        pool.append(novelsum.value)
     rows = [_pool_row(pool, len(selected)), *(row for one in comparison.sets for row in _rows(one))]
     cut = cut_of(samples["text_tokens"].to_pylist(), settings.embedding, special_tokens(settings.embedding))
     to_random = covering(vectors, draws[0], 1).distance[:, 0]

@@ -19,8 +19,8 @@ from novelsum_dagster.artifacts.artifact import Artifact
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import content_key, write_bytes, write_table
 from novelsum_dagster.common.progress import Progress, no_progress
-from novelsum_dagster.diversity.density import densities, density_factor
-from novelsum_dagster.diversity.measures import Factors
+from novelsum_dagster.diversity.density import Search, densities, density_factor
+from novelsum_dagster.diversity.novelsum import Factors
 from novelsum_dagster.embedding.store import VectorSet, pool_vectors
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.settings import NovelSum, Study
@@ -141,14 +141,7 @@ def mean_squared_distances(
     Raises:
         ValueError: as `densities` does.
     """
-    found = densities(
-        rows,
-        neighbors=neighbors,
-        neighbor_policy=novelsum.neighbor_policy,
-        index=novelsum.density_index,
-        min_recall=novelsum.min_recall,
-        progress=progress,
-    )
+    found = densities(rows, None, neighbors, Search.of(novelsum), progress=progress)
     return {_column(k): found[k].mean_squared_distance for k in neighbors}
 
 

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from novelsum_dagster.diversity.density import Search
 from novelsum_dagster.diversity.novelsum import (
+    Grid,
+    Options,
     Powers,
     novelsum,
     novelsum_grid,
     novelsum_with_densities,
-    novelsum_with_density,
 )
 
 # The package has a function of the same name.
@@ -123,13 +125,12 @@ def test_among_equal_distances_the_lower_index_ranks_first(device: str) -> None:
     axes = np.eye(8)[[0, 1, 2, 3, 1, 4, 0, 5, 6, 7]]
     factor = np.random.default_rng(0).uniform(0.1, 10, 10)
     for own in SELVES:
-        found = novelsum_with_densities(
-            axes,
-            {(1, 0.5): factor},
-            density_side="column",
+        options = Options(
+            search=Search(device=device),
             self_distance=own,  # type: ignore[arg-type]
-            device=device,
+            density_side="column",
         )
+        found = novelsum_with_densities(axes, {(1, 0.5): factor}, options)
         expected = _plain_novelty(axes, factor, 1.0, own, "column", "mean")
         np.testing.assert_allclose(found[Powers(1, 0.5, 1.0)].novelty, expected, rtol=1e-6)
 
@@ -140,7 +141,8 @@ def test_scaled_copies_tie_and_keep_their_own_factors(n: int, device: str) -> No
     base = _rows(n)
     rows = np.concatenate([base, 4 * base[::-1]])
     factor = np.random.default_rng(0).uniform(0.1, 10, 2 * n)
-    found = novelsum_with_densities(rows, {(1, 0.5): factor}, density_side="column", device=device)
+    options = Options(search=Search(device=device), density_side="column")
+    found = novelsum_with_densities(rows, {(1, 0.5): factor}, options)
     expected = _plain_novelty(
         np.concatenate([base, base[::-1]]), factor, 1.0, "included", "column", "mean"
     )  # Rows of the same direction.
@@ -208,7 +210,8 @@ def test_variants_that_must_agree_do() -> None:
 def test_known_factors_give_the_same() -> None:
     rows = _rows(40)
     factor = _plain_factor(rows, rows, 10, 0.5, "published")
-    found = novelsum_with_density(rows, factor, proximity_power=2.0)
+    options = Options(Grid(proximity_powers=(2.0,)))
+    (found,) = novelsum_with_densities(rows, {(10, 0.5): factor}, options).values()
     assert found.value == pytest.approx(novelsum(rows, proximity_power=2.0).value, rel=1e-5)
 
 
@@ -329,7 +332,7 @@ def test_factors_that_overflow_are_refused(variant: tuple[str, str]) -> None:
 @pytest.mark.parametrize("factor", [np.ones(19), np.ones((20, 1)), np.full(20, np.nan), np.float64(1)])
 def test_known_factors_are_one_finite_value_a_sample(factor: Any) -> None:
     with pytest.raises(ValueError, match=r"density factors .* expected 20 finite values"):
-        novelsum_with_density(_rows(20), factor)
+        novelsum_with_densities(_rows(20), {(10, 0.5): factor}, Options())
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu:0"])

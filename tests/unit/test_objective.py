@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from novelsum_dagster.common import memory
 from novelsum_dagster.common.memory import NotEnoughMemory
-from novelsum_dagster.diversity.novelsum import DensitySide, SelfDistance, novelsum_with_densities
+from novelsum_dagster.diversity.novelsum import DensitySide, Grid, Options, SelfDistance, novelsum_with_densities
 from novelsum_dagster.diversity.vectors import unit_rows
 from novelsum_dagster.embedding.encoder import token_counter
 from novelsum_dagster.pool.ingest import build_snapshot
@@ -55,14 +55,10 @@ def _pool(n: int, d: int = 5, seed: int = 0) -> tuple[NDArray[np.float32], NDArr
 def _novelsum(rows: NDArray[np.float32], factor: NDArray[np.float64], picks: list[int], scoring: Scoring) -> float:
     if not picks:
         return 0.0
-    found = novelsum_with_densities(
-        rows[picks],
-        {(0, 0.0): factor[picks]},
-        proximity_powers=(scoring.proximity_power,),
-        self_distance=scoring.self_distance,
-        density_side=scoring.measured_side,
-    )
-    return next(iter(found.values())).value
+    grid = Grid(proximity_powers=(scoring.proximity_power,))
+    options = Options(grid, self_distance=scoring.self_distance, density_side=scoring.measured_side)
+    (found,) = novelsum_with_densities(rows[picks], {(0, 0.0): factor[picks]}, options).values()
+    return found.value
 
 
 def _increases(

@@ -23,7 +23,7 @@ from novelsum_dagster.common.progress import LogReporter
 from novelsum_dagster.diversity import novelsum_grid
 from novelsum_dagster.diversity.clusters import Partition, cluster_inertia, partition_entropy
 from novelsum_dagster.diversity.dcscore import dcscore
-from novelsum_dagster.diversity.density import densities
+from novelsum_dagster.diversity.density import Search, densities
 from novelsum_dagster.diversity.distances import distsum_l2, facility_location, knn_distance
 from novelsum_dagster.diversity.lexical import ttr, vocd_d
 from novelsum_dagster.diversity.measures import MEASURES, Samples, measure_sets
@@ -223,7 +223,7 @@ def test_density_is_that_of_the_samples_that_are_left(made: Made, data: StudyDat
     table = pq.read_table(made.root / data.pool.file, partitioning=None)
     flags = table["held_out"].to_numpy()
     _, rows = pool_vectors(made.root, made.snapshot, made.vectors)
-    found = densities(rows[~flags], neighbors=(3, 4))
+    found = densities(rows[~flags], None, (3, 4), Search())
     assert np.array_equal(data.own.vectors, rows[~flags])
     for k in (3, 4):
         column = table[f"mean_squared_distance_{k}"]
