@@ -2,10 +2,10 @@
 
 from novelsum_dagster.diversity.clusters import Partition, cluster_inertia, partition_entropy
 from novelsum_dagster.diversity.dcscore import dcscore
-from novelsum_dagster.diversity.density import Density, densities, density
+from novelsum_dagster.diversity.density import Density, density
 from novelsum_dagster.diversity.distances import distsum_l2, facility_location, knn_distance
 from novelsum_dagster.diversity.g_vendi import gradient_features
-from novelsum_dagster.diversity.lexical import WordCounts, ttr, vocd_d
+from novelsum_dagster.diversity.lexical import ttr, vocd_d
 from novelsum_dagster.diversity.measured import Measured
 from novelsum_dagster.diversity.moments import Moments, distsum_cosine, log_determinant, radius, vendi_score
 from novelsum_dagster.diversity.novelsum import NovelSumResult, Powers, novelsum, novelsum_grid
@@ -17,10 +17,8 @@ __all__ = [
     "NovelSumResult",
     "Partition",
     "Powers",
-    "WordCounts",
     "cluster_inertia",
     "dcscore",
-    "densities",
     "density",
     "distsum_cosine",
     "distsum_l2",

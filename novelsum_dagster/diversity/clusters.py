@@ -185,20 +185,6 @@ class Partition:
             )
         return nearest_centre(rows, self.centres)
 
-    def counts(self, target: ArrayLike) -> NDArray[np.int64]:
-        """Return how many rows lie in each cell: int64, (clusters,). Counts of parts of a set add up.
-
-        Raises:
-            ValueError: as `cells` does.
-        """
-        return np.bincount(self.cells(target), minlength=len(self.centres))
-
-
-def entropy(counts: NDArray[np.int64]) -> float:
-    """Return `-sum p log2 p` of counts, in bits."""
-    shares = counts[counts > 0] / counts.sum()
-    return float(abs((shares * np.log2(shares)).sum()))
-
 
 def partition_entropy(
     target: ArrayLike,
@@ -228,5 +214,6 @@ def partition_entropy(
         partition = Partition.of(rows if reference is None else reference, clusters=clusters, seed=seed)
     cells = partition.cells(rows)
     counts = np.bincount(cells, minlength=len(partition.centres))
-    value = entropy(counts)
+    shares = counts[counts > 0] / len(cells)
+    value = float(abs((shares * np.log2(shares)).sum()))
     return Measured(value, -np.log2(counts[cells] / len(cells)) - value)

@@ -1,14 +1,12 @@
 """Lexical diversity: how many different words a set of texts uses, as TTR and vocd-D.
 
-Both depend on nothing but how often each word occurs, so counts of parts of a set can be merged.
-
-Belongs here: what counts as a word, word counts, the two measures and the influence of each text. Does not: measures
+Belongs here: what counts as a word, the two measures and the influence of each text. Does not: measures
 that need embeddings (`novelsum`).
 """
 
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,72 +63,6 @@ def words(text: str) -> list[str]:
     """
     found: list[str] = _WORD.findall(unicodedata.normalize("NFC", text.lower()))
     return found
-
-
-@dataclass(frozen=True)
-class WordCounts:
-    """Counts of each word in a set of texts. Counts of parts add up to those of the whole.
-
-    Figures depend on the counts alone, not on the order of texts, of merges or of words.
-
-    Attributes:
-        counts: occurrences, 1 or more, of each word. Must not be changed.
-    """
-
-    counts: Mapping[str, int]
-
-    @classmethod
-    def of(cls, texts: Iterable[str]) -> "WordCounts":
-        """Return the counts of the texts' words."""
-        return cls({}).updated(texts)
-
-    def updated(self, texts: Iterable[str]) -> "WordCounts":
-        """Return new counts with the texts' words added."""
-        counts = Counter(self.counts)
-        for text in texts:
-            counts.update(words(text))
-        return WordCounts(counts)
-
-    def merged(self, other: "WordCounts") -> "WordCounts":
-        """Return the counts of both sets together."""
-        counts = Counter(self.counts)
-        counts.update(other.counts)
-        return WordCounts(counts)
-
-    @property
-    def tokens(self) -> int:
-        """Words, each occurrence counted."""
-        return sum(self.counts.values())
-
-    @property
-    def types(self) -> int:
-        """Different words."""
-        return len(self.counts)
-
-    def ttr(self, tokens: int = TTR_TOKENS, draws: int = TTR_DRAWS, seed: int = 42) -> float:
-        """Return the part of different words in a sample of `tokens` words, over 0 and at most 1.
-
-        Args:
-            tokens: words a sample, drawn without replacement, default 30,000. TTR falls as this grows: compare only
-                values of equal `tokens`. Those of the whole set give types / tokens exactly.
-            draws: samples whose mean is returned, default 100.
-            seed: of the samples, default 42.
-
-        Raises:
-            ValueError: for fewer words than `tokens`, or `tokens` or `draws` under 1.
-        """
-        return _ttr(self._frequencies(), tokens, draws, seed)
-
-    def vocd_d(self, seed: int = 42) -> float:
-        """Return vocd-D, as `vocd_d` does.
-
-        Raises:
-            ValueError: for fewer than 50 words.
-        """
-        return _vocd_d(self._frequencies(), seed)
-
-    def _frequencies(self) -> NDArray[np.int64]:
-        return np.fromiter(self.counts.values(), dtype=np.int64, count=self.types)
 
 
 def ttr(texts: Sequence[str], *, tokens: int = TTR_TOKENS, draws: int = TTR_DRAWS, seed: int = 42) -> Measured:
@@ -210,7 +142,11 @@ class Occurrences:
         Raises:
             ValueError: as `ttr` does.
         """
-        value = _ttr(self.frequencies, tokens, draws, seed)
+        for name, number in (("tokens", tokens), ("draws", draws)):
+            if number < 1:
+                raise ValueError(f"{name} is {number}; it must be 1 or more")
+        self._require(tokens, f"TTR over {tokens:,} words", "lower tokens to that number, or add texts")
+        value = _mean_ttr(self.frequencies, tokens, draws, np.random.default_rng(seed))
         return Measured(value, self._influence(_ttr_slope(self.frequencies, tokens)))
 
     def vocd_d(self, seed: int = 42) -> Measured:
@@ -219,12 +155,18 @@ class Occurrences:
         Raises:
             ValueError: for fewer than 50 words.
         """
-        value = _vocd_d(self.frequencies, seed)
+        self._require(VOCD_WORDS, f"vocd-D, which needs {VOCD_WORDS}", "add texts")
+        generator = np.random.default_rng(seed)
+        value = _fitted([_mean_ttr(self.frequencies, int(size), _VOCD_DRAWS, generator) for size in _VOCD_SIZES])
         if value >= VOCD_LIMIT:
             return Measured(value, np.zeros(len(self.lengths)))
         fitted = _curve_slope(value)
         slopes = [_ttr_slope(self.frequencies, int(size)) for size in _VOCD_SIZES]
         return Measured(value, self._influence(fitted @ slopes / (fitted @ fitted)))
+
+    def _require(self, needed: int, what: str, remedy: str) -> None:
+        if self.tokens < needed:
+            raise ValueError(f"the texts hold {self.tokens:,} words, too few for {what}; {remedy}")
 
     def _influence(self, slope: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return each text's influence, (n,), on a value with these partial derivatives by the words' shares, (v,)."""
@@ -233,26 +175,6 @@ class Occurrences:
         # A heavier text adds its own words and thins all others.
         thinned = self.lengths * (self.frequencies @ slope / len(self.codes))
         return np.asarray((gained - thinned) * (len(self.lengths) / len(self.codes)), dtype=np.float64)
-
-
-def _ttr(frequencies: NDArray[np.int64], tokens: int, draws: int, seed: int) -> float:
-    for name, value in (("tokens", tokens), ("draws", draws)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be 1 or more")
-    _require_words(frequencies, tokens, f"TTR over {tokens:,} words", "lower tokens to that number, or add texts")
-    return _mean_ttr(frequencies, tokens, draws, np.random.default_rng(seed))
-
-
-def _vocd_d(frequencies: NDArray[np.int64], seed: int) -> float:
-    _require_words(frequencies, VOCD_WORDS, f"vocd-D, which needs {VOCD_WORDS}", "add texts")
-    generator = np.random.default_rng(seed)
-    return _fitted([_mean_ttr(frequencies, int(size), _VOCD_DRAWS, generator) for size in _VOCD_SIZES])
-
-
-def _require_words(frequencies: NDArray[np.int64], needed: int, what: str, remedy: str) -> None:
-    found = int(frequencies.sum())
-    if found < needed:
-        raise ValueError(f"the texts hold {found:,} words, too few for {what}; {remedy}")
 
 
 def _mean_ttr(frequencies: NDArray[np.int64], size: int, draws: int, generator: np.random.Generator) -> float:

@@ -1,7 +1,7 @@
 """Measures computed from sums over samples: DistSum cosine, radius, Vendi score, log-determinant distance.
 
-Belongs here: the sums, which batches update and parts merge, and the measures made of them. Does not: measures that
-compare pairs (`distances`) or cluster (`clusters`).
+Belongs here: the sums, and the measures made of them. Does not: measures that compare pairs (`distances`) or cluster
+(`clusters`).
 
 No step is larger than n d^2 or d^3: Vendi and log-determinant take the eigenvalues of the d x d dual of the n x n
 matrix of cosines, which are the same but for zeros.
@@ -58,54 +58,6 @@ class Moments:
             squares += np.square(rows[start : start + _TILE] - mean).sum(axis=0)
         return cls(len(rows), units.sum(axis=0, dtype=np.float64), _gram(units, device), mean, squares)
 
-    def updated(self, batch: ArrayLike, *, device: str = "cpu") -> "Moments":
-        """Return the sums with a batch added, (b, d); samples added earlier are not needed."""
-        return self.merged(Moments.of(batch, device=device))
-
-    def merged(self, other: "Moments") -> "Moments":
-        """Return the sums of both parts together (Chan, Golub and LeVeque, 1983).
-
-        Raises:
-            ValueError: if the parts differ in dimensions.
-        """
-        if len(other.mean) != len(self.mean):
-            raise ValueError(f"parts of {len(self.mean)} and {len(other.mean)} dimensions; embed both alike")
-        size = self.size + other.size
-        apart = other.mean - self.mean
-        return Moments(
-            size,
-            self.direction + other.direction,
-            self.gram + other.gram,
-            self.mean + apart * (other.size / size),
-            self.squares + other.squares + apart**2 * (self.size * other.size / size),
-        )
-
-    def distsum_cosine(self) -> float:
-        """Return the mean cosine distance over all n^2 ordered pairs, a sample with itself among them."""
-        # Not 1 - ...: unit rows in float32 have length 1 only to 1e-7.
-        return max(0.0, float(np.trace(self.gram) / self.size - self.direction @ self.direction / self.size**2))
-
-    def radius(self) -> float:
-        """Return the geometric mean of the per-dimension standard deviations; 0 if a dimension does not vary."""
-        if (self.squares == 0).any():
-            return 0.0
-        return float(np.exp(0.5 * np.log(self.squares / self.size).mean()))
-
-    def vendi_score(self) -> float:
-        """Return `exp(-sum l log l)` over the eigenvalues l of K / n, K the cosines: 1 to min(n, d)."""
-        return float(np.exp(self._entropy))
-
-    def log_determinant(self, ridge: float = 1.0) -> float:
-        """Return `log det(ridge I + K)`, K the n x n cosines, in nats.
-
-        Raises:
-            ValueError: if the ridge is not over 0 and finite.
-        """
-        if not 0 < ridge < np.inf:
-            raise ValueError(f"ridge is {ridge}; it must be over 0 and finite")
-        outside = self.size - len(self.mean)
-        return float(np.log(ridge + self.eigenvalues).sum() + outside * np.log(ridge))
-
     @property
     def eigenvalues(self) -> NDArray[np.float64]:
         """The eigenvalues of `gram`, (d,), ascending, none below 0."""
@@ -115,16 +67,6 @@ class Moments:
     def eigenvectors(self) -> NDArray[np.float64]:
         """Their eigenvectors, (d, d), one a column."""
         return self._spectrum[1]
-
-    @property
-    def shares(self) -> NDArray[np.float64]:
-        """The eigenvalues of K / n, (d,): they sum to 1."""
-        return np.asarray(self.eigenvalues / self.eigenvalues.sum())
-
-    @property
-    def _entropy(self) -> float:
-        shares = self.shares[self.shares > 0]
-        return float(-(shares * np.log(shares)).sum())
 
     @cached_property
     def _spectrum(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -147,7 +89,8 @@ def distsum_cosine(target: ArrayLike, *, moments: Moments | None = None) -> Meas
         ValueError: for bad rows.
     """
     units, known = _units_and_moments(target, moments)
-    value = known.distsum_cosine()
+    # Not 1 - ...: unit rows in float32 have length 1 only to 1e-7.
+    value = max(0.0, float(np.trace(known.gram) / known.size - known.direction @ known.direction / known.size**2))
     rows = 1 - units @ (known.direction / known.size)
     return Measured(value, 2 * (rows - rows.mean()))
 
@@ -166,9 +109,9 @@ def radius(target: ArrayLike, *, moments: Moments | None = None) -> Measured:
     """
     rows = as_rows(target, "target")
     known = moments or Moments.of(rows)
-    value = known.radius()
-    influence = np.zeros(len(rows))
-    if value > 0:
+    value, influence = 0.0, np.zeros(len(rows))
+    if known.squares.all():
+        value = float(np.exp(0.5 * np.log(known.squares / known.size).mean()))
         precision = known.size / known.squares
         for start in range(0, len(rows), _TILE):
             tile = np.square(rows[start : start + _TILE] - known.mean)
@@ -189,8 +132,9 @@ def vendi_score(target: ArrayLike, *, moments: Moments | None = None) -> Measure
         ValueError: for bad rows.
     """
     units, known = _units_and_moments(target, moments)
-    value = known.vendi_score()
-    shares = known.shares
+    shares = known.eigenvalues / known.eigenvalues.sum()
+    positive = shares[shares > 0]
+    value = float(np.exp(-(positive * np.log(positive)).sum()))
     logarithms = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
     found = _weighted_squares(units, known.eigenvectors, logarithms)
     return Measured(value, -value * (found - found.mean()))
@@ -210,8 +154,11 @@ def log_determinant(target: ArrayLike, *, ridge: float = 1.0, moments: Moments |
     Raises:
         ValueError: for bad rows, or a ridge that is not over 0 and finite.
     """
+    if not 0 < ridge < np.inf:
+        raise ValueError(f"ridge is {ridge}; it must be over 0 and finite")
     units, known = _units_and_moments(target, moments)
-    value = known.log_determinant(ridge)
+    outside = known.size - len(known.mean)
+    value = float(np.log(ridge + known.eigenvalues).sum() + outside * np.log(ridge))
     leverage = _weighted_squares(units, known.eigenvectors, 1 / (ridge + known.eigenvalues))
     return Measured(value, known.size * (leverage - leverage.mean()))
 

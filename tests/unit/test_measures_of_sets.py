@@ -281,53 +281,6 @@ def test_the_interval_of_a_mean_has_the_width_of_the_normal_one() -> None:
     assert high - low == pytest.approx(expected, rel=0.1)
 
 
-# Parts
-
-
-def _assert_same_moments(found: Moments, whole: Moments) -> None:
-    assert found.size == whole.size
-    for name in ("direction", "gram", "mean", "squares"):
-        np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-9, atol=1e-9)
-    assert found.distsum_cosine() == pytest.approx(whole.distsum_cosine(), rel=1e-9, abs=1e-12)
-    assert found.radius() == pytest.approx(whole.radius(), rel=1e-9)
-    assert found.vendi_score() == pytest.approx(whole.vendi_score(), rel=1e-9)
-    for ridge in (1.0, 0.1):
-        assert found.log_determinant(ridge) == pytest.approx(whole.log_determinant(ridge), rel=1e-9, abs=1e-9)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.data())
-def test_moments_of_parts_in_any_order_are_those_of_the_whole(data: st.DataObject) -> None:
-    n, d = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 12))
-    rows = _rows(n, d, data.draw(st.integers(0, 99))) + np.float32(data.draw(st.sampled_from([0, 1, 100])))
-    parts = data.draw(st.lists(st.integers(0, 4), min_size=n, max_size=n).map(np.array))
-    pieces = [rows[parts == part] for part in data.draw(st.permutations(sorted(set(parts.tolist()))))]
-    whole = Moments.of(rows)
-    merged = updated = Moments.of(pieces[0])
-    for piece in pieces[1:]:
-        merged = Moments.of(piece).merged(merged)
-        updated = updated.updated(piece)
-    _assert_same_moments(merged, whole)
-    _assert_same_moments(updated, whole)
-
-
-def test_parts_far_apart_merge_without_loss() -> None:
-    rows = np.concatenate([_rows(50), _rows(70, seed=1) + np.float32(1e4), _rows(1, seed=2) - np.float32(1e4)])
-    left = Moments.of(rows[:50]).merged(Moments.of(rows[50:120]).merged(Moments.of(rows[120:])))
-    assert left.radius() == pytest.approx(scipy.stats.gmean(rows.std(axis=0, dtype=np.float64)), rel=1e-12)
-
-
-def test_counts_of_parts_add_up() -> None:
-    rows = _rows(300)
-    partition = Partition.of(rows, clusters=10)
-    counts = partition.counts(rows)
-    parts = np.random.default_rng(0).permutation(300)
-    added = sum(partition.counts(rows[part]) for part in np.array_split(parts, [1, 40, 250]))
-    np.testing.assert_array_equal(counts, added)
-    assert (counts.sum(), len(counts)) == (300, 10)
-    assert clusters_module.entropy(counts) == partition_entropy(rows, partition=partition).value
-
-
 def test_tiles_do_not_change_values(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, pool = _rows(97), _rows(150, seed=1)
 
@@ -359,7 +312,9 @@ def test_a_device_by_name_gives_the_same_and_progress_ends_at_n() -> None:
         named = measure(rows, *extra, device="cpu:0", progress=progress)
         assert named.value == pytest.approx(measure(rows, *extra).value, rel=1e-12)
         assert seen[-1] == (total, total)
-    _assert_same_moments(Moments.of(rows, device="cpu:0"), Moments.of(rows))
+    there, here = Moments.of(rows, device="cpu:0"), Moments.of(rows)
+    for name in ("direction", "gram", "mean", "squares"):
+        np.testing.assert_allclose(getattr(there, name), getattr(here, name), rtol=1e-9, atol=1e-9)
 
 
 def test_the_seed_decides_the_clusters() -> None:
@@ -385,10 +340,6 @@ def test_identical_samples(n: int, d: int, seed: int) -> None:
     for name in ("knn_distance", "facility_location", "radius", "cluster_inertia", "partition_entropy"):
         assert found[name].value == 0, name
     assert cluster_inertia(rows, clusters=1).value == 0
-    half = Moments.of(rows[: n // 2]).merged(Moments.of(rows[n // 2 :]))
-    assert half.radius() == 0
-    assert half.distsum_cosine() < 1e-12
-    assert half.vendi_score() == pytest.approx(1, abs=1e-9)
 
 
 @pytest.mark.parametrize("noise", [1e-3, 1e-4, 1e-5])
@@ -534,11 +485,7 @@ def test_pools_and_parts_are_checked_too() -> None:
     with pytest.raises(ValueError, match="target has 16 dimensions, reference 5"):
         partition_entropy(rows, _rows(9, 5), clusters=3)
     with pytest.raises(ValueError, match="target has 5 dimensions, reference 16"):
-        Partition.of(rows, clusters=3).counts(_rows(9, 5))
-    with pytest.raises(ValueError, match="parts of 16 and 5 dimensions"):
-        Moments.of(rows).updated(_rows(9, 5))
-    with pytest.raises(ValueError, match="row 3 is all zeros"):
-        Moments.of(rows).updated(zero)
+        Partition.of(rows, clusters=3).cells(_rows(9, 5))
 
 
 def test_rows_too_long_for_k_means_are_refused_and_others_measured() -> None:
