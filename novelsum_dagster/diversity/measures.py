@@ -7,7 +7,7 @@ printing.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,8 @@ from novelsum_dagster.diversity.clusters import Partition, cluster_inertia, part
 from novelsum_dagster.diversity.dcscore import dcscore
 from novelsum_dagster.diversity.distances import distsum_l2, facility_location, knn_distance
 from novelsum_dagster.diversity.g_vendi import gradient_features
-from novelsum_dagster.diversity.lexical import VOCD_WORDS, Occurrences
+from novelsum_dagster.diversity.lexical import TTR_TOKENS, VOCD_WORDS, Occurrences
+from novelsum_dagster.diversity.measured import Measured
 from novelsum_dagster.diversity.moments import Moments, distsum_cosine, log_determinant, radius, vendi_score
 from novelsum_dagster.diversity.novelsum import (
     Factors,
@@ -61,13 +62,6 @@ MEASURES: dict[str, Measure] = {
     "g_vendi": Measure("G-Vendi", "distribution"),
 }
 """All measures by the name used in tables and files; `g_vendi` is only measured if the settings name a model."""
-
-
-class _Result(Protocol):
-    @property
-    def value(self) -> float: ...
-
-    def interval(self) -> tuple[float, float]: ...
 
 
 @dataclass(frozen=True)
@@ -198,7 +192,7 @@ class Evaluator:
             grid = novelsum_with_densities(vectors, factors, self.options)
             values = {"novelsum": _value(next(iter(grid.values())))}
             texts = None if samples.texts is None else [samples.texts[row] for row in rows]
-            asked = list(self._others(vectors, texts, words, ttr_tokens))
+            asked = list(self.others(vectors, texts, words, ttr_tokens))
             for done, (key, compute) in enumerate(asked, 1):
                 progress(done, len(asked) + 1)
                 values[key] = _value(compute())
@@ -207,9 +201,20 @@ class Evaluator:
             name, len(samples.vectors), rows, {key: values[key] for key in MEASURES if key in values}, grid
         )
 
-    def _others(
-        self, vectors: NDArray[np.float32], texts: Sequence[str] | None, words: Occurrences | None, ttr_tokens: int
-    ) -> Iterator[tuple[str, Callable[[], _Result]]]:
+    def others(
+        self,
+        vectors: NDArray[np.float32],
+        texts: Sequence[str] | None = None,
+        words: Occurrences | None = None,
+        ttr_tokens: int = TTR_TOKENS,
+    ) -> Iterator[tuple[str, Callable[[], Measured]]]:
+        """Yield every measure but NovelSum of a set by name, each as a function that computes it.
+
+        Args:
+            vectors: float32, (n, d).
+            texts: n texts; None omits G-Vendi.
+            words, ttr_tokens: as in `measure`.
+        """
         settings, device, seed = self.measures, self._device, self._seed
         if words is not None:
             if words.tokens >= ttr_tokens:
@@ -309,7 +314,7 @@ def measure_sets(
     return Comparison(measured, tuple(notes), ttr_tokens)
 
 
-def _value(result: _Result) -> Value:
+def _value(result: Measured | NovelSumResult) -> Value:
     return Value(result.value, *result.interval())
 
 

@@ -7,7 +7,7 @@ measures (`diversity`), the drawings (`pictures`).
 with three selections. Here are six pools, more selections, and several draws of each.)
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,12 +20,11 @@ from threadpoolctl import threadpool_limits
 
 from novelsum_dagster.common.files import write_bytes, write_csv_and_table, write_table
 from novelsum_dagster.common.progress import Progress, no_progress
-from novelsum_dagster.diversity.clusters import Partition, cluster_inertia, partition_entropy
-from novelsum_dagster.diversity.dcscore import dcscore
 from novelsum_dagster.diversity.density import density
-from novelsum_dagster.diversity.distances import distsum_l2, facility_location, knn_distance
-from novelsum_dagster.diversity.moments import distsum_cosine, log_determinant, radius, vendi_score
+from novelsum_dagster.diversity.measures import MEASURES as ALL_MEASURES
+from novelsum_dagster.diversity.measures import Evaluator, Measure
 from novelsum_dagster.diversity.novelsum import novelsum
+from novelsum_dagster.settings import Measures, NovelSum
 from novelsum_dagster.study.pictures import ranking_png, selections_png
 
 POOL_SIZE = 3000
@@ -79,38 +78,13 @@ class Pool:
         return density(self.rows).mean_squared_distance
 
     @cached_property
-    def partition(self) -> Partition:
-        """The cells whose entropy is measured: 100 k-means clusters of the pool."""
-        return Partition.of(self.rows)
-
-
-class Measure(NamedTuple):
-    """A measure of the study: what it is called, whether less of it is more diverse, and its value of a selection."""
-
-    label: str
-    lower_is_more: bool
-    value: Callable[[Rows, Pool], float]
+    def evaluator(self) -> Evaluator:
+        """What measures its selections."""
+        return Evaluator(self.rows, NovelSum(), Measures(inertia_clusters=INERTIA_CLUSTERS), device="cpu")
 
 
 MEASURES: dict[str, Measure] = {
-    # Density is the pool's: selections are not the population, and would be sparse by choice.
-    "novelsum": Measure("NovelSum", False, lambda rows, pool: novelsum(rows, pool.rows).value),
-    "distsum_cosine": Measure("DistSum cosine", False, lambda rows, _: distsum_cosine(rows).value),
-    "distsum_l2": Measure("DistSum L2", False, lambda rows, _: distsum_l2(rows).value),
-    "knn_distance": Measure("KNN distance", False, lambda rows, _: knn_distance(rows).value),
-    "cluster_inertia": Measure(
-        "Cluster inertia", False, lambda rows, _: cluster_inertia(rows, clusters=INERTIA_CLUSTERS).value
-    ),
-    "radius": Measure("Radius", False, lambda rows, _: radius(rows).value),
-    "facility_location": Measure(
-        "Facility location", True, lambda rows, pool: facility_location(rows, pool.rows).value
-    ),
-    "partition_entropy": Measure(
-        "Partition entropy", False, lambda rows, pool: partition_entropy(rows, partition=pool.partition).value
-    ),
-    "vendi_score": Measure("Vendi score", False, lambda rows, _: vendi_score(rows).value),
-    "log_determinant": Measure("Log-determinant", False, lambda rows, _: log_determinant(rows).value),
-    "dcscore": Measure("DCScore", False, lambda rows, _: dcscore(rows).value),
+    key: measure for key, measure in ALL_MEASURES.items() if key not in ("ttr", "vocd_d", "g_vendi")
 }
 
 SELECTIONS: dict[str, str] = {
@@ -388,10 +362,10 @@ def _region(pool: Pool, generator: np.random.Generator) -> NDArray[np.int64]:
 
 
 def _measured(repeat: int, pool: Pool, selection: str, rows: Rows) -> list[_Value]:
-    return [
-        _Value(repeat, pool.name, pool.dimensions, selection, name, measure.value(rows, pool))
-        for name, measure in MEASURES.items()
-    ]
+    # Density is the pool's: selections are not the population, and would be sparse by choice.
+    values = {"novelsum": novelsum(rows, pool.rows).value}
+    values |= {name: compute().value for name, compute in pool.evaluator.others(rows)}
+    return [_Value(repeat, pool.name, pool.dimensions, selection, name, values[name]) for name in MEASURES]
 
 
 def _judged(values: list[_Value]) -> list[_Judged]:
@@ -403,7 +377,7 @@ def _judged(values: list[_Value]) -> list[_Judged]:
             for name, measure in MEASURES.items():
                 for better, worse in pairs:
                     more, less = (found[repeat, pool, dimensions, chosen, name] for chosen in (better, worse))
-                    right = more < less if measure.lower_is_more else more > less
+                    right = more > less if measure.higher_is_diverse else more < less
                     judged.append(_Judged(repeat, pool, dimensions, name, better, worse, right))
     return judged
 
