@@ -7,7 +7,6 @@ Belongs here: which points are searched again, what is kept of the others, the t
 the search (`density`), files (`tables`).
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import methodcaller
@@ -19,13 +18,11 @@ from numpy.typing import NDArray
 from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.common.spread import Spread, in_turn
 from novelsum_dagster.diversity.density import Density, ExactSearch, Found, require_search_memory
-from novelsum_dagster.diversity.vectors import searchable_rows
+from novelsum_dagster.diversity.vectors import HASH_BYTES, searchable_rows, vector_hashes
 
 _TILE = 4096
 _MOST_AGAIN = 0.5
 """Largest fraction of the vectors that is searched again; above it, all are."""
-HASH_BYTES = 16
-"""Length of a vector's hash."""
 _PROBED = 1000
 """Number of points whose stored distances are verified before use: another release may have rounded differently."""
 
@@ -165,13 +162,6 @@ def nearest_in_pool(
         searched = f"{len(new):,} new{lost} against all, {rest:,} against the new"
     squared, points = _searched(exact, known, again, new, spread, progress)
     return PoolNearest(Nearest(hashes, squared, points), vector.astype(np.int64), searched)
-
-
-def vector_hashes(rows: NDArray[np.float32]) -> NDArray[np.void]:
-    """Return a hash of the coordinates of each row, (n, d): 16 bytes each, (n,)."""
-    # Adding 0.0 turns -0.0, which has other bits, into 0.0.
-    digests = (hashlib.blake2b((row + np.float32(0)).data, digest_size=HASH_BYTES).digest() for row in rows)
-    return np.frombuffer(b"".join(digests), dtype=f"V{HASH_BYTES}")
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,14 @@ from novelsum_dagster.common.devices import cuda_or_cpu
 from novelsum_dagster.common.memory import require_memory
 from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.common.spread import Spread, in_turn
-from novelsum_dagster.diversity.growth import HASH_BYTES, vector_hashes
-from novelsum_dagster.diversity.vectors import as_rows, cosine_distances, distinct_rows, half_squares, unit_rows
+from novelsum_dagster.diversity.vectors import (
+    HASH_BYTES,
+    as_rows,
+    cosine_distances,
+    distinct_rows,
+    unit_rows,
+    vector_hashes,
+)
 
 if TYPE_CHECKING:
     from novelsum_dagster.diversity.similar_torch import UnitsOnDevice
@@ -243,7 +249,7 @@ class Directions:
         return Between(of_rows, of_columns)
 
     def _minima(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Between:
-        distances = self._distances(rows, columns)
+        distances = cosine_distances(self._units[rows], self._units[columns])
         _, of_rows, of_columns = np.intersect1d(rows, columns, assume_unique=True, return_indices=True)
         distances[of_rows, of_columns] = np.inf
         of_row, of_column = _least_of_rows(distances, columns), _least_of_columns(distances, rows)
@@ -255,14 +261,6 @@ class Directions:
         before = _least_of_rows(np.where(is_before, distances, np.inf), columns)
         after = _least_of_columns(np.where(is_before, np.inf, distances), rows)
         return Between((of_row, before), (of_column, after))
-
-    def _distances(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return what `cosine_distances` does, (b, c), in the memory of one tile."""
-        left, right = self._units[rows].astype(np.float64), self._units[columns].astype(np.float64)
-        distances = left @ right.T
-        np.subtract(half_squares(left)[:, None], distances, out=distances)
-        distances += half_squares(right)
-        return distances
 
 
 def _least_of_rows(distances: NDArray[np.float64], columns: NDArray[np.int64]) -> Nearest:

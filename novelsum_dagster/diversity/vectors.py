@@ -3,8 +3,8 @@
 Belongs here: validation, unit rows and exact distances between them, equal rows. Does not: any measure.
 """
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +18,8 @@ _VALUES = 2**19
 """Number of float64 values that a thread holds at a time: 4 MiB."""
 _LARGEST_NORM = 1e18
 """FAISS forms up to (|x| + |y|)^2 in float32, which ends at 3.4e38; past it, k-means ends the process."""
+HASH_BYTES = 16
+"""Length of a row's hash."""
 
 
 def as_rows(
@@ -114,7 +116,9 @@ def cosine_distances(rows: NDArray[np.float32], others: NDArray[np.float32]) -> 
     distances = np.empty((len(rows), len(others)))
     for start in range(0, len(others), _TILE):
         part = others[start : start + _TILE].astype(np.float64)
-        distances[:, start : start + _TILE] = (halves + half_squares(part)) - wide @ part.T
+        tile = distances[:, start : start + _TILE]
+        np.subtract(halves, wide @ part.T, out=tile)
+        tile += half_squares(part)
     return distances
 
 
@@ -137,53 +141,32 @@ def searchable_rows(embeddings: ArrayLike, name: str) -> NDArray[np.float32]:
     return rows
 
 
+def vector_hashes(rows: NDArray[np.float32]) -> NDArray[np.void]:
+    """Return a hash of the coordinates of each row, (n, d): 16 bytes each, (n,).
+
+    These are 128 bits of BLAKE2b, so rows with one hash are taken to be equal. -0.0 equals 0.0.
+    """
+    # Adding 0.0 turns -0.0 into 0.0.
+    digests = (hashlib.blake2b((row + np.float32(0)).data, digest_size=HASH_BYTES).digest() for row in rows)
+    return np.frombuffer(b"".join(digests), dtype=f"V{HASH_BYTES}")
+
+
 def distinct_rows(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return the distinct rows, (r, d), in order of first appearance, and the distinct row of each row, int64, (n,).
 
     Rows are the same if every coordinate is equal; -0.0 equals 0.0. Takes finite rows; returns `rows` itself, not
     a copy, if all differ. A sort of whole rows (`numpy.unique`) gives the same set, many times slower.
     """
-    first = find_rows(rows, rows)
+    _, first, of_row = np.unique(vector_hashes(rows), return_index=True, return_inverse=True)
+    first = first[of_row]
     distinct = np.flatnonzero(first == np.arange(len(rows)))
     points = rows if len(distinct) == len(rows) else rows[distinct]
     return points, np.searchsorted(distinct, first).astype(np.int64)
 
 
 def find_rows(rows: NDArray[np.float32], points: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return the first of the points, (r, d), that equals each row, (n, d): int64, (n,), -1 if none does.
-
-    Hashes find candidates; their coordinates are then compared, so the answer is exact.
-    """
-    hashes = _row_hashes(points)
-    order = np.argsort(hashes, kind="stable")
-    hashes, wanted = hashes[order], _row_hashes(rows)
-    at, end = np.searchsorted(hashes, wanted), np.searchsorted(hashes, wanted, "right")
-    found = np.full(len(rows), -1, dtype=np.int64)
-    # More than one round only if unequal rows share a hash.
-    while len(still := np.flatnonzero((at < end) & (found < 0))):
-        candidates = order[at[still]]
-        equal = _pairs_equal(rows, still, points, candidates)
-        found[still[equal]] = candidates[equal]
-        at[still] += 1
-    return found
-
-
-def _row_hashes(rows: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """Return a hash of each row: its bits as integers, times fixed random numbers, summed modulo 2^64."""
-    multipliers = np.random.default_rng(0).integers(0, 2**64, rows.shape[1], dtype=np.uint64)
-    hashes = np.empty(len(rows), dtype=np.uint64)
-    for start in range(0, len(rows), _TILE):
-        # Adding 0.0 turns -0.0, which has other bits, into 0.0.
-        tile = rows[start : start + _TILE] + np.float32(0)
-        hashes[start : start + _TILE] = tile.view(np.uint32) @ multipliers
-    return hashes
-
-
-def _pairs_equal(
-    left: NDArray[np.float32], of_left: NDArray[Any], right: NDArray[np.float32], of_right: NDArray[Any]
-) -> NDArray[np.bool_]:
-    equal = np.empty(len(of_left), dtype=np.bool_)
-    for start in range(0, len(equal), _TILE):
-        tile = slice(start, start + _TILE)
-        equal[tile] = np.all(left[of_left[tile]] == right[of_right[tile]], axis=1)
-    return equal
+    """Return the first of the points, (r, d), that equals each row, (n, d): int64, (n,), -1 if none does."""
+    hashes = np.concatenate([vector_hashes(points), vector_hashes(rows)])
+    _, first, of_row = np.unique(hashes, return_index=True, return_inverse=True)
+    found = first[of_row[len(points) :]]
+    return np.where(found < len(points), found, -1)

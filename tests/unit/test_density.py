@@ -9,7 +9,6 @@ import pytest
 
 from novelsum_dagster.common import memory
 from novelsum_dagster.common.memory import NotEnoughMemory
-from novelsum_dagster.diversity import vectors
 from novelsum_dagster.diversity.tables import build_density
 from novelsum_dagster.diversity.vectors import distinct_rows, find_rows
 from novelsum_dagster.pool.snapshot import PoolSnapshot
@@ -118,13 +117,9 @@ def test_negative_zero_is_zero() -> None:
     assert point_of.tolist() == [0, 0]
 
 
-def test_rows_that_share_a_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vectors, "_row_hashes", lambda rows: np.zeros(len(rows), dtype=np.uint64))
-    rows = np.array([[1.0], [2.0], [1.0], [3.0], [2.0]], dtype=np.float32)
-    points, point_of = distinct_rows(rows)
-    assert points.ravel().tolist() == [1, 2, 3]
-    assert point_of.tolist() == [0, 1, 0, 2, 1]
-    assert find_rows(rows[:2], np.array([[2.0]], dtype=np.float32)).tolist() == [-1, 0]
+def test_the_first_equal_point_is_found() -> None:
+    points = np.array([[2.0], [1.0], [2.0]], dtype=np.float32)
+    assert find_rows(np.array([[1.0], [2.0], [3.0]], dtype=np.float32), points).tolist() == [1, 0, -1]
 
 
 @pytest.fixture(scope="module")
