@@ -94,7 +94,7 @@ def knn_distance(
         raise ValueError(f"neighbor is {neighbor}; it must be 1 or more")
     units = unit_rows(as_rows(target, "target"), "target")
     # The sample itself, at distance 0, is the first; the k-th other one comes k places later.
-    found = _to_nearest(units, units, min(neighbor, len(units) - 1) + 1, device, progress)
+    found = to_nearest(units, units, min(neighbor, len(units) - 1) + 1, device, progress)
     return Measured(float(found.mean()), found - found.mean())
 
 
@@ -119,12 +119,16 @@ def facility_location(
     covered = units if pool is None else unit_rows(as_rows(pool, "pool"), "pool")
     if covered.shape[1] != units.shape[1]:
         raise ValueError(f"target has {units.shape[1]} dimensions, pool {covered.shape[1]}; embed both alike")
-    found = _to_nearest(covered, units, 1, device, progress)
+    found = to_nearest(covered, units, 1, device, progress)
     return Measured(float(found.sum()), len(found) * (found - found.mean()))
 
 
-def _to_nearest(
-    rows: NDArray[np.float32], others: NDArray[np.float32], rank: int, device: str, progress: Progress
+def to_nearest(
+    rows: NDArray[np.float32],
+    others: NDArray[np.float32],
+    rank: int,
+    device: str = "cpu",
+    progress: Progress = no_progress,
 ) -> NDArray[np.float64]:
     """Return the cosine distance of each unit row, (n, d), to the rank-th nearest of the others: float64, (n,)."""
     # Of others that repeat one is searched and all count, so that many equal rows cost no more than one.

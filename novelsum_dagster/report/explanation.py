@@ -16,11 +16,11 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from novelsum_dagster.diversity.distances import to_nearest
 from novelsum_dagster.diversity.measured import RESAMPLES, mean_interval
 from novelsum_dagster.diversity.measures import MEASURES, Value
-from novelsum_dagster.diversity.vectors import as_rows, distinct_rows
+from novelsum_dagster.diversity.vectors import as_rows, unit_rows
 from novelsum_dagster.report.tables import coverage, shortened
-from novelsum_dagster.selection.covering import covering
 from novelsum_dagster.settings import Settings
 
 SELECTED, RANDOM = "selected", "random"
@@ -236,11 +236,9 @@ def nearest_others(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     Raises:
         ValueError: for bad rows.
     """
-    points, point_of = distinct_rows(as_rows(vectors))
-    near = covering(points, np.arange(len(points)), 2).distance[:, 1:]
-    apart = near[:, 0] if near.size else np.full(len(points), np.inf)
-    apart[np.bincount(point_of) > 1] = 0.0
-    return apart[point_of]
+    units = unit_rows(as_rows(vectors))
+    # The nearest is the row itself.
+    return to_nearest(units, units, 2) if len(units) > 1 else np.full(1, np.inf)
 
 
 def _contrast_of_shares(selected: NDArray[np.bool_], random: NDArray[np.bool_], seed: int) -> Contrast:
