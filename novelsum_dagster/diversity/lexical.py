@@ -65,11 +65,13 @@ def words(text: str) -> list[str]:
     return found
 
 
-def ttr(texts: Sequence[str], *, tokens: int = TTR_TOKENS, draws: int = TTR_DRAWS, seed: int = 42) -> Measured:
+def ttr(
+    texts: "Sequence[str] | Occurrences", *, tokens: int = TTR_TOKENS, draws: int = TTR_DRAWS, seed: int = 42
+) -> Measured:
     """Return the type-token ratio: the part of different words in a sample of `tokens` words of n texts.
 
     Args:
-        texts: n texts, split by `words`.
+        texts: n texts, split by `words`, or their words if already split.
         tokens: words a sample, drawn without replacement, default 30,000. TTR falls as this grows: compare only
             values of equal `tokens`.
         draws: samples whose mean is the value, default 100.
@@ -82,10 +84,16 @@ def ttr(texts: Sequence[str], *, tokens: int = TTR_TOKENS, draws: int = TTR_DRAW
     Raises:
         ValueError: for fewer words than `tokens`, or `tokens` or `draws` under 1.
     """
-    return Occurrences.of(texts).ttr(tokens, draws, seed)
+    for name, number in (("tokens", tokens), ("draws", draws)):
+        if number < 1:
+            raise ValueError(f"{name} is {number}; it must be 1 or more")
+    found = Occurrences.of(texts)
+    found.require(tokens, f"TTR over {tokens:,} words", "lower tokens to that number, or add texts")
+    value = _mean_ttr(found.frequencies, tokens, draws, np.random.default_rng(seed))
+    return Measured(value, found.influence(_ttr_slope(found.frequencies, tokens)))
 
 
-def vocd_d(texts: Sequence[str], *, seed: int = 42) -> Measured:
+def vocd_d(texts: "Sequence[str] | Occurrences", *, seed: int = 42) -> Measured:
     """Return vocd-D of n texts: the D whose curve best fits how TTR falls with the size of a sample.
 
     For each size N of 35 to 50 words the mean TTR of 100 samples without replacement is taken, and D fitted to
@@ -94,7 +102,7 @@ def vocd_d(texts: Sequence[str], *, seed: int = 42) -> Measured:
     vocabulary diversity using dedicated software, Literary and Linguistic Computing 15(3).)
 
     Args:
-        texts: n texts, split by `words`.
+        texts: n texts, split by `words`, or their words if already split.
         seed: of the samples, default 42.
 
     Returns:
@@ -104,7 +112,15 @@ def vocd_d(texts: Sequence[str], *, seed: int = 42) -> Measured:
     Raises:
         ValueError: for fewer than 50 words.
     """
-    return Occurrences.of(texts).vocd_d(seed)
+    found = Occurrences.of(texts)
+    found.require(VOCD_WORDS, f"vocd-D, which needs {VOCD_WORDS}", "add texts")
+    generator = np.random.default_rng(seed)
+    value = _fitted([_mean_ttr(found.frequencies, int(size), _VOCD_DRAWS, generator) for size in _VOCD_SIZES])
+    if value >= VOCD_LIMIT:
+        return Measured(value, np.zeros(len(found.lengths)))
+    fitted = _curve_slope(value)
+    slopes = [_ttr_slope(found.frequencies, int(size)) for size in _VOCD_SIZES]
+    return Measured(value, found.influence(fitted @ slopes / (fitted @ fitted)))
 
 
 @dataclass(frozen=True)
@@ -122,8 +138,10 @@ class Occurrences:
     frequencies: NDArray[np.int64]
 
     @classmethod
-    def of(cls, texts: Sequence[str]) -> "Occurrences":
-        """Split the texts into words, once for both measures."""
+    def of(cls, texts: "Sequence[str] | Occurrences") -> "Occurrences":
+        """Split the texts into words, unless that has been done."""
+        if isinstance(texts, Occurrences):
+            return texts
         code_of: defaultdict[str, int] = defaultdict()
         code_of.default_factory = code_of.__len__
         parts = [np.fromiter(map(code_of.__getitem__, words(text)), dtype=np.int64) for text in texts]
@@ -136,39 +154,16 @@ class Occurrences:
         """Words, each occurrence counted."""
         return len(self.codes)
 
-    def ttr(self, tokens: int = TTR_TOKENS, draws: int = TTR_DRAWS, seed: int = 42) -> Measured:
-        """Return what the function `ttr` returns for the texts.
+    def require(self, needed: int, what: str, remedy: str) -> None:
+        """Raise an error unless there are `needed` words.
 
         Raises:
-            ValueError: as `ttr` does.
+            ValueError: says what needs them, and the remedy.
         """
-        for name, number in (("tokens", tokens), ("draws", draws)):
-            if number < 1:
-                raise ValueError(f"{name} is {number}; it must be 1 or more")
-        self._require(tokens, f"TTR over {tokens:,} words", "lower tokens to that number, or add texts")
-        value = _mean_ttr(self.frequencies, tokens, draws, np.random.default_rng(seed))
-        return Measured(value, self._influence(_ttr_slope(self.frequencies, tokens)))
-
-    def vocd_d(self, seed: int = 42) -> Measured:
-        """Return what the function `vocd_d` returns for the texts.
-
-        Raises:
-            ValueError: for fewer than 50 words.
-        """
-        self._require(VOCD_WORDS, f"vocd-D, which needs {VOCD_WORDS}", "add texts")
-        generator = np.random.default_rng(seed)
-        value = _fitted([_mean_ttr(self.frequencies, int(size), _VOCD_DRAWS, generator) for size in _VOCD_SIZES])
-        if value >= VOCD_LIMIT:
-            return Measured(value, np.zeros(len(self.lengths)))
-        fitted = _curve_slope(value)
-        slopes = [_ttr_slope(self.frequencies, int(size)) for size in _VOCD_SIZES]
-        return Measured(value, self._influence(fitted @ slopes / (fitted @ fitted)))
-
-    def _require(self, needed: int, what: str, remedy: str) -> None:
         if self.tokens < needed:
             raise ValueError(f"the texts hold {self.tokens:,} words, too few for {what}; {remedy}")
 
-    def _influence(self, slope: NDArray[np.float64]) -> NDArray[np.float64]:
+    def influence(self, slope: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return each text's influence, (n,), on a value with these partial derivatives by the words' shares, (v,)."""
         text_of = np.repeat(np.arange(len(self.lengths)), self.lengths)
         gained = np.bincount(text_of, weights=slope[self.codes], minlength=len(self.lengths))

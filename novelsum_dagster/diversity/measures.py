@@ -18,7 +18,7 @@ from novelsum_dagster.diversity.clusters import Partition, cluster_inertia, part
 from novelsum_dagster.diversity.dcscore import dcscore
 from novelsum_dagster.diversity.distances import distsum_l2, facility_location, knn_distance
 from novelsum_dagster.diversity.g_vendi import gradient_features
-from novelsum_dagster.diversity.lexical import TTR_TOKENS, VOCD_WORDS, Occurrences
+from novelsum_dagster.diversity.lexical import TTR_TOKENS, VOCD_WORDS, Occurrences, ttr, vocd_d
 from novelsum_dagster.diversity.measured import Measured
 from novelsum_dagster.diversity.moments import Moments, distsum_cosine, log_determinant, radius, vendi_score
 from novelsum_dagster.diversity.novelsum import (
@@ -218,9 +218,9 @@ class Evaluator:
         settings, device, seed = self.measures, self._device, self._seed
         if words is not None:
             if words.tokens >= ttr_tokens:
-                yield "ttr", lambda: words.ttr(ttr_tokens, seed=seed)
+                yield "ttr", lambda: ttr(words, tokens=ttr_tokens, seed=seed)
             if words.tokens >= VOCD_WORDS:
-                yield "vocd_d", lambda: words.vocd_d(seed)
+                yield "vocd_d", lambda: vocd_d(words, seed=seed)
         moments = Moments.of(vectors, device=device)
         yield "distsum_cosine", lambda: distsum_cosine(vectors, moments=moments)
         yield "distsum_l2", lambda: distsum_l2(vectors, device=device)

@@ -19,7 +19,7 @@ from novelsum_dagster.artifacts.layout import output_folder
 from novelsum_dagster.common.files import KEY_LENGTH, content_key, write_table
 from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.common.spread import Spread, in_turn
-from novelsum_dagster.diversity.density import Density, Search, densities, density_factor
+from novelsum_dagster.diversity.density import Search, densities, density_factor
 from novelsum_dagster.diversity.growth import Nearest, nearest_in_pool
 from novelsum_dagster.diversity.novelsum import (
     Aggregate,
@@ -122,7 +122,21 @@ def build_density(
     Raises:
         ValueError, NotEnoughMemory: as `density` does.
     """
-    found, nearest = _found(root, vectors, settings, earlier, device, spread, say, progress)
+    size, neighbors, nearest = len(vectors), settings.neighbors, None
+    search = Search.of(settings, device)
+    if search.tries_lists(size, size):
+        found = densities(vectors, None, (neighbors,), search, spread=spread, progress=progress)[neighbors]
+        say(f"all {size:,} against all ({found.index})")
+    else:
+        known, reason = None, "no earlier densities"
+        if earlier is not None:
+            known = earlier.nearest(root) if earlier.neighbors == neighbors else None
+            reason = f"the earlier densities have no sound {_NEAREST} for {neighbors} neighbours"
+        pool = nearest_in_pool(
+            vectors, neighbors, known, reason=reason, device=device, spread=spread, progress=progress
+        )
+        say(pool.searched)
+        found, nearest = pool.density(neighbors), pool.nearest
     columns = {
         "id": pa.array(ids, pa.string()),
         "mean_squared_distance": found.mean_squared_distance,
@@ -149,32 +163,6 @@ def build_density(
         recall=found.recall,
         **described,
     )
-
-
-def _found(
-    root: Path,
-    vectors: NDArray[np.float32],
-    settings: NovelSum,
-    earlier: DensityTable | None,
-    device: str,
-    spread: Spread,
-    say: Callable[[str], None],
-    progress: Progress,
-) -> tuple[Density, Nearest | None]:
-    """Return the density and, if the search was exact, the nearest points of each vector."""
-    size, neighbors = len(vectors), settings.neighbors
-    search = Search.of(settings, device)
-    if search.tries_lists(size, size):
-        found = densities(vectors, None, (neighbors,), search, spread=spread, progress=progress)[neighbors]
-        say(f"all {size:,} against all ({found.index})")
-        return found, None
-    nearest, reason = None, "no earlier densities"
-    if earlier is not None:
-        nearest = earlier.nearest(root) if earlier.neighbors == neighbors else None
-        reason = f"the earlier densities have no sound {_NEAREST} for {neighbors} neighbours"
-    pool = nearest_in_pool(vectors, neighbors, nearest, reason=reason, device=device, spread=spread, progress=progress)
-    say(pool.searched)
-    return pool.density(neighbors), pool.nearest
 
 
 def build_novelty(

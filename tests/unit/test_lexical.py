@@ -107,8 +107,8 @@ def test_composed_and_decomposed_letters_are_the_same_word() -> None:
 def test_ttr_is_its_hypergeometric_expectation(tokens: int) -> None:
     found = Occurrences.of(TEXTS)
     expected = _without_replacement(found.frequencies.astype(np.float64), tokens)
-    singles = np.array([found.ttr(tokens, 1, seed).value for seed in range(200)])
-    assert abs(found.ttr(tokens, 4000).value - expected) <= 4 * singles.std() / np.sqrt(4000) + 1e-12
+    singles = np.array([ttr(found, tokens=tokens, draws=1, seed=seed).value for seed in range(200)])
+    assert abs(ttr(found, tokens=tokens, draws=4000).value - expected) <= 4 * singles.std() / np.sqrt(4000) + 1e-12
 
 
 def test_the_order_of_texts_changes_nothing() -> None:
