@@ -26,6 +26,7 @@ from novelsum_dagster.diversity.novelsum import Options, novelsum_with_densities
 from novelsum_dagster.diversity.vectors import unit_rows
 from novelsum_dagster.engine.ray_engine import RayEngine
 from novelsum_dagster.selection import Picks, novelselect
+from novelsum_dagster.selection.novelselect import Options
 from novelsum_dagster.selection.partitioned import partitioned
 from novelsum_dagster.settings import Ray
 
@@ -67,7 +68,7 @@ def main() -> None:
     in_parts = partial(partitioned, rows, k, partitions=arguments.partitions, density_factor=factor)
     for name, work in (
         ("one after the other", in_parts),
-        ("side by side on Ray", partial(in_parts, spread=engine.spread, search_on=engine.search)),
+        ("side by side on Ray", partial(in_parts, spread=engine.spread, options=Options(search_on=engine.search))),
     ):
         parts, seconds = _timed(work)
         _line(f"in {arguments.partitions} parts, {name}", seconds, parts, here, rows, factor, may_differ=True)

@@ -1,7 +1,7 @@
 """A small curation made step by step without Dagster, every output with its record, for tests."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from novelsum_dagster.embedding.encoder import token_counter
 from novelsum_dagster.embedding.store import embed, load_vectors
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.report.novelsum_report import REPORT_COLUMNS, build_report
-from novelsum_dagster.selection.chosen import select_subset, with_config
+from novelsum_dagster.selection.chosen import PoolSelection, with_config
 from novelsum_dagster.selection.covering import covering
-from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.subset import rows_of
 from novelsum_dagster.settings import Settings, load_settings
 from tests.pools import pairs
@@ -95,12 +94,8 @@ def curate(settings_file: Path, until: str = "novelsum_report", **config: Any) -
         **settings.novelsum.model_dump(include={"density_power", "proximity_power"}),
         **config,
     }
-    chosen = with_config(settings.selection, whole)
-    scoring = replace(Scoring.of(chosen, settings.novelsum), proximity_power=whole["proximity_power"])
-    power = whole["density_power"]
-    subset = select_subset(
-        root, snapshot, vectors, vector_set.key, density, chosen, density_power=power, scoring=scoring
-    )
+    chosen, options = with_config(settings, whole)
+    subset = PoolSelection(root, snapshot, vectors, chosen, options).subset(vector_set.key, density)
     curated.keep("selected_subset", subset, "raw_pool", "embeddings", "density", **whole)
     if until == "selected_subset":
         return curated

@@ -32,9 +32,8 @@ from novelsum_dagster.embedding.vectors_of_pool import Work, vectors_of_pool
 from novelsum_dagster.lineage.query import Connection, all_rows
 from novelsum_dagster.lineage.runs import Run
 from novelsum_dagster.pool.ingest import build_snapshot, hashed_sources
-from novelsum_dagster.selection.chosen import select_subset, with_config
+from novelsum_dagster.selection.chosen import PoolSelection, with_config
 from novelsum_dagster.selection.extension import EXTENDS, earlier_subset
-from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.subset import Subset
 from novelsum_dagster.settings import Settings, problems
 
@@ -190,23 +189,11 @@ def _build(
             device=device,
             progress=progress,
         )
-    config = records["selected_subset"].config
-    chosen = with_config(settings.selection, config)
-    scoring = replace(Scoring.of(chosen, settings.novelsum), proximity_power=config["proximity_power"])
+    chosen, options = with_config(settings, records["selected_subset"].config)
+    earlier = earlier_subset(root, distinct, run.options[EXTENDS]) if EXTENDS in run.options else None
     with reporter.step("selecting") as progress:
-        subset = select_subset(
-            scratch,
-            distinct,
-            vectors,
-            key,
-            density,
-            chosen,
-            density_power=config["density_power"],
-            scoring=scoring,
-            device=settings.device,
-            earlier=earlier_subset(root, distinct, run.options[EXTENDS]) if EXTENDS in run.options else None,
-            progress=progress,
-        )
+        options = replace(options, device=settings.device, progress=progress)
+        subset = PoolSelection(scratch, distinct, vectors, chosen, options, earlier).subset(key, density)
     return {"raw_pool": snapshot.key, "embeddings": key, "distinct_pool": distinct.key, "density": density.key}, subset
 
 

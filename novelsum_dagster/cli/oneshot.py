@@ -33,9 +33,10 @@ from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.report.explanation import RANDOM, SELECTED, Compared, random_rows
 from novelsum_dagster.report.explanation import compare as compare_measures
-from novelsum_dagster.selection.chosen import choose_from_pool, reached_by, require_possible
+from novelsum_dagster.selection.chosen import PoolSelection, require_possible
+from novelsum_dagster.selection.novelselect import Options as NovelSelectOptions
 from novelsum_dagster.selection.scoring import Scoring
-from novelsum_dagster.selection.subset import picks_table
+from novelsum_dagster.selection.subset import SAMPLE_COLUMNS, picks_table
 from novelsum_dagster.settings import Embedding, Measures, NovelSum, Pool, Selection, cache_path
 
 
@@ -142,26 +143,18 @@ def choose(
         device: as the setting `device`.
 
     Raises:
-        ValueError: as `choose_from_pool` does.
+        ValueError: as the strategy does.
     """
     require_possible(files.snapshot, files.root, selection)
     with reporter.step("density") as progress:
         factors, _ = density_factors(files.vectors, None, Options.of(settings, device=device), progress)
     (factor,) = factors.values()
-    scoring = Scoring.of(selection, settings)
     with reporter.step("selecting") as progress:
-        picks = choose_from_pool(
-            files.snapshot,
-            files.root,
-            files.vectors,
-            factor,
-            selection,
-            scoring=scoring,
-            device=device,
-            progress=progress,
-        )
-        reached = reached_by(picks, files.vectors, factor, scoring, progress)
-    table = picks_table(files.snapshot, files.root, picks)
+        options = NovelSelectOptions(Scoring.of(selection, settings), device=device, progress=progress)
+        asked = PoolSelection(files.root, files.snapshot, files.vectors, selection, options)
+        picks = asked.picks(factor)
+        reached = asked.reached(picks, factor)
+    table = picks_table(files.snapshot.samples(files.root, SAMPLE_COLUMNS), picks)
     records = chosen_records(files.snapshot, files.root, table["id"].to_pylist())
     return Choice(table, records, picks.indices, factors, reached)
 

@@ -20,8 +20,9 @@ from novelsum_dagster.embedding.store import VectorSet, pool_vectors
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.report.explanation import Explanation
 from novelsum_dagster.report.novelsum_report import REPORT_COLUMNS, NovelSumReport, build_report
-from novelsum_dagster.selection.chosen import choose_from_pool
+from novelsum_dagster.selection.chosen import PoolSelection
 from novelsum_dagster.selection.extension import EXTENDS
+from novelsum_dagster.selection.novelselect import Options
 from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.subset import Subset, rows_of
 from novelsum_dagster.settings import Settings
@@ -163,14 +164,10 @@ def _fresh(
         return None
     selection = workspace.settings.selection.model_copy(update={"k": then.k, "seed": then.seed, "extend_by": None})
     with step.reporter.step("fresh selection") as progress:
-        picks = choose_from_pool(
-            pool,
-            workspace.root,
-            vectors,
-            density.factor(workspace.root, then.density_power),
-            selection,
+        options = Options(
             scoring=Scoring.recorded(then.options, then.proximity_power),
             device=workspace.settings.device,
             progress=progress,
         )
-    return picks.indices
+        fresh = PoolSelection(workspace.root, pool, vectors, selection, options)
+        return fresh.picks(density.factor(workspace.root, then.density_power)).indices

@@ -19,9 +19,8 @@ from novelsum_dagster.quality.suites import Subject
 from novelsum_dagster.quality.validate import require_passed
 from novelsum_dagster.report.charts import png, pool_map
 from novelsum_dagster.report.tables import map_points
-from novelsum_dagster.selection.chosen import select_subset, with_config
+from novelsum_dagster.selection.chosen import PoolSelection, with_config
 from novelsum_dagster.selection.extension import Earlier, earlier_subset, subset_to_extend
-from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.subset import PICK_COLUMNS, Subset, rows_of
 from novelsum_dagster.settings import Settings
 from novelsum_dagster.workspace import Workspace
@@ -74,7 +73,7 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
             require_passed("distinct_pool", Subject(distinct_pool, root, workspace.settings))
             require_passed("density", Subject(density, root, workspace.settings, distinct_pool))
             ids, vectors = pool_vectors(root, distinct_pool, embeddings)
-            chosen = with_config(settings.selection, config.model_dump())
+            chosen, options = with_config(settings, config.model_dump())
             earlier = _earlier(workspace, distinct_pool) if chosen.extend_by else None
             if earlier is not None:
                 context.log.info(
@@ -82,21 +81,14 @@ def selection_asset(settings: Settings) -> dg.AssetsDefinition:
                 )
             engine = engine_of(workspace.settings)
             with step.reporter.step("selecting") as progress:
-                subset = select_subset(
-                    root,
-                    distinct_pool,
-                    vectors,
-                    embeddings.key,
-                    density,
-                    chosen,
-                    density_power=config.density_power,
-                    scoring=replace(Scoring.of(chosen, settings.novelsum), proximity_power=config.proximity_power),
-                    earlier=earlier,
+                options = replace(
+                    options,
                     device=engine.device(workspace.settings.device),
                     search_on=engine.search,
-                    spread=engine.spread,
                     progress=progress,
                 )
+                asked = PoolSelection(root, distinct_pool, vectors, chosen, options, earlier, engine.spread)
+                subset = asked.subset(embeddings.key, density)
             table = subset.picks(root)
             rows = rows_of(ids, table["id"])
             return step.result(

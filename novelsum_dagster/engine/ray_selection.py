@@ -18,8 +18,8 @@ from threadpoolctl import threadpool_limits
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.engine.ray_cluster import Cluster, WorkerLost
 from novelsum_dagster.selection.novelselect import local_search
-from novelsum_dagster.selection.picks import Remaining
-from novelsum_dagster.selection.search.base import Candidates, Found, Round, Search
+from novelsum_dagster.selection.picks import Found, Remaining
+from novelsum_dagster.selection.search.base import Candidates, Round, Search
 
 _LOSSES = 5
 """Number of consecutive workers that one part may lose without a response."""
@@ -77,9 +77,7 @@ class RaySearch(Search):
         for part in self._parts:
             found = part.answer()
             if found is not None:
-                both = [(found.best, found.score), (found.second, found.second_score)]
-                indices, scores = zip(*both[: 2 if found.second >= 0 else 1], strict=True)
-                round_.take(np.array(indices) + part.first, np.array(scores))
+                round_.merge(found, part.first)
         return round_.found()
 
     def _known(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:

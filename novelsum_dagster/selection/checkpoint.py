@@ -5,7 +5,6 @@ picks in one pass.
 """
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +14,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from novelsum_dagster.common.files import content_key, write_table
+from novelsum_dagster.selection.picks import PickLog
 
 _KEY = b"selection"
-
-
-@dataclass(frozen=True)
-class PickLog:
-    """Picks in order with the search result of each; arrays are allocated for all picks, `count` of them are filled.
-
-    Attributes:
-        indices: int64. score, runner_up_score: float64, NaN for given picks. runner_up: int64, -1 for given picks.
-    """
-
-    indices: NDArray[np.int64]
-    score: NDArray[np.float64]
-    runner_up: NDArray[np.int64]
-    runner_up_score: NDArray[np.float64]
-
-    @staticmethod
-    def empty(size: int) -> "PickLog":
-        """Return an empty log with room for `size` picks."""
-        return PickLog(np.full(size, -1), np.full(size, np.nan), np.full(size, -1), np.full(size, np.nan))
-
-    def head(self, count: int) -> "PickLog":
-        """Return the first picks."""
-        return PickLog(self.indices[:count], self.score[:count], self.runner_up[:count], self.runner_up_score[:count])
 
 
 def selection_key(settings: dict[str, Any], **arrays: NDArray[Any] | None) -> str:

@@ -5,207 +5,150 @@ Belongs here: from settings to the call of a strategy, and to a subset. Does not
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import content_key
-from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.common.spread import Spread, in_turn
 from novelsum_dagster.diversity.tables import DensityTable
 from novelsum_dagster.pool.fields import field_values, positive_numbers
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.selection.extension import EXTENDS, Earlier
 from novelsum_dagster.selection.inputs import check_k
-from novelsum_dagster.selection.limits import Quota, limits_of
-from novelsum_dagster.selection.novelselect import SearchOn, local_search
+from novelsum_dagster.selection.limits import Quota, Wanted
+from novelsum_dagster.selection.novelselect import Options, novelselect_by
 from novelsum_dagster.selection.partitioned import partitioned
 from novelsum_dagster.selection.picks import Picks
 from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.strategies import select
 from novelsum_dagster.selection.subset import Subset, describe, write_subset
-from novelsum_dagster.settings import Selection, problems
+from novelsum_dagster.settings import Selection, Settings, problems
 
 
-def choose_from_pool(
-    snapshot: PoolSnapshot,
-    root: Path,
-    vectors: ArrayLike,
-    density_factor: NDArray[np.float64],
-    selection: Selection,
-    *,
-    scoring: Scoring,
-    earlier: Earlier | None = None,
-    checkpoint: Path | None = None,
-    device: str = "auto",
-    search_on: SearchOn = local_search,
-    spread: Spread = in_turn,
-    progress: Progress = no_progress,
-) -> Picks:
-    """Return the picks of the selection that the settings describe.
+@dataclass(frozen=True)
+class PoolSelection:
+    """A selection from a pool that the settings describe.
 
-    Args:
-        snapshot: the pool.
+    Attributes:
         root: the storage folder.
-        vectors: (n, d), in pool order.
-        density_factor: float64, (n,).
-        selection: the settings.
-        scoring: the score that NovelSelect maximises, with alpha.
+        snapshot: the pool.
+        vectors: float32, (n, d), in pool order.
+        selection: the settings; its seed, verify and k or budget count, not those of `options`.
+        options: of NovelSelect: the score, where it works; progress is that of every strategy.
         earlier: the subset whose samples are the first picks; `selection.extend_by` are added to them.
-        checkpoint: where NovelSelect saves its picks, so that an interrupted selection can resume.
-        device: as the setting `device`; for NovelSelect.
-        search_on, spread: of an engine; default: this process.
-        progress: called as the strategy says.
-
-    Raises:
-        InputError: for unknown ids, or samples without the field that the settings name.
-        ValueError: as the strategy does.
+        spread: of an engine; default: this process.
     """
-    quality = None
-    if selection.quality is not None:
-        quality = np.array(positive_numbers(snapshot, root, selection.quality))
-    options = selection.options
-    if selection.strategy == "novelselect":
-        options = {
-            "device": device,
-            "verify": selection.verify,
-            "checkpoint": checkpoint,
-            "search_on": search_on,
+
+    root: Path
+    snapshot: PoolSnapshot
+    vectors: NDArray[np.float32]
+    selection: Selection
+    options: Options
+    earlier: Earlier | None = None
+    spread: Spread = in_turn
+
+    def picks(self, density_factor: NDArray[np.float64], checkpoint: Path | None = None) -> Picks:
+        """Return the picks.
+
+        Args:
+            density_factor: float64, (n,).
+            checkpoint: where NovelSelect saves its picks, so that an interrupted selection can resume.
+
+        Raises:
+            InputError: for unknown ids, or samples without the field that the settings name.
+            ValueError: as the strategy does.
+        """
+        selection, quality = self.selection, None
+        if selection.quality is not None:
+            quality = np.array(positive_numbers(self.snapshot, self.root, selection.quality))
+        if selection.strategy != "novelselect":
+            return select(
+                selection.strategy,
+                self.vectors,
+                selection.k,
+                density_factor=density_factor,
+                quality=quality,
+                seed=selection.seed,
+                progress=self.options.progress,
+                **selection.options,
+            )
+        options = replace(self.options, seed=selection.seed, verify=selection.verify, checkpoint=checkpoint)
+        if selection.k is not None and selection.partitions is not None:
+            return partitioned(
+                self.vectors,
+                selection.k,
+                partitions=selection.partitions,
+                density_factor=density_factor,
+                quality=quality,
+                options=options,
+                spread=self.spread,
+            )
+        wanted = _wanted(self.snapshot, self.root, selection)
+        if self.earlier is not None and selection.extend_by is not None:
+            row_of = _row_of(self.snapshot, self.root)
+            kept = [row_of[id_] for id_ in self.earlier.kept]
+            wanted = replace(wanted, k=len(kept) + selection.extend_by, initial=kept)
+        return novelselect_by(self.vectors, wanted, options, density_factor, quality)
+
+    def reached(self, picks: Picks, density_factor: NDArray[np.float64]) -> dict[str, Any]:
+        """Return the outcome of a selection by density_side `objective` (`objective_facts`); empty for other sides.
+
+        Raises:
+            ValueError, NotEnoughMemory: as `objective_facts` does.
+        """
+        scoring = self.options.scoring
+        if scoring.density_side != "objective":
+            return {}
+        from novelsum_dagster.selection.swaps import objective_facts
+
+        return objective_facts(self.vectors, density_factor, picks, scoring, self.options.progress)
+
+    def subset(self, vectors_key: str, density: DensityTable) -> Subset:
+        """Choose the subset and write it; an interrupted selection resumes from its checkpoint.
+
+        Args:
+            vectors_key: of the set of vectors.
+            density: of the pool; its factor has the power of the options.
+
+        Raises:
+            ValueError: as `picks` does.
+        """
+        own, scoring, power = describe(self.selection), self.options.scoring, self.options.density_power
+        extends = {EXTENDS: self.earlier.key} if self.earlier else {}
+        described = {
+            **own,
+            "options": {**own["options"], **scoring.measured(), **extends},
+            "density_power": power,
+            "proximity_power": scoring.proximity_power,
+            "snapshot": self.snapshot.key,
+            "vectors": vectors_key,
+            "density": density.key,
         }
-    k = selection.k
-    if k is not None and selection.partitions is not None:
-        return partitioned(
-            np.asarray(vectors),
-            k,
-            partitions=selection.partitions,
-            density_factor=density_factor,
-            quality=quality,
-            scoring=scoring,
-            seed=selection.seed,
-            spread=spread,
-            progress=progress,
-            **options,
-        )
-    if selection.strategy == "novelselect":
-        options |= scoring.options() | _limits(snapshot, root, selection)
-    if earlier is not None and selection.extend_by is not None:
-        options["initial"] = _rows(_row_of(snapshot, root), {}, earlier.kept, "extend_by")
-        k = len(earlier.kept) + selection.extend_by
-    return select(
-        selection.strategy,
-        vectors,
-        k,
-        density_factor=density_factor,
-        quality=quality,
-        seed=selection.seed,
-        progress=progress,
-        **options,
-    )
+        factor = density.factor(self.root, power)
+        picks = self.picks(factor, self.root / "checkpoints" / f"{content_key(described)}.parquet")
+        reached = self.reached(picks, factor)
+        return write_subset(self.snapshot, self.root, picks, self.vectors, described, reached)
 
 
-def with_config(selection: Selection, config: Mapping[str, Any]) -> Selection:
-    """Return the settings of a selection with the values that the launchpad overrides.
+def with_config(settings: Settings, config: Mapping[str, Any]) -> tuple[Selection, Options]:
+    """Return the settings of a selection and its score and powers, with the values that the launchpad overrides.
 
     Raises:
         InputError: if these contradict each other.
     """
     instead = {name: value for name, value in config.items() if name in Selection.model_fields}
     try:
-        return Selection.model_validate({**selection.model_dump(), **instead})
+        selection = Selection.model_validate({**settings.selection.model_dump(), **instead})
     except ValidationError as error:
         raise InputError(problems(error, "selection")) from None
-
-
-def select_subset(
-    root: Path,
-    snapshot: PoolSnapshot,
-    vectors: NDArray[np.float32],
-    vectors_key: str,
-    density: DensityTable,
-    selection: Selection,
-    *,
-    density_power: float,
-    scoring: Scoring,
-    earlier: Earlier | None = None,
-    device: str = "auto",
-    search_on: SearchOn = local_search,
-    spread: Spread = in_turn,
-    progress: Progress = no_progress,
-) -> Subset:
-    """Choose a subset of a pool and write it; an interrupted selection resumes from its checkpoint.
-
-    Args:
-        root: the storage folder.
-        snapshot: the pool.
-        vectors: float32, (n, d), in pool order; `vectors_key` is the key of the set.
-        density: of the pool.
-        selection: the settings.
-        density_power: beta of NovelSelect.
-        scoring: the score that it maximises, with alpha.
-        earlier: the subset that is extended.
-        device: as the setting `device`.
-        search_on, spread: of an engine; default: this process.
-        progress: called as the strategy says.
-
-    Raises:
-        ValueError: as `choose_from_pool` does.
-    """
-    own = describe(selection)
-    described = {
-        **own,
-        "options": {**own["options"], **scoring.measured(), **({EXTENDS: earlier.key} if earlier else {})},
-        "density_power": density_power,
-        "proximity_power": scoring.proximity_power,
-        "snapshot": snapshot.key,
-        "vectors": vectors_key,
-        "density": density.key,
-    }
-    picks = choose_from_pool(
-        snapshot,
-        root,
-        vectors,
-        density.factor(root, density_power),
-        selection,
-        scoring=scoring,
-        earlier=earlier,
-        checkpoint=root / "checkpoints" / f"{content_key(described)}.parquet",
-        device=device,
-        search_on=search_on,
-        spread=spread,
-        progress=progress,
-    )
-    reached = reached_by(picks, vectors, density.factor(root, density_power), scoring, progress)
-    return write_subset(snapshot, root, picks, vectors, described, reached)
-
-
-def reached_by(
-    picks: Picks,
-    vectors: NDArray[np.float32],
-    density_factor: NDArray[np.float64],
-    scoring: Scoring,
-    progress: Progress = no_progress,
-) -> dict[str, Any]:
-    """Return the outcome of a selection by density_side `objective` (`objective_facts`); empty for other sides.
-
-    Args:
-        picks: of the selection.
-        vectors: float32, (n, d), the pool.
-        density_factor: float64, (n,).
-        scoring: by which the picks were chosen.
-        progress: called with samples compared and n.
-
-    Raises:
-        ValueError, NotEnoughMemory: as `objective_facts` does.
-    """
-    if scoring.density_side != "objective":
-        return {}
-    from novelsum_dagster.selection.swaps import objective_facts
-
-    return objective_facts(vectors, density_factor, picks, scoring, progress)
+    scoring = replace(Scoring.of(selection, settings.novelsum), proximity_power=config["proximity_power"])
+    return selection, Options(scoring, density_power=config["density_power"])
 
 
 def require_possible(snapshot: PoolSnapshot, root: Path, selection: Selection) -> None:
@@ -220,26 +163,30 @@ def require_possible(snapshot: PoolSnapshot, root: Path, selection: Selection) -
     if selection.quality is not None:
         positive_numbers(snapshot, root, selection.quality)
     if selection.strategy == "novelselect":
-        asked = _limits(snapshot, root, selection)
-        given = asked.pop("must_include", [])
-        limits_of(snapshot.kept, selection.k, **asked).take_given(given)
+        wanted = _wanted(snapshot, root, selection)
+        wanted.limits(snapshot.kept).take_given(wanted.given(snapshot.kept).indices.tolist())
 
 
-def _limits(snapshot: PoolSnapshot, root: Path, selection: Selection) -> dict[str, Any]:
-    limits: dict[str, Any] = {
-        "quotas": [
+def _wanted(snapshot: PoolSnapshot, root: Path, selection: Selection) -> Wanted:
+    """Return which samples the settings allow and require."""
+    wanted = Wanted(
+        selection.k,
+        quotas=[
             Quota(_labels(snapshot, root, quota.column), quota.caps, quota.floors, quota.column)
             for quota in selection.quotas
-        ]
-    }
+        ],
+    )
     if selection.must_include or selection.must_exclude:
         row_of, renamed = _row_of(snapshot, root), snapshot.ids_by_former(root)
-        limits["must_include"] = _rows(row_of, renamed, selection.must_include, "must_include")
-        limits["must_exclude"] = _rows(row_of, renamed, selection.must_exclude, "must_exclude")
+        wanted = replace(
+            wanted,
+            must_include=_rows(row_of, renamed, selection.must_include, "must_include"),
+            must_exclude=_rows(row_of, renamed, selection.must_exclude, "must_exclude"),
+        )
     if selection.token_budget is not None:
-        limits["cost"] = np.array(field_values(snapshot, root, "tokens"), dtype=np.float64)
-        limits["budget"] = selection.token_budget
-    return limits
+        tokens = np.array(field_values(snapshot, root, "tokens"), dtype=np.float64)
+        wanted = replace(wanted, cost=tokens, budget=selection.token_budget)
+    return wanted
 
 
 def _row_of(snapshot: PoolSnapshot, root: Path) -> dict[str, int]:

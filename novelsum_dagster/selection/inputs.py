@@ -1,60 +1,44 @@
-"""Checks of the inputs that all strategies share.
+"""The inputs that all strategies share, and their checks.
 
 Belongs here: ranges and shapes that all strategies share. Does not: the options of one strategy.
 """
 
+from dataclasses import dataclass
 from numbers import Integral
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from novelsum_dagster.common.progress import Progress
 from novelsum_dagster.diversity.density import density
-from novelsum_dagster.diversity.vectors import as_rows, unit_rows
 
 
-class Inputs(NamedTuple):
-    """The checked inputs of a strategy.
+@dataclass(frozen=True)
+class Inputs:
+    """What a strategy picks from, already checked.
 
     Attributes:
         units: float32, (n, d), rows of length 1.
-        density_factor: float64, (n,).
+        k: number of picks, 1 to n.
         quality: float64, (n,), or None if none was given.
+        seed: of whatever the strategy draws.
+        progress: called as the strategy says.
     """
 
     units: NDArray[np.float32]
-    density_factor: NDArray[np.float64]
+    k: int
     quality: NDArray[np.float64] | None
+    seed: int
+    progress: Progress
 
 
-def check_inputs(
-    embeddings: ArrayLike, k: int, density_factor: NDArray[np.float64], quality: NDArray[np.float64] | None
-) -> Inputs:
-    """Return the checked inputs of a strategy.
-
-    Args:
-        embeddings: (n, d), as the model gives them.
-        k: number of picks, 1 to n.
-        density_factor: (n,), positive and finite.
-        quality: (n,), positive and finite, or None.
-
-    Raises:
-        ValueError: for NaN, infinite or zero rows, k out of range, or factors or qualities that are not n positive
-            finite numbers; names the first offending row.
-    """
-    rows = as_rows(embeddings)
-    check_k(k, len(rows))
-    factor = check_density_factor(density_factor, len(rows))
-    checked = None if quality is None else check_quality(quality, len(rows))
-    return Inputs(unit_rows(rows), factor, checked)
-
-
-def check_k(k: int, n: int) -> None:
-    """Raise a ValueError unless k picks can be made out of n samples."""
+def check_k(k: int | None, n: int) -> int:
+    """Return k; raise a ValueError unless k picks can be made out of n samples."""
     if isinstance(k, bool) or not isinstance(k, Integral):
         raise ValueError(f"k is {k!r}; a whole number is needed")
     if not 1 <= k <= n:
         raise ValueError(f"k is {k:,} and the pool has {n:,} samples; k must be from 1 to {n:,}")
+    return k
 
 
 def check_density_factor(factor: ArrayLike, n: int) -> NDArray[np.float64]:

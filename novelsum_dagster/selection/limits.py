@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from novelsum_dagster.selection.inputs import check_cost, check_indices, check_k
+from novelsum_dagster.selection.picks import PickLog, Picks
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,56 @@ class Quota:
         """Return the quota as plain values."""
         limits = [[[repr(label), int(count)] for label, count in given.items()] for given in (self.caps, self.floors)]
         return [self.name, *limits, [repr(label) for label in np.asarray(self.labels).tolist()]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How many samples NovelSelect picks, and which it may and must pick.
+
+    Attributes:
+        k: number of picks, 1 to n, those given included. Either k, or `cost` and `budget`.
+        cost: (n,), 0 or more, of each sample.
+        budget: what the picks may cost together.
+        quotas: caps and floors.
+        initial: the first picks, in order: rows, or an earlier result that is to be extended, whose record is kept.
+        must_include: rows picked right after `initial`.
+        must_exclude: rows never picked.
+    """
+
+    k: int | None = None
+    cost: ArrayLike | None = None
+    budget: float | None = None
+    quotas: Sequence[Quota] = ()
+    initial: Picks | ArrayLike = ()
+    must_include: ArrayLike = ()
+    must_exclude: ArrayLike = ()
+
+    def limits(self, n: int) -> "Limits":
+        """Return the limits on picks out of n samples.
+
+        Raises:
+            ValueError: for neither or both of k and budget, numbers out of range, or limits that no subset can satisfy.
+        """
+        excluded = check_indices(self.must_exclude, n, "must_exclude")
+        if self.k is not None and self.budget is None and self.cost is None:
+            return Limits(n, check_k(self.k, n), None, self.quotas, excluded)
+        if self.k is None and self.budget is not None and self.cost is not None:
+            return Limits(n, self.budget, check_cost(self.cost, n), self.quotas, excluded)
+        raise ValueError("give either k, or budget and cost")
+
+    def given(self, n: int) -> PickLog:
+        """Return the given picks, `initial` first; an earlier result keeps its scores.
+
+        Raises:
+            ValueError: for rows out of range, or one that comes twice.
+        """
+        first = check_indices(self.initial.indices if isinstance(self.initial, Picks) else self.initial, n, "initial")
+        included = check_indices(self.must_include, n, "must_include")
+        log = PickLog.of(np.concatenate([first, included[~np.isin(included, first)]]))
+        if isinstance(self.initial, Picks):
+            log.score[: len(first)], log.runner_up[: len(first)] = self.initial.score, self.initial.runner_up
+            log.runner_up_score[: len(first)] = self.initial.runner_up_score
+        return log
 
 
 class Limits:
@@ -186,29 +237,6 @@ class Limits:
             raise ValueError(
                 f"the caps on {group.name} allow {group.room():,} samples, but k is {self.left:,.0f}; raise the caps"
             )
-
-
-def limits_of(
-    n: int,
-    k: int | None,
-    *,
-    cost: ArrayLike | None = None,
-    budget: float | None = None,
-    quotas: Sequence[Quota] = (),
-    must_exclude: ArrayLike = (),
-) -> Limits:
-    """Return the limits as `novelselect` takes them.
-
-    Raises:
-        ValueError: for neither or both of k and budget, numbers out of range, or limits that no subset can satisfy.
-    """
-    excluded = check_indices(must_exclude, n, "must_exclude")
-    if k is not None and budget is None and cost is None:
-        check_k(k, n)
-        return Limits(n, k, None, quotas, excluded)
-    if k is None and budget is not None and cost is not None:
-        return Limits(n, budget, check_cost(cost, n), quotas, excluded)
-    raise ValueError("give either k, or budget and cost")
 
 
 class _Group:

@@ -1,12 +1,13 @@
 """NovelSelect: greedy selection of the sample most novel relative to the picks so far, exactly as published.
 
-Belongs here: the public function, its checks, the loop over picks. Does not: the search for a pick (`search`,
-`search.torch_device`), what may be picked (`limits`).
+Belongs here: the public function, its options and checks, the loop over picks. Does not: the search for a pick
+(`search`, `search.torch_device`), what may be picked (`limits`).
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,12 @@ from novelsum_dagster.common.memory import available_memory, require_memory
 from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.diversity.novelsum import DensitySide, SelfDistance, rank_weights
 from novelsum_dagster.diversity.vectors import as_rows, unit_rows
-from novelsum_dagster.selection.checkpoint import Checkpoint, PickLog, selection_key
-from novelsum_dagster.selection.inputs import check_indices, check_quality, factor_or_density
-from novelsum_dagster.selection.limits import Limits, Quota, limits_of
-from novelsum_dagster.selection.picks import Picks, Remaining, recorded
-from novelsum_dagster.selection.scoring import Scoring, Side
-from novelsum_dagster.selection.search.base import Candidates, Found, Search
+from novelsum_dagster.selection.checkpoint import Checkpoint, selection_key
+from novelsum_dagster.selection.inputs import check_quality, factor_or_density
+from novelsum_dagster.selection.limits import Limits, Quota, Wanted
+from novelsum_dagster.selection.picks import Found, PickLog, Picks, Remaining, recorded
+from novelsum_dagster.selection.scoring import PUBLISHED, Scoring, Side
+from novelsum_dagster.selection.search.base import Candidates, Search
 
 SearchOn = Callable[[Candidates, NDArray[np.float64], str, int | None], Search]
 """Makes the search of candidates, as `local_search` does."""
@@ -68,6 +69,33 @@ def local_search(
     from novelsum_dagster.selection.search.torch_device import TorchSearch
 
     return TorchSearch(candidates, weights, device)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How NovelSelect scores candidates, and where and how carefully it works.
+
+    Attributes:
+        scoring: which score, with alpha; default: the published one.
+        neighbors, density_power: K and beta of the density factors, where none are given; defaults 10, 0.5.
+        seed: of the first pick, default 42.
+        device, threads, verify, checkpoint, search_on, progress: as `novelselect` takes them. They change no pick.
+    """
+
+    scoring: Scoring = PUBLISHED
+    neighbors: int = 10
+    density_power: float = 0.5
+    seed: int = 42
+    device: str = "cpu"
+    threads: int | None = None
+    verify: int = 0
+    checkpoint: Path | None = None
+    search_on: SearchOn = local_search
+    progress: Progress = no_progress
+
+
+PUBLISHED_OPTIONS = Options()
+"""The published score, in this process."""
 
 
 def novelselect(
@@ -143,102 +171,122 @@ def novelselect(
         NotEnoughMemory: before work starts.
         VerificationError: if `verify` finds a better candidate.
     """
-    scoring = Scoring(density_side, proximity_power, measured_side, self_distance, swap_rounds)
+    options = Options(
+        scoring=Scoring(density_side, proximity_power, measured_side, self_distance, swap_rounds),
+        neighbors=neighbors,
+        density_power=density_power,
+        seed=seed,
+        device=device,
+        threads=threads,
+        verify=verify,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        search_on=search_on,
+        progress=progress,
+    )
+    wanted = Wanted(k, cost, budget, quotas, initial, must_include, must_exclude)
+    return novelselect_by(embeddings, wanted, options, density_factor, quality)
+
+
+def novelselect_by(
+    embeddings: ArrayLike,
+    wanted: Wanted,
+    options: Options,
+    density_factor: ArrayLike | None = None,
+    quality: ArrayLike | None = None,
+) -> Picks:
+    """Pick samples as `novelselect` does, by options that belong together.
+
+    Raises:
+        ValueError, NotEnoughMemory, VerificationError: as `novelselect` does.
+    """
+    scoring = options.scoring
     rows = as_rows(embeddings)
     n = len(rows)
-    limits = limits_of(n, k, cost=cost, budget=budget, quotas=quotas, must_exclude=must_exclude)
+    limits = wanted.limits(n)
     most = limits.most_picks
-    if verify < 0:
-        raise ValueError(f"verify is {verify}; it must be 0 or more")
-    given = _given(initial, must_include, n)
-    if quality is not None and density_side == "objective":
+    if options.verify < 0:
+        raise ValueError(f"verify is {options.verify}; it must be 0 or more")
+    given = wanted.given(n)
+    kept = len(given.indices)
+    if quality is not None and scoring.density_side == "objective":
         raise ValueError("density_side objective takes no quality: NovelSum has none")
     qualities = None if quality is None else check_quality(quality, n)
-    factor = factor_or_density(rows, density_factor, neighbors, density_power, device)
+    factor = factor_or_density(rows, density_factor, options.neighbors, options.density_power, options.device)
     units = unit_rows(rows)
     del rows
     saved = None
-    if checkpoint is not None:
+    if options.checkpoint is not None:
         settings = {
-            "samples_or_budget": [k is None, limits.budget],
-            "seed": int(seed),
+            "samples_or_budget": [wanted.k is None, limits.budget],
+            "seed": int(options.seed),
             **scoring.facts(),
-            "quotas": [quota.facts() for quota in quotas],
+            "quotas": [quota.facts() for quota in wanted.quotas],
         }
         key = selection_key(
             settings,
             rows=units,
             factor=factor,
             quality=qualities,
-            cost=None if cost is None else np.asarray(cost, np.float64),
-            excluded=np.asarray(must_exclude, np.int64),
+            cost=None if wanted.cost is None else np.asarray(wanted.cost, np.float64),
+            excluded=np.asarray(wanted.must_exclude, np.int64),
             given=given.indices,
         )
-        saved = Checkpoint(Path(checkpoint), key)
-    kept = len(given.indices)
-    if saved:
+        saved = Checkpoint(options.checkpoint, key)
         given = saved.load() or given
     limits.take_given(given.indices.tolist())
-    weights = rank_weights(max(most, len(given.indices)), proximity_power)
-
-    def report() -> None:
-        progress(*limits.spent())
-
+    room = max(most, len(given.indices))
+    candidates = Candidates.of(units, factor, qualities, scoring)
+    weights = rank_weights(room, scoring.proximity_power)
     with (
         threadpool_limits(1, user_api="blas"),
-        closing(search_on(Candidates.of(units, factor, qualities, scoring), weights, device, threads)) as search,
+        closing(options.search_on(candidates, weights, options.device, options.threads)) as search,
     ):
-        run = _Run(search, limits, given, most, verify, saved)
-        run.go_on(seed, report)
+        run = _Run(search, limits, options, saved, PickLog.empty(room))
+        run.go_on(given)
         remaining = search.remaining()
-    picks, exchanges = run.trace.head(search.picked), None
+    picks, exchanges = run.log.head(search.picked), None
     if scoring.swap_rounds:
         from novelsum_dagster.selection.swaps import improved
 
         with run.saved_if_broken_off():
-            better = improved(units, factor, picks, scoring, limits, kept=kept, threads=threads, report=report)
-        picks, remaining, exchanges = better.trace, better.remaining, better.exchanges
+            picks, remaining, exchanges = improved(
+                units, factor, picks, scoring, limits, kept=kept, threads=options.threads, report=run.report
+            )
     if saved:
         saved.remove()
-    return recorded(
-        picks.indices,
-        units,
-        factor,
-        qualities,
-        score=picks.score,
-        runner_up=picks.runner_up,
-        runner_up_score=picks.runner_up_score,
-        remaining=_of_all(remaining, picks),
-        exchanges=exchanges,
-    )
+    return recorded(picks, units, factor, qualities, remaining=_of_all(remaining, picks), exchanges=exchanges)
 
 
 class _Run:
     """One running selection: queries the search, applies the limits, fills the log of picks."""
 
     def __init__(
-        self, search: Search, limits: Limits, given: PickLog, most: int, verify: int, saved: Checkpoint | None
+        self, search: Search, limits: Limits, options: Options, saved: Checkpoint | None, log: PickLog
     ) -> None:
-        self.trace = PickLog.empty(max(most, len(given.indices)))
-        self._search, self._limits, self._verify, self._saved = search, limits, verify, saved
-        for row, pick in enumerate(given.indices.tolist()):
-            self._add(pick, given.score[row], int(given.runner_up[row]), given.runner_up_score[row])
+        self.log = log
+        self._search, self._limits, self._options, self._saved = search, limits, options, saved
 
-    def go_on(self, seed: int, report: Callable[[], None]) -> None:
-        """Pick until the budget is spent."""
+    def report(self) -> None:
+        """Report how much of the budget is spent."""
+        self._options.progress(*self._limits.spent())
+
+    def go_on(self, given: PickLog) -> None:
+        """Take the given picks, which the limits count already, then pick until the budget is spent."""
         saved_at = time.monotonic()
+        for values in zip(given.indices.tolist(), given.score, given.runner_up, given.runner_up_score, strict=True):
+            self._add(Found(*values))
         with self.saved_if_broken_off():
             if not self._search.picked:
-                self._pick(Found(self._limits.first(seed), np.nan))
-            while self._search.picked < len(self.trace.indices) and (found := self._next()) is not None:
+                self._pick(Found(self._limits.first(self._options.seed), np.nan))
+            while self._search.picked < len(self.log.indices) and (found := self._next()) is not None:
                 self._pick(found)
                 if self._search.picked % _REPORT_EVERY == 0:
-                    report()
+                    self.report()
                 if time.monotonic() - saved_at > _SAVE_EVERY_SECONDS:
                     self._save()
                     saved_at = time.monotonic()
             self._limits.require_kept()
-            report()
+            self.report()
 
     @contextmanager
     def saved_if_broken_off(self) -> Iterator[None]:
@@ -254,23 +302,21 @@ class _Run:
         if allowed is not None:
             self._search.allow(allowed)
         found = self._search.best()
-        if found and self._verify:
-            self._search.verify(found, self._verify)
+        if found and self._options.verify:
+            self._search.verify(found, self._options.verify)
         return found
 
     def _pick(self, found: Found) -> None:
-        self._add(found.best, found.score, found.second, found.second_score)
+        self._add(found)
         self._limits.add(found.best)
 
-    def _add(self, pick: int, score: float, runner_up: int, runner_up_score: float) -> None:
-        at = self._search.picked
-        self.trace.indices[at], self.trace.score[at] = pick, score
-        self.trace.runner_up[at], self.trace.runner_up_score[at] = runner_up, runner_up_score
-        self._search.add(pick)
+    def _add(self, found: Found) -> None:
+        self.log.put(self._search.picked, found)
+        self._search.add(found.best)
 
     def _save(self) -> None:
         if self._saved and self._search.picked:
-            self._saved.save(self.trace.head(self._search.picked))
+            self._saved.save(self.log.head(self._search.picked))
 
 
 def _of_all(remaining: Remaining, picks: PickLog) -> Remaining:
@@ -278,17 +324,3 @@ def _of_all(remaining: Remaining, picks: PickLog) -> Remaining:
     score, at, is_exact = remaining.score.copy(), remaining.at.copy(), remaining.is_exact.copy()
     score[picks.indices], at[picks.indices], is_exact[picks.indices] = picks.score, np.arange(len(picks.indices)), True
     return Remaining(score, at, is_exact)
-
-
-def _given(initial: Picks | ArrayLike, must_include: ArrayLike, n: int) -> PickLog:
-    """Return the given picks, `initial` first, as a log; an earlier result keeps its scores."""
-    first = initial.indices if isinstance(initial, Picks) else check_indices(initial, n, "initial")
-    included = check_indices(must_include, n, "must_include")
-    later = included[~np.isin(included, first)]
-    trace = PickLog.empty(len(first) + len(later))
-    trace.indices[: len(first)], trace.indices[len(first) :] = first, later
-    if isinstance(initial, Picks):
-        check_indices(first, n, "initial")
-        trace.score[: len(first)], trace.runner_up[: len(first)] = initial.score, initial.runner_up
-        trace.runner_up_score[: len(first)] = initial.runner_up_score
-    return trace

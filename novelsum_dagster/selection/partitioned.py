@@ -9,20 +9,19 @@ Belongs here: the parts, the stored picks of finished ones. Does not: the select
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from operator import methodcaller
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from novelsum_dagster.common.progress import Progress, no_progress
+from novelsum_dagster.common.progress import no_progress
 from novelsum_dagster.common.spread import Spread, in_turn
 from novelsum_dagster.diversity.vectors import as_rows, require_directions
-from novelsum_dagster.selection.checkpoint import Checkpoint, PickLog, selection_key
+from novelsum_dagster.selection.checkpoint import Checkpoint, selection_key
 from novelsum_dagster.selection.inputs import check_density_factor, check_k, check_quality
-from novelsum_dagster.selection.novelselect import SearchOn, local_search, novelselect
-from novelsum_dagster.selection.picks import Picks, Remaining
-from novelsum_dagster.selection.scoring import PUBLISHED, Scoring
+from novelsum_dagster.selection.limits import Wanted
+from novelsum_dagster.selection.novelselect import PUBLISHED_OPTIONS, Options, local_search, novelselect_by
+from novelsum_dagster.selection.picks import PickLog, Picks, Remaining
 
 
 def partitioned(
@@ -31,15 +30,9 @@ def partitioned(
     *,
     partitions: int,
     density_factor: NDArray[np.float64],
-    scoring: Scoring = PUBLISHED,
-    seed: int = 42,
     quality: NDArray[np.float64] | None = None,
-    device: str = "cpu",
-    verify: int = 0,
-    checkpoint: Path | None = None,
-    search_on: SearchOn = local_search,
+    options: Options = PUBLISHED_OPTIONS,
     spread: Spread = in_turn,
-    progress: Progress = no_progress,
 ) -> Picks:
     """Pick k samples among the picks of equal parts of the pool, each of which picks k samples or all that it has.
 
@@ -51,14 +44,11 @@ def partitioned(
         k: number of picks, 1 to n.
         partitions: number of parts, 1 to n; samples are dealt out by a seeded shuffle.
         density_factor: float64, (n,), of the samples in the whole pool.
-        scoring: which score, with alpha; default: the published one.
-        seed: of the shuffle and of every first pick, default 42.
         quality: float64, (n,), positive; None takes 1.
-        device, verify: as in `novelselect`, of each part and of the last selection.
-        checkpoint: where the last selection saves its picks; the picks of finished parts are saved beside it.
-        search_on: searches for each pick of the last selection.
+        options: of each part and of the last selection. The seed is of the shuffle, too. Beside `checkpoint`, where the
+            last selection saves its picks, those of finished parts are saved. `search_on` and `threads` are of the last
+            selection. `progress` is called with picks made, in all parts and at last, and their number.
         spread: selects in the parts; default: one after the other.
-        progress: called with picks made, in all parts and at last, and their number.
 
     Raises:
         ValueError: as `novelselect` does; for more parts than samples.
@@ -72,38 +62,39 @@ def partitioned(
         raise ValueError(f"partitions is {partitions:,}, but the pool has {n:,} samples; each part needs at least one")
     factor = check_density_factor(density_factor, n)
     qualities = None if quality is None else check_quality(quality, n)
-    shuffled = np.random.default_rng(seed).permutation(n)
+    shuffled = np.random.default_rng(options.seed).permutation(n)
     parts = [np.sort(part) for part in np.array_split(shuffled, partitions)]
     counts = [min(k, len(part)) for part in parts]
     total = sum(counts) + k
     saved = None
-    if checkpoint is not None:
-        settings = {"k": k, "partitions": partitions, "seed": seed, **scoring.facts()}
+    if options.checkpoint is not None:
+        settings = {"k": k, "partitions": partitions, "seed": options.seed, **options.scoring.facts()}
         key = selection_key(settings, rows=embeddings, factor=factor, quality=qualities)
-        saved = Checkpoint(checkpoint.with_suffix(".parts.parquet"), key)
+        saved = Checkpoint(options.checkpoint.with_suffix(".parts.parquet"), key)
     forward = _loaded(saved, counts)
     left = parts[len(forward) :]
     asks = _asks(embeddings, left, factor, qualities)
-    # Exchanges are for the last selection.
-    in_part = replace(scoring, swap_rounds=0)
-    for part, picks in zip(left, spread(_Part(k, seed, in_part, device, verify), asks), strict=True):
+    in_part = replace(
+        options,
+        # Exchanges are for the last selection.
+        scoring=replace(options.scoring, swap_rounds=0),
+        threads=None,
+        checkpoint=None,
+        search_on=local_search,
+        progress=no_progress,
+    )
+    for part, picks in zip(left, spread(_Part(k, in_part), asks), strict=True):
         forward.append(part[picks])
         if saved:
-            saved.save(_trace(forward))
-        progress(sum(map(len, forward)), total)
+            saved.save(PickLog.of(np.concatenate(forward)))
+        options.progress(sum(map(len, forward)), total)
     merged = np.sort(np.concatenate(forward))
-    last = novelselect(
+    last = novelselect_by(
         embeddings[merged],
-        k,
-        density_factor=factor[merged],
-        quality=None if qualities is None else qualities[merged],
-        seed=seed,
-        device=device,
-        verify=verify,
-        checkpoint=checkpoint,
-        search_on=search_on,
-        progress=lambda done, _: progress(len(merged) + done, total),
-        **scoring.options(),
+        Wanted(k),
+        replace(options, progress=lambda done, _: options.progress(len(merged) + done, total)),
+        factor[merged],
+        None if qualities is None else qualities[merged],
     )
     if saved:
         saved.remove()
@@ -115,10 +106,7 @@ class _Part:
     """The selection settings that all parts share."""
 
     k: int
-    seed: int
-    scoring: Scoring
-    device: str
-    verify: int
+    options: Options
 
     def picks(
         self, rows: NDArray[Any], factor: NDArray[np.float64], quality: NDArray[np.float64] | None
@@ -126,16 +114,7 @@ class _Part:
         """Return the picks of a part among its rows, (m, d): all rows if it has at most k."""
         if len(rows) <= self.k:
             return np.arange(len(rows))
-        return novelselect(
-            rows,
-            self.k,
-            density_factor=factor,
-            quality=quality,
-            seed=self.seed,
-            device=self.device,
-            verify=self.verify,
-            **self.scoring.options(),
-        ).indices
+        return novelselect_by(rows, Wanted(self.k), self.options, factor, quality).indices
 
 
 def _asks(
@@ -162,13 +141,6 @@ def _loaded(saved: Checkpoint | None, counts: list[int]) -> list[NDArray[np.int6
         return []
     ends = np.cumsum(counts)
     return np.split(trace.indices, ends[ends < len(trace.indices)])
-
-
-def _trace(forward: list[NDArray[np.int64]]) -> PickLog:
-    indices = np.concatenate(forward)
-    trace = PickLog.empty(len(indices))
-    trace.indices[:] = indices
-    return trace
 
 
 def _in_pool(last: Picks, merged: NDArray[np.int64], n: int) -> Picks:

@@ -1,7 +1,6 @@
 """The result of every strategy: the picks in order, and the record of why each was made.
 
-Belongs here: `Picks`, `Remaining`, and the parts of the record that follow from the picks alone. Does not: any
-strategy.
+Belongs here: what a strategy returns (`PickLog`), the record made of it (`Picks`). Does not: any strategy.
 """
 
 from dataclasses import dataclass
@@ -12,6 +11,56 @@ from numpy.typing import NDArray
 from novelsum_dagster.diversity.vectors import cosine_distances
 
 _TILE = 1024
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best and second-best candidate with their scores; the second is -1 and NaN if there is no other."""
+
+    best: int
+    score: float
+    second: int = -1
+    second_score: float = np.nan
+
+
+@dataclass(frozen=True)
+class PickLog:
+    """Picks in order with the search result of each; every array has the same length.
+
+    Attributes:
+        indices: int64, rows of the embeddings.
+        score: float64, the value by which the pick won; NaN if it was drawn or given.
+        runner_up: int64, row that came second; -1 if there was none.
+        runner_up_score: float64, its value; NaN if there was none.
+    """
+
+    indices: NDArray[np.int64]
+    score: NDArray[np.float64]
+    runner_up: NDArray[np.int64]
+    runner_up_score: NDArray[np.float64]
+
+    @staticmethod
+    def empty(size: int) -> "PickLog":
+        """Return a log with room for `size` picks."""
+        return PickLog(np.full(size, -1), np.full(size, np.nan), np.full(size, -1), np.full(size, np.nan))
+
+    @staticmethod
+    def of(indices: NDArray[np.int64], score: NDArray[np.float64] | None = None) -> "PickLog":
+        """Return picks without runners-up."""
+        log = PickLog.empty(len(indices))
+        log.indices[:] = indices
+        if score is not None:
+            log.score[:] = score
+        return log
+
+    def put(self, rank: int, found: Found) -> None:
+        """Write the pick of a rank, from 0."""
+        self.indices[rank], self.score[rank] = found.best, found.score
+        self.runner_up[rank], self.runner_up_score[rank] = found.second, found.second_score
+
+    def head(self, count: int) -> "PickLog":
+        """Return the first picks."""
+        return PickLog(self.indices[:count], self.score[:count], self.runner_up[:count], self.runner_up_score[:count])
 
 
 @dataclass(frozen=True)
@@ -81,39 +130,32 @@ class Picks:
 
 
 def recorded(
-    indices: NDArray[np.int64],
+    log: PickLog,
     unit_rows: NDArray[np.float32],
     density_factor: NDArray[np.float64],
     quality: NDArray[np.float64] | None = None,
     *,
-    score: NDArray[np.float64] | None = None,
-    runner_up: NDArray[np.int64] | None = None,
-    runner_up_score: NDArray[np.float64] | None = None,
     remaining: Remaining | None = None,
     exchanges: Exchanges | None = None,
 ) -> Picks:
     """Return the picks with the part of their record that is computed from them.
 
     Args:
-        indices: (k,), in pick order.
+        log: the k picks.
         unit_rows: float32, (n, d), all rows.
         density_factor: float64, (n,).
         quality: float64, (n,), if given.
-        score, runner_up, runner_up_score: (k,); None if the strategy has none.
         remaining: of all samples.
         exchanges: the exchanges made at the end.
     """
-    nothing = np.full(len(indices), np.nan)
+    indices = log.indices
     nearest_pick, nearest_distance = nearest_earlier(unit_rows[indices])
     return Picks(
-        indices=indices,
-        score=nothing if score is None else score,
-        runner_up=np.full(len(indices), -1, np.int64) if runner_up is None else runner_up,
-        runner_up_score=nothing if runner_up_score is None else runner_up_score,
+        **vars(log),
         nearest_pick=nearest_pick,
         nearest_distance=nearest_distance,
         density_factor=density_factor[indices],
-        quality=nothing if quality is None else quality[indices],
+        quality=np.full(len(indices), np.nan) if quality is None else quality[indices],
         remaining=remaining,
         exchanges=exchanges,
     )

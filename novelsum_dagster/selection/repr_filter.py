@@ -4,26 +4,16 @@ Belongs here: that strategy. Does not: the removal of near-duplicates from the p
 """
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.diversity.vectors import cosine_distances
-from novelsum_dagster.selection.inputs import check_inputs
-from novelsum_dagster.selection.picks import Picks, recorded
+from novelsum_dagster.selection.inputs import Inputs
+from novelsum_dagster.selection.picks import PickLog
 
 _BLOCK = 512
 
 
-def repr_filter(
-    embeddings: ArrayLike,
-    k: int,
-    *,
-    density_factor: NDArray[np.float64],
-    quality: NDArray[np.float64] | None = None,
-    seed: int = 42,
-    progress: Progress = no_progress,
-    threshold: float = 0.9,
-) -> Picks:
+def repr_filter(inputs: Inputs, *, threshold: float = 0.9) -> PickLog:
     """Keep the next sample in order of quality unless its cosine to a kept one is above `threshold`; stop at k.
 
     Order: highest quality first, the lowest index first among equals; without quality a seeded random order. A pick's
@@ -32,37 +22,32 @@ def repr_filter(
     rejected sample of the same batch.)
 
     Args:
-        embeddings: (n, d).
-        k: number of picks, 1 to n.
-        density_factor: float64, (n,), for the record.
-        quality: float64, (n,), the order of the walk; None for a random one.
-        seed: of the random order, default 42.
-        progress: called with samples kept and k.
+        inputs: its seed is that of the random order, its progress of samples kept.
         threshold: -1 to 1, default 0.9; 1 keeps every sample.
 
     Raises:
-        ValueError: for bad rows, factors or qualities, k or `threshold` out of range, or if fewer than k pass.
+        ValueError: for `threshold` out of range, or if fewer than k pass.
     """
-    inputs = check_inputs(embeddings, k, density_factor, quality)
     if not -1 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}; a cosine is from -1 to 1")
-    n = len(inputs.units)
-    if inputs.quality is None:
-        order = np.random.default_rng(seed).permutation(n)
+    units, quality, k = inputs.units, inputs.quality, inputs.k
+    n = len(units)
+    if quality is None:
+        order = np.random.default_rng(inputs.seed).permutation(n)
     else:
-        order = np.argsort(-inputs.quality, kind="stable")
+        order = np.argsort(-quality, kind="stable")
     kept = np.empty(k, np.int64)
-    kept_rows = np.empty((k, inputs.units.shape[1]), np.float32)
+    kept_rows = np.empty((k, units.shape[1]), np.float32)
     count = 0
     for start in range(0, n, _BLOCK):
         block = order[start : start + _BLOCK]
-        passed = block[_passing(inputs.units[block], kept_rows[:count], threshold)][: k - count]
+        passed = block[_passing(units[block], kept_rows[:count], threshold)][: k - count]
         kept[count : count + len(passed)] = passed
-        kept_rows[count : count + len(passed)] = inputs.units[passed]
+        kept_rows[count : count + len(passed)] = units[passed]
         count += len(passed)
-        progress(count, k)
+        inputs.progress(count, k)
         if count == k:
-            return recorded(kept, *inputs, score=None if inputs.quality is None else inputs.quality[kept])
+            return PickLog.of(kept, None if quality is None else quality[kept])
     raise ValueError(
         f"repr_filter: {count:,} of {n:,} samples pass at threshold {threshold} and k is {k:,}; raise threshold, or"
         f" lower k to {count:,}"

@@ -1,6 +1,7 @@
 """The strategies behind one interface and one settings name each.
 
-Belongs here: the table of strategies and the call by name. Does not: any strategy; each has its own module.
+Belongs here: the table of strategies, the call by name with the checks and the record that all share. Does not: any
+strategy; each has its own module.
 """
 
 import inspect
@@ -11,17 +12,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from novelsum_dagster.common.progress import Progress, no_progress
+from novelsum_dagster.diversity.vectors import as_rows, unit_rows
 from novelsum_dagster.selection.farthest import farthest
 from novelsum_dagster.selection.gist import gist
+from novelsum_dagster.selection.inputs import Inputs, check_density_factor, check_k, check_quality
 from novelsum_dagster.selection.kcenter import kcenter
 from novelsum_dagster.selection.kmeans import kmeans
 from novelsum_dagster.selection.novelselect import novelselect
-from novelsum_dagster.selection.picks import Picks
+from novelsum_dagster.selection.picks import Picks, recorded
 from novelsum_dagster.selection.qdit import qdit
 from novelsum_dagster.selection.random_draw import duplicate, random
 from novelsum_dagster.selection.repr_filter import repr_filter
 
-STRATEGIES: dict[str, Callable[..., Picks]] = {
+STRATEGIES: dict[str, Callable[..., Any]] = {
     "novelselect": novelselect,
     "random": random,
     "farthest": farthest,
@@ -32,7 +35,9 @@ STRATEGIES: dict[str, Callable[..., Picks]] = {
     "gist": gist,
     "duplicate": duplicate,
 }
-_GIVEN_TO_ALL = {"embeddings", "k", "density_factor", "quality", "seed", "progress"}
+"""The strategies by name. All but `novelselect` are functions of `Inputs` and their own options that return a
+`PickLog`."""
+_GIVEN_TO_ALL = {"inputs", "embeddings", "k", "density_factor", "quality", "seed", "progress"}
 
 
 def select(
@@ -50,16 +55,17 @@ def select(
 
     Args:
         strategy: a key of `STRATEGIES`.
-        embeddings: (n, d).
+        embeddings: (n, d), as the model gives them.
         k: number of picks, 1 to n; None if `novelselect` is given a budget.
-        density_factor: float64, (n,).
-        quality: float64, (n,), or None.
+        density_factor: float64, (n,), positive and finite; `novelselect` picks by it, others only record it.
+        quality: float64, (n,), positive and finite, or None.
         seed: of whatever the strategy draws, default 42.
         progress: called as the strategy says.
         options: the strategy's own options, by name; its defaults hold for the others.
 
     Raises:
-        ValueError: for an unknown strategy or option, and as the strategy does.
+        ValueError: for an unknown strategy or option; NaN, infinite or zero rows; k out of range; factors or qualities
+            that are not n positive finite numbers; and as the strategy does.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy {strategy!r} is unknown; the strategies are {', '.join(STRATEGIES)}")
@@ -69,6 +75,15 @@ def select(
             raise ValueError(
                 f"strategy {strategy!r} has no option {name!r}; its options are: {', '.join(known) or 'none'}"
             )
-    if quality is not None:
-        options["quality"] = quality
-    return STRATEGIES[strategy](embeddings, k, density_factor=density_factor, seed=seed, progress=progress, **options)
+    if strategy == "novelselect":
+        return novelselect(
+            embeddings, k, density_factor=density_factor, quality=quality, seed=seed, progress=progress, **options
+        )
+    rows = as_rows(embeddings)
+    n = len(rows)
+    size = check_k(k, n)
+    factor = check_density_factor(density_factor, n)
+    qualities = None if quality is None else check_quality(quality, n)
+    units = unit_rows(rows)
+    log = STRATEGIES[strategy](Inputs(units, size, qualities, seed, progress), **options)
+    return recorded(log, units, factor, qualities)

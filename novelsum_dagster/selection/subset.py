@@ -59,6 +59,8 @@ PICK_COLUMNS = {
     "by_exchange": "whether it replaced another in the end: density_side objective with swap_rounds",
 }
 """Descriptions of the columns of picks.parquet, except the sample's place and sizes."""
+SAMPLE_COLUMNS = ["id", "source", "file", "position", "line", "turns", "tokens"]
+"""Columns of the pool's samples that picks.parquet has, too."""
 
 
 class SelectionSettings(Artifact):
@@ -116,9 +118,8 @@ def read_picks(folder: Path, columns: list[str] | None = None) -> pa.Table:
         ) from None
 
 
-def picks_table(snapshot: PoolSnapshot, root: Path, picks: Picks) -> pa.Table:
-    """Return the picks as a table, one row per pick, in order."""
-    samples = snapshot.samples(root, ["id", "source", "file", "position", "line", "turns", "tokens"])
+def picks_table(samples: pa.Table, picks: Picks) -> pa.Table:
+    """Return the picks as a table, one row per pick, in order; `samples` has `SAMPLE_COLUMNS` of the pool."""
     ids = samples["id"].to_pylist()
     places = samples.take(pa.array(picks.indices))
     nearest = [None if rank < 0 else ids[picks.indices[rank]] for rank in picks.nearest_pick]
@@ -141,11 +142,11 @@ def picks_table(snapshot: PoolSnapshot, root: Path, picks: Picks) -> pa.Table:
     return pa.table(columns)
 
 
-def remaining_table(snapshot: PoolSnapshot, root: Path, remaining: Remaining) -> pa.Table:
+def remaining_table(ids: pa.ChunkedArray, remaining: Remaining) -> pa.Table:
     """Return the last score or bound of every sample as a table: id, score, after_picks, is_exact, in pool order."""
     return pa.table(
         {
-            "id": snapshot.samples(root, ["id"])["id"],
+            "id": ids,
             "score": _numbers(remaining.score),
             "after_picks": remaining.at,
             "is_exact": remaining.is_exact,
@@ -167,7 +168,7 @@ def describe(selection: Selection) -> dict[str, Any]:
     return {"strategy": selection.strategy, "k": selection.k, "seed": selection.seed, "options": options}
 
 
-def covering_table(ids: pa.Array, found: Covering) -> pa.Table:
+def covering_table(ids: pa.ChunkedArray, found: Covering) -> pa.Table:
     """Return the nearest picks of every sample as a table: id, and rank_1, distance_1 (cosine) to rank_3, distance_3.
 
     Ranks are 1 for the first pick; null if there are fewer picks.
@@ -198,7 +199,8 @@ def write_subset(
         settings: what `describe` returns, powers and the keys of snapshot, vectors and density.
         reached: what `objective_facts` returns, for the manifest.
     """
-    table = picks_table(snapshot, root, picks)
+    samples = snapshot.samples(root, SAMPLE_COLUMNS)
+    table = picks_table(samples, picks)
     ids = table["id"].to_pylist()
     settings = {**settings, "k": len(ids)}
     chosen = SelectionSettings(key=content_key(settings), **settings)
@@ -219,12 +221,11 @@ def write_subset(
             folder / "manifest.json",
         )
         # None of these is in the manifest: MACHINE_DEPENDENT.
-        pool_ids = snapshot.samples(root, ["id"])["id"]
-        write_table(covering_table(pool_ids, covering(vectors, picks.indices)), folder / "covering.parquet")
+        write_table(covering_table(samples["id"], covering(vectors, picks.indices)), folder / "covering.parquet")
         chosen_vectors = pa.FixedSizeListArray.from_arrays(vectors[picks.indices].ravel(), vectors.shape[1])
         write_table(pa.table({"id": ids, "vector": chosen_vectors}), folder / "picks_vectors.parquet")
         if picks.remaining:
-            write_table(remaining_table(snapshot, root, picks.remaining), folder / "remaining.parquet")
+            write_table(remaining_table(samples["id"], picks.remaining), folder / "remaining.parquet")
         place_folder(folder, root / output_folder("selections", key))
     return Subset(key=key, folder=output_folder("selections", key), settings=chosen)
 

@@ -11,7 +11,6 @@ not a global one, and no approximation bound is claimed; `upper_bound` limits ho
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,8 @@ from novelsum_dagster.common.processors import usable_processors
 from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.diversity.novelsum import rank_weights
 from novelsum_dagster.diversity.vectors import as_rows, half_squares, unit_rows
-from novelsum_dagster.selection.checkpoint import PickLog
 from novelsum_dagster.selection.limits import Limits
-from novelsum_dagster.selection.picks import Exchanges, Picks, Remaining
+from novelsum_dagster.selection.picks import Exchanges, Found, PickLog, Picks, Remaining
 from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.search.objective import Chosen, OnCpu, sides
 
@@ -39,22 +37,6 @@ _TILE_BYTES = 32
 """Bytes held for each distance: product, distance, sort key, summand."""
 
 
-@dataclass(frozen=True)
-class Improved:
-    """A selection after its exchanges.
-
-    Attributes:
-        trace: the picks; one that came by an exchange has the place of the one that it replaced. Its score is the
-            increase of NovelSum against the others at that time, its runner-up the second best for the place.
-        remaining: of every sample, by how much it would increase NovelSum now.
-        exchanges: the exchanges made.
-    """
-
-    trace: PickLog
-    remaining: Remaining
-    exchanges: Exchanges
-
-
 def improved(
     units: NDArray[np.float32],
     factor: NDArray[np.float64],
@@ -65,7 +47,7 @@ def improved(
     kept: int = 0,
     threads: int | None = None,
     report: Callable[[], None] = lambda: None,
-) -> Improved:
+) -> tuple[PickLog, Remaining, Exchanges]:
     """Exchange picks while that increases NovelSum, in rounds over the picks in their order, on the CPU.
 
     Args:
@@ -77,6 +59,11 @@ def improved(
         kept: how many of the first picks are given, and stay.
         threads: None takes all cores that the process may use.
         report: called after every pick examined.
+
+    Returns:
+        The picks; one that came by an exchange has the place of the one that it replaced, as score the increase of
+        NovelSum against the others at that time, as runner-up the second best for the place. Of every sample, by how
+        much it would increase NovelSum now. The exchanges made.
 
     Raises:
         NotEnoughMemory: if distances of all candidates to all picks would not fit.
@@ -93,12 +80,8 @@ def improved(
             if not made:
                 break
         score = run.chosen.increase(run.columns.added(run.chosen)[0])
-    at = np.full(len(units), len(trace.indices))
-    return Improved(
-        run.trace,
-        Remaining(score, at, np.ones(len(units), np.bool_)),
-        Exchanges(count, rounds, before, run.chosen.novelsum(), run.by_exchange),
-    )
+    remaining = Remaining(score, np.full(len(units), len(trace.indices)), np.ones(len(units), np.bool_))
+    return run.trace, remaining, Exchanges(count, rounds, before, run.chosen.novelsum(), run.by_exchange)
 
 
 class _Rounds:
@@ -141,11 +124,10 @@ class _Rounds:
         self.columns.exchange(place, self._units[best], former, distances)
         self._limits.replace(pick, best)
         others = self.chosen.mean(without, self.chosen.count - 1)
-        self.trace.indices[place], self.trace.score[place] = best, self.chosen.novelsum() - others
         added[best] = -np.inf
         second = int(added.argmax())
-        self.trace.runner_up[place] = second
-        self.trace.runner_up_score[place] = self.chosen.mean(without + added[second], self.chosen.count) - others
+        second_score = self.chosen.mean(without + added[second], self.chosen.count) - others
+        self.trace.put(place, Found(best, self.chosen.novelsum() - others, second, second_score))
         self.by_exchange[place] = True
         return True
 

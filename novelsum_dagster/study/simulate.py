@@ -314,14 +314,14 @@ def draw_selections(pool: Pool, generator: np.random.Generator) -> dict[str, Poi
 
     All but "near-duplicates" are samples of the pool.
     """
-    from novelsum_dagster.selection.kcenter import kcenter
+    from novelsum_dagster.selection.strategies import select
 
     def some(of: NDArray[np.int64], count: int = SELECTION_SIZE) -> NDArray[np.int64]:
         return generator.choice(of, count, replace=False)
 
     everything = np.arange(POOL_SIZE)
-    spread = kcenter(
-        pool.rows, SELECTION_SIZE, density_factor=np.ones(POOL_SIZE), seed=int(generator.integers(2**31))
+    spread = select(
+        "kcenter", pool.rows, SELECTION_SIZE, density_factor=np.ones(POOL_SIZE), seed=int(generator.integers(2**31))
     ).indices
     region = some(_region(pool, generator))
     duplicates = np.repeat(some(everything, SELECTION_SIZE // COPIES), COPIES)

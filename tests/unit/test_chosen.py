@@ -13,7 +13,8 @@ from novelsum_dagster.pool.fields import field_values, positive_numbers
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.selection import STRATEGIES, novelselect
-from novelsum_dagster.selection.chosen import choose_from_pool, require_possible
+from novelsum_dagster.selection.chosen import PoolSelection, require_possible
+from novelsum_dagster.selection.novelselect import Options
 from novelsum_dagster.selection.picks import Picks
 from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.subset import describe, remaining_table
@@ -44,9 +45,8 @@ FACTOR = np.random.default_rng(1).uniform(0.5, 3, 60)
 
 def _choose(snapshot: PoolSnapshot, root: Path, **settings: Any) -> Picks:
     selection = Selection.model_validate(settings)
-    return choose_from_pool(
-        snapshot, root / "storage", VECTORS, FACTOR, selection, scoring=Scoring.of(selection, NovelSum())
-    )
+    options = Options(Scoring.of(selection, NovelSum()))
+    return PoolSelection(root / "storage", snapshot, VECTORS, selection, options).picks(FACTOR)
 
 
 def test_every_strategy_has_its_name_in_the_settings() -> None:
@@ -161,7 +161,7 @@ def test_the_record_names_what_differs_from_the_defaults() -> None:
 def test_every_sample_has_its_last_score_or_bound(snapshot: PoolSnapshot, root: Path) -> None:
     picks = _choose(snapshot, root, k=20)
     assert picks.remaining is not None
-    table = remaining_table(snapshot, root / "storage", picks.remaining)
+    table = remaining_table(snapshot.samples(root / "storage", ["id"])["id"], picks.remaining)
     assert table.column_names == ["id", "score", "after_picks", "is_exact"]
     assert len(table) == 60
     at_first = table["score"].to_pylist()[picks.indices[0]]

@@ -29,10 +29,10 @@ from novelsum_dagster.embedding.store import embed, load_vectors
 from novelsum_dagster.engine.engine import LocalEngine, engine_of
 from novelsum_dagster.engine.ray_engine import RayEngine
 from novelsum_dagster.selection import Picks, novelselect
-from novelsum_dagster.selection.novelselect import local_search
+from novelsum_dagster.selection.novelselect import Options, local_search
 from novelsum_dagster.selection.partitioned import partitioned
 from novelsum_dagster.selection.scoring import Side
-from novelsum_dagster.selection.search.base import Candidates, Found, Round
+from novelsum_dagster.selection.search.base import Candidates, Round
 from novelsum_dagster.settings import Embedding, Ray, Settings
 from tests.machines import kill_ray_head
 from tests.unit.test_checkpoint import COST, KINDS, QUALITY, ROWS, K, N
@@ -121,7 +121,9 @@ def test_the_best_of_two_parts_are_the_best_of_all(
             part.take(everything.rows[pick], everything.factor[pick], pick - first if first <= pick < last else -1)
         found, merged = whole.best(), Round()
         for part, (first, _) in zip(parts, marks, strict=True):
-            _take_both(merged, part.best(), first)
+            two = part.best()
+            if two is not None:
+                merged.merge(two, first)
         best = merged.found()
         assert found is not None and best is not None
         unit = everything.unit
@@ -132,13 +134,6 @@ def test_the_best_of_two_parts_are_the_best_of_all(
         pick = found.best
     for search in (whole, *parts):
         search.close()
-
-
-def _take_both(merged: Round, found: Found | None, first: int) -> None:
-    if found is not None:
-        merged.take(np.array([found.best + first]), np.array([found.score]))
-        if found.second >= 0:
-            merged.take(np.array([found.second + first]), np.array([found.second_score]))
 
 
 @pytest.mark.slow
@@ -162,7 +157,8 @@ def test_lost_workers_change_nothing(engine: RayEngine) -> None:
 def test_parts_on_workers_are_those_of_this_process(engine: RayEngine) -> None:
     options: dict[str, Any] = {"partitions": 5, "density_factor": FACTOR, "quality": QUALITY}
     here = partitioned(ROWS, 30, **options)
-    _require_same(partitioned(ROWS, 30, spread=engine.spread, search_on=engine.search, **options), here)
+    on_ray = Options(search_on=engine.search)
+    _require_same(partitioned(ROWS, 30, spread=engine.spread, options=on_ray, **options), here)
 
 
 @pytest.mark.slow

@@ -11,8 +11,7 @@ from novelsum_dagster.common import memory
 from novelsum_dagster.common.memory import NotEnoughMemory
 from novelsum_dagster.diversity.vectors import cosine_distances, unit_rows
 from novelsum_dagster.selection import Picks, select
-from novelsum_dagster.selection.gist import STEP, gist, thresholds
-from novelsum_dagster.selection.kcenter import kcenter
+from novelsum_dagster.selection.gist import STEP, thresholds
 
 WEIGHTS = [
     {"distance_weight": weight, "coverage_weight": coverage}
@@ -29,7 +28,7 @@ def _pool(n: int, d: int = 6, seed: int = 0) -> tuple[NDArray[np.float32], NDArr
 
 
 def _gist(rows: NDArray[np.float32], k: int, **options: Any) -> Picks:
-    return gist(rows, k, density_factor=np.ones(len(rows)), **options)
+    return select("gist", rows, k, density_factor=np.ones(len(rows)), **options)
 
 
 class _Plain:
@@ -77,7 +76,7 @@ def test_picks_are_those_of_the_algorithm_written_out(options: dict[str, float],
     given = quality if has_quality else None
     plain = _Plain(rows, 7, given, **options)
     picks = _gist(rows, 7, quality=given, **options)
-    apart = kcenter(rows, 7, density_factor=np.ones(30))
+    apart = select("kcenter", rows, 7, density_factor=np.ones(30))
     sets = [plain.greedy(distance) for distance in thresholds(float(apart.score[-1]))]
     sets.append(apart.indices.tolist())
     reached = [one for one in sets if one is not None]
@@ -128,13 +127,7 @@ def test_picks_keep_farther_apart_the_more_distance_weighs() -> None:
         for weight in (0.0, 1.0, 50.0)
     ]
     assert apart[0] < apart[1] <= apart[2]
-    assert apart[2] >= kcenter(rows, 20, density_factor=np.ones(200)).score[-1] - 1e-12
-
-
-def test_the_strategy_is_known_by_name_with_its_options() -> None:
-    rows, quality = _pool(40)
-    given = select("gist", rows, 9, density_factor=np.ones(40), quality=quality, coverage_weight=0.5)
-    assert given.indices.tolist() == _gist(rows, 9, quality=quality, coverage_weight=0.5).indices.tolist()
+    assert apart[2] >= select("kcenter", rows, 20, density_factor=np.ones(200)).score[-1] - 1e-12
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from novelsum_dagster.diversity import density
 from novelsum_dagster.diversity.novelsum import rank_weights
 from novelsum_dagster.diversity.vectors import unit_rows
 from novelsum_dagster.selection import Picks, novelselect, standing
+from novelsum_dagster.selection.picks import Found
 from novelsum_dagster.selection.search import cpu as search_cpu
 from novelsum_dagster.selection.search import ladder
-from novelsum_dagster.selection.search.base import Candidates, Found, Search, VerificationError
+from novelsum_dagster.selection.search.base import Candidates, Search, VerificationError
 from novelsum_dagster.selection.search.cpu import CpuSearch
 from tests.plain import PlainPicks, PlainScores, plain_novelselect, plain_scores
 

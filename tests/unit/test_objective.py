@@ -17,9 +17,9 @@ from novelsum_dagster.embedding.encoder import token_counter
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.selection import Quota, novelselect
 from novelsum_dagster.selection.novelselect import local_search
-from novelsum_dagster.selection.picks import Picks
+from novelsum_dagster.selection.picks import Found, Picks
 from novelsum_dagster.selection.scoring import Scoring
-from novelsum_dagster.selection.search.base import Candidates, Found, Search, VerificationError
+from novelsum_dagster.selection.search.base import Candidates, Search, VerificationError
 from novelsum_dagster.selection.search.objective import (
     Chosen,
     ObjectiveSearch,

@@ -1,6 +1,7 @@
 """Selection in parts: what it approximates, what it keeps apart, and that finished parts are not selected again."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 
 from novelsum_dagster.common.spread import in_turn
 from novelsum_dagster.selection import Picks, novelselect
+from novelsum_dagster.selection.novelselect import Options
 from novelsum_dagster.selection.partitioned import partitioned
 from novelsum_dagster.selection.subset import describe
 from novelsum_dagster.settings import Selection
@@ -38,7 +40,7 @@ def test_parts_that_pick_all_they_have_give_the_exact_selection(quality: np.ndar
 
 
 def test_every_pick_is_one_of_its_part_by_itself() -> None:
-    picks = partitioned(ROWS, K, partitions=4, density_factor=FACTOR, verify=3)
+    picks = partitioned(ROWS, K, partitions=4, density_factor=FACTOR, options=Options(verify=3))
     forward = [part[novelselect(ROWS[part], K, density_factor=FACTOR[part]).indices] for part in _parts(4)]
     merged = np.sort(np.concatenate(forward))
     last = novelselect(ROWS[merged], K, density_factor=FACTOR[merged])
@@ -53,7 +55,8 @@ def test_every_pick_is_one_of_its_part_by_itself() -> None:
 
 def test_the_seed_deals_the_pool_out() -> None:
     one, again, other = (
-        partitioned(ROWS, K, partitions=4, density_factor=FACTOR, seed=seed).indices for seed in (1, 1, 2)
+        partitioned(ROWS, K, partitions=4, density_factor=FACTOR, options=Options(seed=seed)).indices
+        for seed in (1, 1, 2)
     )
     assert np.array_equal(one, again) and not np.array_equal(np.sort(one), np.sort(other))
 
@@ -81,8 +84,7 @@ class _Stopped(Exception):
 
 @pytest.mark.parametrize("after", [2 * K, 4 * K + 20])
 def test_it_goes_on_where_it_was_broken_off(tmp_path: Path, after: int) -> None:
-    checkpoint = tmp_path / "checkpoint.parquet"
-    options: dict[str, Any] = {"partitions": 4, "density_factor": FACTOR, "checkpoint": checkpoint}
+    options = Options(checkpoint=tmp_path / "checkpoint.parquet")
 
     def stop(done: int, total: int) -> None:
         assert total == 5 * K
@@ -90,32 +92,30 @@ def test_it_goes_on_where_it_was_broken_off(tmp_path: Path, after: int) -> None:
             raise _Stopped
 
     with pytest.raises(_Stopped):
-        partitioned(ROWS, K, progress=stop, **options)
+        partitioned(ROWS, K, partitions=4, density_factor=FACTOR, options=replace(options, progress=stop))
     asked: list[Any] = []
 
     def counted(shared: Any, asks: Iterable[Callable[[Any], Any]]) -> Iterator[Any]:
         asked.extend(asks)
         return in_turn(shared, asked)
 
-    picks = partitioned(ROWS, K, spread=counted, **options)
+    picks = partitioned(ROWS, K, partitions=4, density_factor=FACTOR, options=options, spread=counted)
     assert len(asked) == (2 if after == 2 * K else 0)
     assert _same(picks, partitioned(ROWS, K, partitions=4, density_factor=FACTOR))
     assert not list(tmp_path.iterdir())
 
 
 def test_finished_parts_of_another_selection_are_refused(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "checkpoint.parquet"
-
     def stop(done: int, _: int) -> None:
         if done > K:
             raise _Stopped
 
-    options: dict[str, Any] = {"partitions": 4, "density_factor": FACTOR, "checkpoint": checkpoint}
+    options = Options(checkpoint=tmp_path / "checkpoint.parquet")
     with pytest.raises(_Stopped):
-        partitioned(ROWS, K, progress=stop, **options)
+        partitioned(ROWS, K, partitions=4, density_factor=FACTOR, options=replace(options, progress=stop))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.parts.parquet"]
     with pytest.raises(ValueError, match="of a selection from other data or settings"):
-        partitioned(ROWS, K, seed=1, **options)
+        partitioned(ROWS, K, partitions=4, density_factor=FACTOR, options=replace(options, seed=1))
 
 
 def test_a_bad_row_is_named_by_its_place_in_the_pool() -> None:

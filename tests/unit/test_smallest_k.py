@@ -24,7 +24,8 @@ from novelsum_dagster.lineage.store import LineageStore, insert
 from novelsum_dagster.pool.fields import field_values
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import PoolSnapshot
-from novelsum_dagster.selection.chosen import choose_from_pool
+from novelsum_dagster.selection.chosen import PoolSelection
+from novelsum_dagster.selection.novelselect import Options
 from novelsum_dagster.selection.picks import Picks
 from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.search.exact import standing
@@ -64,9 +65,8 @@ class Made:
     def picks(self, **settings: Any) -> Picks:
         """Select from scratch."""
         chosen = Selection.model_validate(settings)
-        return choose_from_pool(
-            self.pool, self.root, VECTORS, density_factor(SQUARED, 0.5), chosen, scoring=Scoring.of(chosen, NovelSum())
-        )  # fmt: skip
+        options = Options(Scoring.of(chosen, NovelSum()))
+        return PoolSelection(self.root, self.pool, VECTORS, chosen, options).picks(density_factor(SQUARED, 0.5))
 
     def run(self, name: str, **settings: Any) -> Picks:
         """Select, and record it as a run."""

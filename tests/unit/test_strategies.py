@@ -315,9 +315,9 @@ def test_more_centers_keep_the_first_ones() -> None:
 
 def test_kcenter_is_the_same_on_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = _rows(300)
-    monkeypatch.setattr("novelsum_dagster.selection.kcenter.usable_processors", lambda: 1)
+    monkeypatch.setattr("novelsum_dagster.selection.threads.usable_processors", lambda: 1)
     one = _select("kcenter", rows, 100)
-    monkeypatch.setattr("novelsum_dagster.selection.kcenter.usable_processors", lambda: 7)
+    monkeypatch.setattr("novelsum_dagster.selection.threads.usable_processors", lambda: 7)
     many = _select("kcenter", rows, 100)
     assert one.indices.tolist() == many.indices.tolist()
     assert one.runner_up.tolist() == many.runner_up.tolist()

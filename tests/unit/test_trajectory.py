@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from novelsum_dagster.selection import novelselect
+from novelsum_dagster.selection import novelselect, select
 from novelsum_dagster.selection.covering import covering
-from novelsum_dagster.selection.random_draw import duplicate
 from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.search.exact import standing
 from novelsum_dagster.selection.trajectory import Trajectory, bounds_at_end, scores_at_end, trajectory
@@ -167,7 +166,7 @@ def test_covering_equals_brute_force(
 
 
 def test_a_pick_is_covered_by_itself_and_repeats_by_the_first(rows: NDArray[np.float32]) -> None:
-    made = duplicate(rows[: N - 3], 20, density_factor=np.ones(N - 3), copies=5)
+    made = select("duplicate", rows[: N - 3], 20, density_factor=np.ones(N - 3), copies=5)
     assert len(set(made.indices.tolist())) == 4
     found = covering(rows[: N - 3], made.indices)
     assert set(found.rank.ravel().tolist()) == {0, 1, 2, 3}

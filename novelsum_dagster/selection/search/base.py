@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from novelsum_dagster.selection.picks import Remaining
+from novelsum_dagster.selection.picks import Found, Remaining
 from novelsum_dagster.selection.scoring import PUBLISHED, Scoring
 from novelsum_dagster.selection.search.exact import exact_scores
 
@@ -26,16 +26,6 @@ _LARGEST_FACTOR = 2.0**100
 
 class VerificationError(RuntimeError):
     """A candidate that was passed over scores higher than the pick: a defect of this program, found by `verify`."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """The best and second-best candidate with their scores; the second is -1 and NaN if there is no other."""
-
-    best: int
-    score: float
-    second: int = -1
-    second_score: float = np.nan
 
 
 class Round:
@@ -55,6 +45,12 @@ class Round:
                 self.best, self._best = score, index
             elif score > self.level or (score == self.level and index < self._second):
                 self.level, self._second = score, index
+
+    def merge(self, found: Found, first: int = 0) -> None:
+        """Add the best two of a part whose rows start at `first`."""
+        for index, score in ((found.best, found.score), (found.second, found.second_score)):
+            if index >= 0:
+                self.take(np.array([first + index]), np.array([score]))
 
     def found(self) -> Found | None:
         """Return the best and the second; None if nothing was scored."""

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from novelsum_dagster.common.memory import available_memory, require_memory
 from novelsum_dagster.diversity.vectors import cosine_distances, half_squares
+from novelsum_dagster.selection.picks import Found
 from novelsum_dagster.selection.search import column_kernels as kernels
-from novelsum_dagster.selection.search.base import Candidates, Found, Round, bin_edges
+from novelsum_dagster.selection.search.base import Candidates, Round, bin_edges
 from novelsum_dagster.selection.search.cpu_kernels import coarsen
 from novelsum_dagster.selection.search.ladder import Ladder, Slots, list_slots
 

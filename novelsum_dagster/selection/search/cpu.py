@@ -14,8 +14,9 @@ Candidates pass a ladder of filters; few reach the next step, and none that coul
 import numpy as np
 from numpy.typing import NDArray
 
+from novelsum_dagster.selection.picks import Found
 from novelsum_dagster.selection.search import cpu_kernels as kernels
-from novelsum_dagster.selection.search.base import Candidates, Found, Round, bin_edges, cosine_slack
+from novelsum_dagster.selection.search.base import Candidates, Round, bin_edges, cosine_slack
 from novelsum_dagster.selection.search.ladder import Ladder, Slots, list_slots
 
 _BATCH = 8

@@ -1,20 +1,18 @@
-"""Shared parts of the searches on the CPU: bounds of candidates, lists of exact distances for some, threads.
+"""Shared parts of the searches on the CPU: bounds of candidates, lists of exact distances for some.
 
 Belongs here: the parts that do not depend on the score. Does not: the bounds themselves (`search.cpu`,
 `search.column`).
 """
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from novelsum_dagster.common.processors import usable_processors
-from novelsum_dagster.selection.search.base import Candidates, Found, Round, Search
+from novelsum_dagster.selection.picks import Found
+from novelsum_dagster.selection.search.base import Candidates, Round, Search
 from novelsum_dagster.selection.search.cpu_kernels import Lists
+from novelsum_dagster.selection.threads import Threads
 
 _LIST_BYTES = 2**30
 """Bytes of memory for lists of exact distances."""
@@ -22,9 +20,6 @@ _LEADERS = 8
 """Candidates whose exact scores set the level for all others at the next pick."""
 _FEWEST_LISTS = 32
 """Least number of lists."""
-
-_A = TypeVar("_A")
-_T = TypeVar("_T")
 
 
 class Ladder(Search):
@@ -67,30 +62,6 @@ class Ladder(Search):
     def _still(self, candidates: NDArray[np.int64], level: float) -> NDArray[np.int64]:
         """Return those whose bounds reach a level."""
         return candidates[self._value[candidates] * self._quality[candidates] >= level]
-
-
-class Threads:
-    """A pool of `count` threads, by default one for each processor that the process may use."""
-
-    def __init__(self, count: int | None) -> None:
-        self.count = count or usable_processors()
-        self._workers = ThreadPoolExecutor(self.count, thread_name_prefix="novelselect")
-
-    def close(self) -> None:
-        """End the threads."""
-        self._workers.shutdown()
-
-    def each(self, work: Callable[[_A], _T], parts: Iterable[_A]) -> list[_T]:
-        """Call `work` with each of some parts."""
-        if self.count == 1:
-            return [work(part) for part in parts]
-        return list(self._workers.map(work, parts))
-
-    def side_by_side(self, part: Callable[[tuple[int, int]], _T], size: int, alone: bool) -> list[_T]:
-        """Call `part` with ranges that together cover `size` things, one range a thread unless `alone`."""
-        if alone:
-            return [part((0, size))]
-        return self.each(part, pairwise(np.linspace(0, size, self.count + 1).astype(int).tolist()))
 
 
 class Slots:

@@ -25,20 +25,19 @@ column a tie that is broken differently changes the value. Sums are in a fixed o
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from novelsum_dagster.common.devices import DeviceMemory, torch_device
 from novelsum_dagster.common.memory import available_memory, require_memory
-from novelsum_dagster.common.processors import usable_processors
 from novelsum_dagster.diversity.novelsum import rank_weights
 from novelsum_dagster.diversity.vectors import cosine_distances, half_squares, unit_rows
+from novelsum_dagster.selection.picks import Found
 from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.search import objective_kernels as kernels
-from novelsum_dagster.selection.search.base import Candidates, Found, Search
+from novelsum_dagster.selection.search.base import Candidates, Search
+from novelsum_dagster.selection.threads import Threads
 from novelsum_dagster.selection.trajectory import Trajectory
 
 _TILE_VALUES = 2**22
@@ -271,14 +270,14 @@ class OnCpu(_Columns):
         # Pages that are never written take no memory.
         self._seen = _seen(np.empty((k, n)), k)
         self._tails = np.empty((0, 0))
-        self._threads = threads or usable_processors()
-        self._workers = ThreadPoolExecutor(self._threads, thread_name_prefix="objective")
+        self._threads = Threads(threads)
 
     def join(self, vector: NDArray[np.float32], distances: NDArray[np.float64]) -> None:
         """See another pick."""
         m, seen = len(distances), self._seen
 
-        def part(lo: int, hi: int) -> None:
+        def part(marks: tuple[int, int]) -> None:
+            lo, hi = marks
             kernels.distances_to(self._units, vector, lo, hi, seen.distance[m])
             kernels.join(seen, m, distances, lo, hi)
 
@@ -288,7 +287,8 @@ class OnCpu(_Columns):
         """Return what each candidate adds, exactly."""
         m, out = chosen.count, np.empty(len(self._units))
 
-        def part(lo: int, hi: int) -> None:
+        def part(marks: tuple[int, int]) -> None:
+            lo, hi = marks
             kernels.added(self._seen, chosen.rows, m, self._own, self._other, lo, hi, out)
 
         self._side_by_side(part, m)
@@ -302,7 +302,8 @@ class OnCpu(_Columns):
         distances = chosen.distances(place)
         total = kernels.tails_without(rows, m, place, self._tails)
 
-        def part(lo: int, hi: int) -> None:
+        def part(marks: tuple[int, int]) -> None:
+            lo, hi = marks
             kernels.added_without(
                 self._seen, rows, m, place, self._tails, distances, self._own, self._other, lo, hi, out
             )
@@ -316,7 +317,8 @@ class OnCpu(_Columns):
         """Replace the pick in a place by (d,); `former` and `distances`, (m,), are those of both to all picks."""
         m, seen = len(distances), self._seen
 
-        def part(lo: int, hi: int) -> None:
+        def part(marks: tuple[int, int]) -> None:
+            lo, hi = marks
             kernels.leave(seen, m, place, former, lo, hi)
             kernels.distances_to(self._units, vector, lo, hi, seen.distance[place])
             kernels.enter(seen, m, place, distances, lo, hi)
@@ -325,17 +327,13 @@ class OnCpu(_Columns):
 
     def close(self) -> None:
         """End the threads and free the distances."""
-        self._workers.shutdown()
+        self._threads.close()
         self._seen = _seen(np.empty((0, 0)), 0)
 
-    def _side_by_side(self, part: Callable[[int, int], None], picks: int) -> None:
-        """Call `part` with ranges of candidates that together cover all, one range a thread."""
+    def _side_by_side(self, part: Callable[[tuple[int, int]], None], picks: int) -> None:
+        """Call `part` with ranges of candidates that together cover all, one range a thread unless there are few."""
         n = len(self._units)
-        if n * picks < _ALONE:
-            part(0, n)
-            return
-        marks = np.linspace(0, n, self._threads + 1).astype(int).tolist()
-        list(self._workers.map(lambda ends: part(*ends), pairwise(marks)))
+        self._threads.side_by_side(part, n, n * picks < _ALONE)
 
 
 class _OnDevice(_Columns):

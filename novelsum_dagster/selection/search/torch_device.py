@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from novelsum_dagster.common.devices import DeviceMemory, torch_device
-from novelsum_dagster.selection.search.base import Candidates, Found, Round, Search, bin_edges, cosine_slack
+from novelsum_dagster.selection.picks import Found
+from novelsum_dagster.selection.search.base import Candidates, Round, Search, bin_edges, cosine_slack
 
 if TYPE_CHECKING:
     import torch
