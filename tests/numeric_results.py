@@ -108,7 +108,7 @@ def results() -> dict[str, dict[str, Any]]:
         "NovelSum on a torch device": novelsum(rows, device="cpu:0").value,
         "novelselect on a torch device": float(on_device.score[-1]),
         "trajectory": float(
-            trajectory(rows[3], factor[3], rows[picks.indices], factor[picks.indices]).score[-1],
+            trajectory(rows[3], factor[3], rows[picks.indices], factor[picks.indices])[-1],
         ),
     }
     return {

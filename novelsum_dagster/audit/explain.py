@@ -20,7 +20,7 @@ from novelsum_dagster.lineage.runs import Run
 from novelsum_dagster.pool.snapshot import BY_VECTORS
 from novelsum_dagster.selection.extension import EXTENDS
 from novelsum_dagster.selection.scoring import Scoring
-from novelsum_dagster.selection.trajectory import bounds_at_end, scores_at_end, trajectory
+from novelsum_dagster.selection.trajectory import bounds_at_end, closest_pick, scores_at_end, trajectory
 
 _SNIPPET = 160
 _OFFERED = 5
@@ -390,7 +390,7 @@ def _closest(scored: _Scored) -> dict[str, Any] | None:
 
     `share`, the fraction of the winning score, is None if scores may be negative.
     """
-    found = trajectory(
+    score = trajectory(
         scored.vector,
         scored.factor,
         scored.picks,
@@ -399,10 +399,10 @@ def _closest(scored: _Scored) -> dict[str, Any] | None:
         quality=scored.quality,
     )
     signed = scored.scoring.density_side == "objective"
-    at = found.closest(scored.winning, by_difference=signed)
+    at = closest_pick(score, scored.winning, by_difference=signed)
     if at is None:
         return None
-    own, won = float(found.score[at - 1]), float(scored.winning[at])
+    own, won = float(score[at - 1]), float(scored.winning[at])
     share = None if signed else own / won
     return {"rank": at + 1, "score": own, "winning_score": won, "share": share, "quality": scored.quality}
 

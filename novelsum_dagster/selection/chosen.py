@@ -19,7 +19,7 @@ from novelsum_dagster.common.spread import Spread, in_turn
 from novelsum_dagster.diversity.tables import DensityTable
 from novelsum_dagster.pool.fields import field_values, positive_numbers
 from novelsum_dagster.pool.snapshot import PoolSnapshot
-from novelsum_dagster.selection.extension import EXTENDS, Earlier
+from novelsum_dagster.selection.extension import EXTENDS, Earlier, present_ids
 from novelsum_dagster.selection.inputs import check_k
 from novelsum_dagster.selection.limits import Quota, Wanted
 from novelsum_dagster.selection.novelselect import Options, novelselect_by
@@ -204,8 +204,8 @@ def _rows(row_of: dict[str, int], renamed: dict[str, list[str]], ids: tuple[str,
                 f"selection.{name}: {id_} was the id of {len(renamed[id_])} records that release 0.2 distinguishes;"
                 f" list the new ids that you want: {', '.join(renamed[id_])}"
             )
-    ids = tuple(id_ if id_ in row_of else renamed.get(id_, [id_])[0] for id_ in ids)
-    unknown = [id_ for id_ in ids if id_ not in row_of]
+    present = present_ids(ids, row_of, renamed)
+    unknown = [id_ for id_ in present if id_ not in row_of]
     if unknown:
         raise InputError(f"selection.{name}: no sample of the pool has the id {unknown[0]!r} ({len(unknown)} such ids)")
-    return [row_of[id_] for id_ in ids]
+    return [row_of[id_] for id_ in present]

@@ -3,6 +3,7 @@
 Belongs here: which subset that is, and which of its samples are still in the pool. Does not: choosing (`chosen`).
 """
 
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,10 +56,19 @@ def earlier_subset(root: Path, snapshot: PoolSnapshot, key: str) -> Earlier:
             f"the subset to extend cannot be read: {error}. Or remove selection.extend_by from the settings, to select"
             " without it"
         ) from None
-    there = set(snapshot.samples(root, ["id"])["id"].to_pylist())
-    renamed = snapshot.ids_by_former(root)
-    # If several records had one id, the first is the one that was kept at that time.
-    distinct = tuple(dict.fromkeys(id_ if id_ in there else renamed.get(id_, [id_])[0] for id_ in ids))
+    known = set(snapshot.samples(root, ["id"])["id"].to_pylist())
+    distinct = dict.fromkeys(present_ids(ids, known, snapshot.ids_by_former(root)))
     return Earlier(
-        key, tuple(id_ for id_ in distinct if id_ in there), tuple(id_ for id_ in distinct if id_ not in there)
+        key, tuple(id_ for id_ in distinct if id_ in known), tuple(id_ for id_ in distinct if id_ not in known)
     )
+
+
+def present_ids(ids: Iterable[str], known: Container[str], renamed: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return ids with those of an earlier release replaced by the present ones.
+
+    Args:
+        ids: of samples.
+        known: the present ids.
+        renamed: those that had each former id; the first of them is the one that was kept at that time.
+    """
+    return [id_ if id_ in known else renamed.get(id_, [id_])[0] for id_ in ids]

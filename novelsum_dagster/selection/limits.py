@@ -154,7 +154,7 @@ class Limits:
         self.left -= float(self._cost[pick])
         self._open[pick] = False
         for group in self._groups:
-            self._changed |= group.add(pick)
+            self._changed |= group.count(pick)
 
     def may_replace(self, pick: int) -> NDArray[np.bool_]:
         """Return which samples may replace a pick without violating a limit, bool, (n,)."""
@@ -168,7 +168,7 @@ class Limits:
         self.left += float(self._cost[pick])
         self._open[pick] = True
         for group in self._groups:
-            group.take_back(pick)
+            group.count(pick, -1)
         self.add(other)
 
     def changes(self) -> NDArray[np.bool_] | None:
@@ -276,20 +276,13 @@ class _Group:
     def has_full_label(self) -> bool:
         return bool((self._cap_left <= 0).any())
 
-    def add(self, pick: int) -> bool:
-        """Register a pick; return whether its label is now full."""
+    def count(self, pick: int, change: int = 1) -> bool:
+        """Register a pick, or unregister it with a change of -1; return whether its label is now full."""
         code = self.codes[pick]
-        self._cap_left[code] -= 1
-        self._picked[code] += 1
+        self._cap_left[code] -= change
+        self._picked[code] += change
         self._floor_left[code] = max(self._floor[code] - self._picked[code], 0)
         return bool(self._cap_left[code] <= 0)
-
-    def take_back(self, pick: int) -> None:
-        """Unregister a pick."""
-        code = self.codes[pick]
-        self._cap_left[code] += 1
-        self._picked[code] -= 1
-        self._floor_left[code] = max(self._floor[code] - self._picked[code], 0)
 
     def may_replace(self, pick: int) -> NDArray[np.bool_]:
         """Return which samples may replace a pick: those of its label, and of others if its label can spare one."""

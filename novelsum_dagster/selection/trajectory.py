@@ -4,8 +4,6 @@ Belongs here: exact scores of single samples; bounds of the others' scores, from
 not: every sample's rank among all (`exact`).
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,32 +15,6 @@ _TILE_VALUES = 2**22
 """Number of distances held at a time: 32 MiB of float64."""
 
 
-@dataclass(frozen=True)
-class Trajectory:
-    """The scores of one sample, `y F`, float64, (k,): `score[m]` once m + 1 picks were made."""
-
-    score: NDArray[np.float64]
-
-    def closest(self, winning: NDArray[np.float64], by_difference: bool = False) -> int | None:
-        """Return the pick, from 0, at which the sample's score was the largest part of the one that won.
-
-        Args:
-            winning: float64, (k,): the score of each pick; NaN if it was not picked by score.
-            by_difference: return the pick at which its score was least below the one that won, which is defined for
-                negative scores, too.
-
-        Returns:
-            None if no pick was made by score after the first; of parts, by a score over 0.
-        """
-        # Before pick m the sample's score is that after m picks: score[m - 1].
-        if by_difference:
-            near = self.score[:-1] - winning[1:]
-        else:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                near = np.where(winning[1:] > 0, self.score[:-1] / winning[1:], np.nan)
-        return None if np.isnan(near).all() else int(np.nanargmax(near)) + 1
-
-
 def trajectory(
     vector: NDArray[np.float32],
     factor: float,
@@ -51,8 +23,8 @@ def trajectory(
     *,
     scoring: Scoring = PUBLISHED,
     quality: float = 1.0,
-) -> Trajectory:
-    """Return a sample's score after every pick, as NovelSelect defines it.
+) -> NDArray[np.float64]:
+    """Return a sample's score `y F` after every pick, as NovelSelect defines it: float64, (k,), [m] after m + 1 picks.
 
     Args:
         vector: float32, (d,), of the sample.
@@ -65,12 +37,12 @@ def trajectory(
     Raises:
         ValueError: for a vector of zeros.
     """
+    own = unit_rows(np.ascontiguousarray(vector[None, :], dtype=np.float32), "sample")
+    chosen = unit_rows(np.ascontiguousarray(picks, dtype=np.float32), "picks")
     if scoring.density_side == "objective":
         from novelsum_dagster.selection.search.objective import objective_trajectory
 
-        return objective_trajectory(vector, factor, picks, pick_factors, scoring)
-    own = unit_rows(np.ascontiguousarray(vector[None, :], dtype=np.float32), "sample")
-    chosen = unit_rows(np.ascontiguousarray(picks, dtype=np.float32), "picks")
+        return objective_trajectory(own, factor, chosen, pick_factors, scoring)
     ranked, summed = _ranked_and_summed(
         cosine_distances(own, chosen), np.array([factor]), np.asarray(pick_factors, np.float64), scoring
     )
@@ -84,7 +56,28 @@ def trajectory(
             held[place + 1 : made + 1] = held[place:made]
             held[place] = new[0, made]
         score[made] = quality * (values[: made + 1] @ weights[: made + 1])
-    return Trajectory(score)
+    return score
+
+
+def closest_pick(score: NDArray[np.float64], winning: NDArray[np.float64], by_difference: bool = False) -> int | None:
+    """Return the pick, from 0, at which a sample's score was the largest part of the one that won.
+
+    Args:
+        score: float64, (k,), of `trajectory`.
+        winning: float64, (k,): the score of each pick; NaN if it was not picked by score.
+        by_difference: return the pick at which its score was least below the one that won, which is defined for
+            negative scores, too.
+
+    Returns:
+        None if no pick was made by score after the first; of parts, by a score over 0.
+    """
+    # Before pick m the sample's score is that after m picks: score[m - 1].
+    if by_difference:
+        near = score[:-1] - winning[1:]
+    else:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            near = np.where(winning[1:] > 0, score[:-1] / winning[1:], np.nan)
+    return None if np.isnan(near).all() else int(np.nanargmax(near)) + 1
 
 
 def bounds_at_end(
@@ -142,12 +135,9 @@ def scores_at_end(
     units = unit_rows(np.ascontiguousarray(vectors, dtype=np.float32), "samples")
     chosen = unit_rows(np.ascontiguousarray(picks, dtype=np.float32), "picks")
     if scoring.density_side == "objective":
-        from novelsum_dagster.selection.search.objective import objective_scores
+        from novelsum_dagster.selection.search.objective import Chosen
 
-        here, made = np.arange(len(units)), np.arange(len(units), len(units) + len(chosen))
-        return objective_scores(
-            here, np.concatenate([units, chosen]), np.concatenate([factors, pick_factors]), made, scoring
-        )
+        return Chosen.of(chosen, pick_factors, scoring).scores(units, factors)
     weights = rank_weights(len(chosen), scoring.proximity_power)
     scores = np.empty(len(units))
     tile = max(1, _TILE_VALUES // len(chosen))

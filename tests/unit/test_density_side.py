@@ -326,7 +326,7 @@ def test_trajectories_and_scores_at_the_end_are_those_of_the_selection(side: Sid
     picks = novelselect(rows, 25, must_exclude=[50], **named)
     others = np.setdiff1d(np.arange(60), picks.indices)
     paths = [
-        trajectory(rows[row], factor[row], rows[picks.indices], factor[picks.indices], scoring=scoring).score
+        trajectory(rows[row], factor[row], rows[picks.indices], factor[picks.indices], scoring=scoring)
         for row in others
     ]
     for made in (1, 2, 13, 25):
@@ -336,7 +336,7 @@ def test_trajectories_and_scores_at_the_end_are_those_of_the_selection(side: Sid
     np.testing.assert_allclose(at_end, exact, rtol=1e-6, atol=1e-6)
     for rank in range(1, 25):
         pick = picks.indices[rank]
-        path = trajectory(rows[pick], factor[pick], rows[picks.indices], factor[picks.indices], scoring=scoring).score
+        path = trajectory(rows[pick], factor[pick], rows[picks.indices], factor[picks.indices], scoring=scoring)
         assert path[rank - 1] == pytest.approx(picks.score[rank], rel=1e-6, abs=1e-6)
     known = picks.remaining
     assert known is not None

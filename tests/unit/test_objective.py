@@ -23,12 +23,11 @@ from novelsum_dagster.selection.search.base import Candidates, Search, Verificat
 from novelsum_dagster.selection.search.objective import (
     Chosen,
     ObjectiveSearch,
-    objective_scores,
-    objective_trajectory,
     sides,
 )
 from novelsum_dagster.selection.subset import write_subset
 from novelsum_dagster.selection.swaps import objective_facts, upper_bound
+from novelsum_dagster.selection.trajectory import trajectory
 from novelsum_dagster.settings import Embedding, Pool, Source
 from tests.pools import alpaca, write_jsonl
 
@@ -165,7 +164,7 @@ def test_scores_outright_have_the_same_bits_as_those_of_a_search(scoring: Scorin
         search.best()
         known = search.remaining()
         np.testing.assert_array_equal(
-            known.score, objective_scores(np.arange(40), units, factor, picks[: made + 1], scoring)
+            known.score, Chosen.of(units[picks[: made + 1]], factor[picks[: made + 1]], scoring).scores(units, factor)
         )
         assert known.is_exact.all()
         assert (known.at == made + 1).all()
@@ -178,9 +177,9 @@ def test_a_samples_trajectory_is_its_increase_after_every_pick(scoring: Scoring)
     rows, factor = _pool(30)
     picks = _select(rows, factor, 10, scoring).indices
     row = next(row for row in range(30) if row not in picks)
-    found = objective_trajectory(rows[row], factor[row], rows[picks], factor[picks], scoring)
+    found = trajectory(rows[row], factor[row], rows[picks], factor[picks], scoring=scoring)
     expected = [_increases(rows, factor, picks[:made].tolist(), scoring)[row] for made in range(1, 11)]
-    np.testing.assert_allclose(found.score, expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
 @EVERY_MEASURE

@@ -10,7 +10,7 @@ from novelsum_dagster.selection import novelselect, select
 from novelsum_dagster.selection.covering import covering
 from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.search.exact import standing
-from novelsum_dagster.selection.trajectory import Trajectory, bounds_at_end, scores_at_end, trajectory
+from novelsum_dagster.selection.trajectory import bounds_at_end, closest_pick, scores_at_end, trajectory
 
 N, D, K = 60, 12, 25
 
@@ -50,15 +50,15 @@ def test_it_equals_the_exact_standing_after_every_pick(
             rows, picks[:made], density_factor=factor, proximity_power=alpha, quality=quality, rows=samples
         )
         # The selection keeps distances in float32.
-        np.testing.assert_allclose([one.score[made - 1] for one in found], exact.score, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose([one[made - 1] for one in found], exact.score, rtol=1e-6, atol=1e-6)
 
 
 def test_a_sample_equal_to_a_pick_counts_its_distance_as_0(
     rows: NDArray[np.float32], factor: NDArray[np.float64]
 ) -> None:
     found = trajectory(rows[0], factor[0], rows[[0, N - 1, 9]], factor[[0, N - 1, 9]])
-    np.testing.assert_allclose(found.score[:2], 0, atol=1e-6)
-    assert found.score[2] > 0.01
+    np.testing.assert_allclose(found[:2], 0, atol=1e-6)
+    assert found[2] > 0.01
 
 
 def test_scores_of_a_pick_are_those_by_which_it_won(rows: NDArray[np.float32], factor: NDArray[np.float64]) -> None:
@@ -66,7 +66,7 @@ def test_scores_of_a_pick_are_those_by_which_it_won(rows: NDArray[np.float32], f
     for rank in range(1, K):
         pick = picks.indices[rank]
         found = trajectory(rows[pick], factor[pick], rows[picks.indices], factor[picks.indices])
-        assert found.score[rank - 1] == pytest.approx(picks.score[rank], rel=1e-6)
+        assert found[rank - 1] == pytest.approx(picks.score[rank], rel=1e-6)
 
 
 def test_closest_equals_brute_force(rows: NDArray[np.float32], factor: NDArray[np.float64]) -> None:
@@ -81,7 +81,7 @@ def test_closest_equals_brute_force(rows: NDArray[np.float32], factor: NDArray[n
                 for rank in range(1, K)
                 if not np.isnan(made.score[rank])
             }
-            closest = found.closest(made.score)
+            closest = closest_pick(found, made.score)
             assert closest is not None
             assert shares[closest] == pytest.approx(max(shares.values()), rel=1e-6)
             assert shares[closest] < 1 + 1e-6
@@ -89,7 +89,7 @@ def test_closest_equals_brute_force(rows: NDArray[np.float32], factor: NDArray[n
 
 @pytest.mark.parametrize("winning", [[np.nan], [np.nan, np.nan, np.nan]])
 def test_closest_is_none_without_picks_by_score(winning: list[float]) -> None:
-    assert Trajectory(np.arange(1.0, 1 + len(winning))).closest(np.array(winning)) is None
+    assert closest_pick(np.arange(1.0, 1 + len(winning)), np.array(winning)) is None
 
 
 def test_a_vector_of_zeros_is_refused(rows: NDArray[np.float32], factor: NDArray[np.float64]) -> None:

@@ -102,9 +102,9 @@ def exact_scores(
         scoring: which score.
     """
     if scoring.density_side == "objective":
-        from novelsum_dagster.selection.search.objective import objective_scores
+        from novelsum_dagster.selection.search.objective import Chosen
 
-        return objective_scores(candidates, unit_rows, factor, picks, scoring)
+        return Chosen.of(unit_rows[picks], factor[picks], scoring).scores(unit_rows[candidates], factor[candidates])
     from novelsum_dagster.selection.search.cpu_kernels import Picked, all_distances, column_sums, weighted_sums
 
     picked = Picked(unit_rows[picks], factor[picks] * scoring.of_picks)

@@ -23,7 +23,6 @@ Distances and ranks are exact, in float64 (`unit_rows`): rounded to float32, dif
 column a tie that is broken differently changes the value. Sums are in a fixed order, that of the picks.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
@@ -32,13 +31,12 @@ from numpy.typing import NDArray
 from novelsum_dagster.common.devices import DeviceMemory, torch_device
 from novelsum_dagster.common.memory import available_memory, require_memory
 from novelsum_dagster.diversity.novelsum import rank_weights
-from novelsum_dagster.diversity.vectors import cosine_distances, half_squares, unit_rows
+from novelsum_dagster.diversity.vectors import cosine_distances, half_squares
 from novelsum_dagster.selection.picks import Found
 from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.search import objective_kernels as kernels
 from novelsum_dagster.selection.search.base import Candidates, Search
 from novelsum_dagster.selection.threads import Threads
-from novelsum_dagster.selection.trajectory import Trajectory
 
 _TILE_VALUES = 2**22
 """Number of distances held at a time outside of a search: 48 MiB with their ranks."""
@@ -82,7 +80,7 @@ class ObjectiveSearch(Search):
         k, scoring = len(weights), candidates.scoring
         self._chosen = Chosen(k, self._rows.shape[1], scoring)
         own, other = sides(self._factor, scoring)
-        self._columns: _Columns
+        self._columns: OnCpu | _OnDevice
         if device == "cpu":
             self._columns = OnCpu(self._rows, own, other, k, threads)
         else:
@@ -220,24 +218,8 @@ class Chosen:
         return np.asarray(cosine_distances(vector[None], several)[0])
 
 
-class _Columns(ABC):
-    """The distances and ranks between candidates and picks."""
-
-    @abstractmethod
-    def join(self, vector: NDArray[np.float32], distances: NDArray[np.float64]) -> None:
-        """Add a pick, (d,), with its distances to the m earlier ones, (m,)."""
-
-    @abstractmethod
-    def added(self, chosen: Chosen) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        """Return what each candidate adds to the sum of the picks' rows, and how far that may be off; None if exact."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Free what is held."""
-
-
-class OnCpu(_Columns):
-    """Candidates in memory, scored by threads that share them.
+class OnCpu:
+    """The distances and ranks between candidates and picks in memory; threads share the candidates.
 
     Args:
         units: float32, (n, d), unit rows.
@@ -273,7 +255,7 @@ class OnCpu(_Columns):
         self._threads = Threads(threads)
 
     def join(self, vector: NDArray[np.float32], distances: NDArray[np.float64]) -> None:
-        """See another pick."""
+        """Add a pick, (d,), with its distances to the m earlier ones, (m,)."""
         m, seen = len(distances), self._seen
 
         def part(marks: tuple[int, int]) -> None:
@@ -284,7 +266,7 @@ class OnCpu(_Columns):
         self._side_by_side(part, m + 1)
 
     def added(self, chosen: Chosen) -> tuple[NDArray[np.float64], None]:
-        """Return what each candidate adds, exactly."""
+        """Return what each candidate adds to the sum of the picks' rows, exactly."""
         m, out = chosen.count, np.empty(len(self._units))
 
         def part(marks: tuple[int, int]) -> None:
@@ -336,8 +318,8 @@ class OnCpu(_Columns):
         self._threads.side_by_side(part, n, n * picks < _ALONE)
 
 
-class _OnDevice(_Columns):
-    """Candidates on a torch device: the same ranks, and sums in whatever order the device takes.
+class _OnDevice:
+    """As `OnCpu`, on a torch device: the same ranks, and sums in whatever order the device takes.
 
     Args:
         units, own, other, k: as of `OnCpu`.
@@ -367,7 +349,7 @@ class _OnDevice(_Columns):
             self._before, self._rank = torch.empty((2, k, n), dtype=torch.int32, device=self._device)
 
     def join(self, vector: NDArray[np.float32], distances: NDArray[np.float64]) -> None:
-        """See another pick."""
+        """Add a pick, as `OnCpu.join` does."""
         torch, m = self._torch, len(distances)
         with self._memory:
             row = torch.from_numpy(vector).to(self._device).double()
@@ -417,55 +399,31 @@ def sides(factor: NDArray[np.float64], scoring: Scoring) -> tuple[NDArray[np.flo
     return (factor, ones) if scoring.measured_side == "row" else (ones, factor)
 
 
-def objective_scores(
-    candidates: NDArray[np.int64],
-    unit_rows: NDArray[np.float32],
-    factor: NDArray[np.float64],
-    picks: NDArray[np.int64],
-    scoring: Scoring,
-) -> NDArray[np.float64]:
-    """Return the increase of the picks' NovelSum by each candidate, float64, (c,), computed directly.
-
-    Args:
-        candidates: int64, (c,), rows.
-        unit_rows: float32, (n, d), rows of length 1.
-        factor: float64, (n,), density factors.
-        picks: int64, (m,), rows in pick order, one at least.
-        scoring: which NovelSum.
-    """
-    chosen = Chosen.of(unit_rows[picks], factor[picks], scoring)
-    return chosen.scores(unit_rows[candidates], factor[candidates])
-
-
 def objective_trajectory(
-    vector: NDArray[np.float32],
+    own: NDArray[np.float32],
     factor: float,
     picks: NDArray[np.float32],
     pick_factors: NDArray[np.float64],
     scoring: Scoring,
-) -> Trajectory:
-    """Return by how much a sample would have increased NovelSum after every pick.
+) -> NDArray[np.float64]:
+    """Return by how much a sample would have increased NovelSum after every pick: float64, (k,).
 
     Args:
-        vector: float32, (d,), of the sample.
+        own: float32, (1, d), the unit row of the sample.
         factor: its density factor.
-        picks: float32, (k, d), vectors of the picks in order.
+        picks: float32, (k, d), unit rows of the picks in order.
         pick_factors: float64, (k,), their density factors.
         scoring: which NovelSum.
-
-    Raises:
-        ValueError: for a vector of zeros.
     """
-    own = unit_rows(np.ascontiguousarray(vector[None, :], dtype=np.float32), "sample")
-    rows = unit_rows(np.ascontiguousarray(picks, dtype=np.float32), "picks")
-    chosen = Chosen(len(rows), rows.shape[1], scoring)
-    columns = OnCpu(own, *sides(np.array([factor]), scoring), len(rows), 1)
-    score = np.empty(len(rows))
-    for place, (row, one) in enumerate(zip(rows, pick_factors.tolist(), strict=True)):
+    k = len(picks)
+    chosen = Chosen(k, picks.shape[1], scoring)
+    columns = OnCpu(own, *sides(np.array([factor]), scoring), k, 1)
+    score = np.empty(k)
+    for place, (row, one) in enumerate(zip(picks, pick_factors.tolist(), strict=True)):
         columns.join(row, chosen.append(row, one))
         score[place] = chosen.increase(columns.added(chosen)[0])[0]
     columns.close()
-    return Trajectory(score)
+    return score
 
 
 def _rank_type(k: int) -> np.dtype[np.unsignedinteger]:
