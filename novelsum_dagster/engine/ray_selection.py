@@ -70,25 +70,26 @@ class RaySearch(Search):
         """No-op: picks are sent with the next request."""
 
     def _best(self) -> Found | None:
-        for part in self._parts:
-            part.ask("best", self.picks[: self.picked], self._allowed, self._is_new)
-        self._is_new = False
         round_ = Round()
-        for part in self._parts:
-            found = part.answer()
+        for part, found in zip(self._parts, self._answers("best"), strict=True):
             if found is not None:
                 round_.merge(found, part.first)
         return round_.found()
 
     def _known(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
-        for part in self._parts:
-            part.ask("remaining", self.picks[: self.picked], self._allowed, self._is_new)
-        known: list[Remaining] = [part.answer() for part in self._parts]
+        known: list[Remaining] = self._answers("remaining")
         return (
             np.concatenate([one.score for one in known]),
             np.concatenate([one.at for one in known]),
             np.concatenate([one.is_exact for one in known]),
         )
+
+    def _answers(self, what: str) -> list[Any]:
+        """Send all parts the news and a request; return their responses."""
+        for part in self._parts:
+            part.ask(what, self.picks[: self.picked], self._allowed, self._is_new)
+        self._is_new = False
+        return [part.answer() for part in self._parts]
 
 
 class _Part:
