@@ -29,9 +29,9 @@ from novelsum_dagster.settings import S3, S3Place
 BUCKET = "curations"
 USER, PASSWORD = "tester", "planted-secret-7f3b"
 FAULTS = ["reset", "error", "slow_down", "timeout", "truncated"]
-QUICK = Patience(attempts=8, connect_seconds=2, read_seconds=1, first_wait=0.05, longest_wait=0.5)
+QUICK = Patience(attempts=8, connect_seconds=2, read_seconds=1)
 """Short waits; as many attempts as in earnest."""
-HASTY = Patience(attempts=2, connect_seconds=1, read_seconds=0.5, first_wait=0.05)
+HASTY = Patience(attempts=2, connect_seconds=1, read_seconds=0.5)
 """Gives up soon."""
 
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
-
-from novelsum_dagster.remote.faults import HEADERS
+from botocore.exceptions import ConnectionClosedError
 
 _CONNECTIONS = 40
 """Connections kept open at once."""
+_OF_OBJECT = ("ETag", "ContentLength", "LastModified")
+_HEADERS = {"HeadObject": _OF_OBJECT, "GetObject": _OF_OBJECT, "PutObject": ("ETag",), "UploadPart": ("ETag",)}
+"""Fields of every complete response, by request. The HTTP library accepts a response that ended within its headers."""
 
 
 def new_client(
@@ -55,8 +57,14 @@ def _again_if_cut(
     """Return the seconds to wait before repeating a request whose response ended within its headers, else None.
 
     botocore's own rules apply afterwards.
+
+    Raises:
+        ConnectionClosedError: if no attempt is left.
     """
-    if response is None or attempts >= most or response[0].status_code >= 300:
+    if response is None or response[0].status_code >= 300:
         return None
-    is_cut = any(header not in response[1] for header in HEADERS.get(operation.name, ()))
-    return random.uniform(0, 2 ** (attempts - 1)) if is_cut else None  # noqa: S311
+    if all(header in response[1] for header in _HEADERS.get(operation.name, ())):
+        return None
+    if attempts >= most:
+        raise ConnectionClosedError(endpoint_url=response[0].url)
+    return random.uniform(0, 2 ** (attempts - 1))  # noqa: S311

@@ -1,14 +1,11 @@
-"""Errors of S3: which ones are retried, and their messages.
+"""Errors of S3: for how long requests are retried, and their messages.
 
-Belongs here: retry times, the message and remedy for each error. Does not: the transfers.
+Belongs here: limits, the message and remedy for each error. Does not: the transfers.
 
 No message repeats text of the server or the AWS libraries: responses to a wrong signature contain the signed data.
 """
 
-import random
 import re
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,33 +18,18 @@ class Patience:
     """Retry and timeout limits for S3.
 
     Attributes:
-        attempts: of each request, and of each transfer with wrong content.
+        attempts: of each request, and of each part of a download that is cut off.
         connect_seconds: the longest wait for a connection.
         read_seconds: the longest wait for the next bytes.
-        first_wait: seconds before the second attempt at a transfer, at most; doubled for each further one.
-        longest_wait: seconds before any attempt, at most.
         abandoned_seconds: age from which a multipart upload counts as abandoned by a dead process, and is removed.
     """
 
     attempts: int = 8
     connect_seconds: float = 10
     read_seconds: float = 45
-    first_wait: float = 1
-    longest_wait: float = 20
     abandoned_seconds: float = 86_400
 
-    def tries(self) -> Iterator[int]:
-        """Yield the number of each attempt from 0, waiting before every one but the first."""
-        for number in range(self.attempts):
-            if number:  # Random, so that clients that failed together do not retry together.
-                longest = min(self.first_wait * 2 ** (number - 1), self.longest_wait)
-                time.sleep(random.uniform(0, longest))  # noqa: S311
-            yield number
 
-
-_OF_OBJECT = ("ETag", "ContentLength", "LastModified")
-HEADERS = {"HeadObject": _OF_OBJECT, "GetObject": _OF_OBJECT, "PutObject": ("ETag",), "UploadPart": ("ETag",)}
-"""Fields of every complete response, by request. The HTTP library accepts a response that ended within its headers."""
 CREDENTIALS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role; they are never read "
     "from the settings"

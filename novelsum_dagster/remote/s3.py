@@ -1,10 +1,10 @@
 """One prefix of an S3 bucket as a store of files that are either complete or missing.
 
-Belongs here: listing, reading, writing and deleting objects, with verification and retries. Does not: which files a
-curation has, a local copy of them (`mirror`).
+Belongs here: listing, reading, writing, deleting and verifying objects. Does not: which files a curation has, a local
+copy of them (`mirror`).
 
-A request that fails temporarily is repeated by botocore; a transfer with short or wrong content is repeated here. The
-SHA-256 of the content is stored with each object, so that nothing is sent twice.
+boto3 repeats what fails temporarily: requests, and parts of large transfers. The SHA-256 of the content is stored with
+each object, so that nothing is sent twice.
 """
 
 import hashlib
@@ -13,21 +13,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from io import BufferedReader
+from io import BytesIO
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import IO, Any
 
 from novelsum_dagster.common.errors import InputError
-from novelsum_dagster.common.files import file_hash, is_name, replacing
-from novelsum_dagster.remote.faults import HEADERS, Patience, code_of, in_words, status_of
+from novelsum_dagster.common.files import is_name, replacing
+from novelsum_dagster.remote.faults import Patience, code_of, in_words
 from novelsum_dagster.settings import S3, S3Place
 
-MULTIPART_BYTES = 8 << 20
-"""Larger files are sent in parts of this size."""
-_CHUNK = 1 << 20
+PART_BYTES = 8 << 20
+"""Larger files are sent and fetched in parts of this size."""
 _SHA256 = "sha256"
 """Name of an object's metadata field with its SHA-256."""
+_MISSING = ("404", "NoSuchKey")
+"""Error codes of requests for an object that does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +48,8 @@ class RemoteFile:
     sha256: str | None = None
 
 
-class _BrokenOffError(Exception):
-    """The connection ended in the middle of an object's content, which botocore does not retry by itself."""
-
-
 class _WrongContentError(Exception):
-    """The content has the right length but the wrong SHA-256."""
+    """The content does not have its SHA-256, or changed while it was read."""
 
 
 class Remote:
@@ -100,14 +97,12 @@ class Remote:
         from botocore.exceptions import ClientError
 
         with self._explained(name, "be read"):
-            client = self._client
             try:
-                head = client.head_object(**self._object(name))
+                head = self._client.head_object(**self._object(name))
             except ClientError as error:
-                if status_of(error) == 404:
+                if code_of(error) in _MISSING:
                     return None
                 raise
-            _require_whole("HeadObject", head)
         return RemoteFile(
             head["ContentLength"], head["ETag"].strip('"'), head["LastModified"], head["Metadata"].get(_SHA256)
         )
@@ -119,29 +114,21 @@ class Remote:
         """
         from botocore.exceptions import ClientError
 
+        content = BytesIO()
         with self._explained(name, "be read"):
-            client = self._client
-            for number in self.patience.tries():
-                try:
-                    answer = client.get_object(**self._object(name))
-                    _require_whole("GetObject", answer)
-                    data = b"".join(_content(answer))
-                    _require(hashlib.sha256(data).hexdigest(), answer["Metadata"].get(_SHA256))
-                except ClientError as error:
-                    if code_of(error) == "NoSuchKey":
-                        return None
-                    raise
-                except (_BrokenOffError, _WrongContentError):
-                    if number == self.patience.attempts - 1:
-                        raise
-                else:
-                    return data
-        raise AssertionError  # The last attempt has returned or raised.
+            try:
+                self._fetch(name, content)
+            except ClientError as error:
+                if code_of(error) in _MISSING:
+                    return None
+                raise
+        return content.getvalue()
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small object in one request: a reader sees the old content or the new."""
+        metadata = {_SHA256: hashlib.sha256(data).hexdigest()}
         with self._explained(name, "be written"):
-            self._put(name, data, hashlib.sha256(data).hexdigest())
+            self._client.put_object(**self._object(name), Body=data, Metadata=metadata)
 
     def delete(self, name: str) -> None:
         """Delete an object, if it exists."""
@@ -156,16 +143,23 @@ class Remote:
             path: of the file.
             sha256: that it must have; default: the one stored with it, if any.
         """
-        with replacing(path) as temporary, self._explained(name, "be read"):
-            wrong = 0
-            transfer = _Download(self._client, self._object(name), temporary, sha256)
-            for number in self.patience.tries():
-                try:
-                    return transfer.go_on()
-                except (_BrokenOffError, _WrongContentError) as error:
-                    wrong += isinstance(error, _WrongContentError)
-                    if wrong == 2 or number == self.patience.attempts - 1:  # Wrong twice: not by chance.
-                        raise
+        with replacing(path) as temporary, temporary.open("r+b") as file, self._explained(name, "be read"):
+            self._fetch(name, file, sha256)
+
+    def _fetch(self, name: str, file: IO[bytes], sha256: str | None = None) -> None:
+        """Download an object into an empty file, and verify it."""
+        from s3transfer.exceptions import S3DownloadFailedError
+
+        for _ in range(2):  # Once, it may have been replaced meanwhile; twice is no coincidence.
+            wanted = sha256 or self._client.head_object(**self._object(name))["Metadata"].get(_SHA256)
+            file.truncate(0)
+            try:
+                self._client.download_fileobj(**self._object(name), Fileobj=file, Config=self._transfers())
+            except S3DownloadFailedError:  # It was replaced between two parts.
+                continue
+            if wanted in (None, _digest(file)):
+                return
+        raise _WrongContentError
 
     def upload(self, path: Path, name: str, sha256: str | None = None) -> bool:
         """Upload a file as an object, in parts if it is large; return False if the object existed already.
@@ -177,50 +171,39 @@ class Remote:
         """
         from botocore.exceptions import ClientError
 
-        with self._explained(name, "be written"):
-            for number in self.patience.tries():
-                # A file that is replaced meanwhile is sent in its old version, which is open.
-                with path.open("rb") as file:
-                    wanted, there = sha256 or _digest(file), self.stat(name)
-                    size = os.fstat(file.fileno()).st_size
-                    if there is not None and (there.sha256, there.size) == (wanted, size):
-                        return number > 0
-                    if _digest(file) != wanted:
-                        raise InputError(
-                            f"{path}: is damaged (its SHA-256 differs from the record); delete and rebuild it"
-                        )
-                    try:
-                        self._send(file, size, name, wanted)
-                        return True
-                    except ClientError as error:
-                        # The response to a finished upload was lost and the request repeated, or it was removed.
-                        if code_of(error) != "NoSuchUpload" or number == self.patience.attempts - 1:
-                            raise
-        raise AssertionError
-
-    def _send(self, file: BufferedReader, size: int, name: str, sha256: str) -> None:
-        if size <= MULTIPART_BYTES:
-            self._put(name, file.read(), sha256)
-            return
-        from s3transfer.manager import TransferConfig, TransferManager
-
-        self._remove_abandoned(name)
-        config = TransferConfig(
-            multipart_threshold=MULTIPART_BYTES,
-            multipart_chunksize=MULTIPART_BYTES,
-            max_request_concurrency=4,
-            max_in_memory_upload_chunks=4,
-        )
-        with TransferManager(self._client, config) as transfers:
-            extra = {"Metadata": {_SHA256: sha256}}
+        # A file that is replaced meanwhile is sent in its old version, which is open.
+        with self._explained(name, "be written"), path.open("rb") as file:
+            wanted, size = sha256 or _digest(file), os.fstat(file.fileno()).st_size
+            if self._has(name, wanted, size):
+                return False
+            if _digest(file) != wanted:
+                raise InputError(f"{path}: is damaged (its SHA-256 differs from the record); delete and rebuild it")
+            if size > PART_BYTES:
+                self._remove_abandoned(name)
+            file.seek(0)
+            extra = {"Metadata": {_SHA256: wanted}}
             try:
-                transfers.upload(file, self.place.bucket, self._key(name), extra_args=extra).result()
-            except KeyError:  # The response to a part had no ETag: it was cut off.
-                raise _BrokenOffError from None
+                self._client.upload_fileobj(file, **self._object(name), ExtraArgs=extra, Config=self._transfers())
+            except ClientError as error:
+                # The response to a finished upload was lost, and the repeated request did not find it.
+                if code_of(error) != "NoSuchUpload" or not self._has(name, wanted, size):
+                    raise
+            return True
 
-    def _put(self, name: str, data: bytes, sha256: str) -> None:
-        answer = self._client.put_object(**self._object(name), Body=data, Metadata={_SHA256: sha256})
-        _require_whole("PutObject", answer)
+    def _has(self, name: str, sha256: str, size: int) -> bool:
+        there = self.stat(name)
+        return there is not None and (there.sha256, there.size) == (sha256, size)
+
+    def _transfers(self) -> Any:
+        """Return the limits of one transfer."""
+        from boto3.s3.transfer import TransferConfig
+
+        return TransferConfig(
+            multipart_threshold=PART_BYTES + 1,  # From this size on.
+            multipart_chunksize=PART_BYTES,
+            max_concurrency=4,
+            num_download_attempts=self.patience.attempts,
+        )
 
     def _remove_abandoned(self, name: str) -> None:
         """Remove parts of this object left by killed processes: they are not listed, but take space."""
@@ -269,12 +252,13 @@ class Remote:
     @contextmanager
     def _explained(self, name: str, what: str) -> Iterator[None]:
         from botocore.exceptions import BotoCoreError, ClientError
+        from s3transfer.exceptions import RetriesExceededError
 
         try:
             yield
         except _WrongContentError:
             problem, advice = "its SHA-256 differs from the record", "delete it there, then rebuild it"
-        except _BrokenOffError:
+        except RetriesExceededError:
             problem, advice = "the connection was interrupted repeatedly", "try again later"
         except (ClientError, BotoCoreError) as error:
             problem, advice = in_words(error)
@@ -285,76 +269,7 @@ class Remote:
         raise InputError(f"{where} cannot {what}: {problem}; {advice}") from None
 
 
-class _Download:
-    """A resumable transfer of one object into a file."""
-
-    def __init__(self, client: Any, place: dict[str, str], file: Path, sha256: str | None) -> None:
-        self._client = client
-        self._place = place
-        self._file = file
-        self._sha256 = sha256
-        self._kept: str | None = None
-        self._etag: str | None = None
-        self._total: int | None = None
-
-    def go_on(self) -> None:
-        """Fetch the missing part and verify the file; discard it if its content is wrong."""
-        from botocore.exceptions import ClientError
-
-        start = self._file.stat().st_size
-        try:
-            if self._total is None or start < self._total:
-                self._fetch(start)
-            _require(file_hash(self._file), self._sha256 or self._kept)
-        except _WrongContentError:
-            self._forget()
-            raise
-        except ClientError as error:
-            if code_of(error) != "PreconditionFailed" and status_of(error) != 412:
-                raise
-            self._forget()
-            raise _WrongContentError from None
-
-    def _fetch(self, start: int) -> None:
-        there = {"Range": f"bytes={start}-", "IfMatch": self._etag} if start and self._etag else {}
-        answer = self._client.get_object(**self._place, **there)
-        _require_whole("GetObject", answer)
-        if not there:
-            self._etag, self._total = answer["ETag"], answer["ContentLength"]
-            self._kept = answer["Metadata"].get(_SHA256)
-        with self._file.open("r+b") as file:
-            file.truncate(start if there else 0)
-            file.seek(start if there else 0)
-            for chunk in _content(answer):
-                file.write(chunk)
-
-    def _forget(self) -> None:
-        self._file.write_bytes(b"")
-        self._etag = self._total = None
-
-
-def _require(found: str, wanted: str | None) -> None:
-    if wanted is not None and found != wanted:
-        raise _WrongContentError
-
-
-def _digest(file: BufferedReader) -> str:
-    """Return the SHA-256 of an open file, and rewind it."""
+def _digest(file: IO[bytes]) -> str:
+    """Return the SHA-256 of an open file."""
     file.seek(0)
-    found = hashlib.file_digest(file, "sha256").hexdigest()
-    file.seek(0)
-    return found
-
-
-def _require_whole(request: str, answer: dict[str, Any]) -> None:
-    if any(header not in answer for header in HEADERS[request]):
-        raise _BrokenOffError
-
-
-def _content(answer: Any) -> Iterator[bytes]:
-    from botocore.exceptions import HTTPClientError, IncompleteReadError
-
-    try:
-        yield from answer["Body"].iter_chunks(_CHUNK)
-    except (HTTPClientError, IncompleteReadError):
-        raise _BrokenOffError from None
+    return hashlib.file_digest(file, "sha256").hexdigest()

@@ -314,7 +314,7 @@ def test_faults_in_every_request_end_in_a_plain_error(
     assert set(read(tmp_path)) == {"pool/x", "pool/y"}  # No temporary file is left.
 
 
-def test_a_download_goes_on_where_it_broke_off(s3: Server, faulty: FaultProxy, tmp_path: Path) -> None:
+def test_a_download_that_breaks_off_is_repeated(s3: Server, faulty: FaultProxy, tmp_path: Path) -> None:
     data = content(6 << 20)
     (tmp_path / "in").write_bytes(data)
     s3.remote().upload(tmp_path / "in", "x")
