@@ -36,7 +36,7 @@ def ended_runs(root: Path) -> Iterator[str]:
     """Yield the marked runs whose process has ended, each once, and remove their marks."""
     from filelock import FileLock, Timeout
 
-    for path in sorted(_folder(root).glob("*.lock")):
+    for path in _marks(root):
         lock = FileLock(path)
         try:
             lock.acquire(timeout=0)
@@ -49,24 +49,29 @@ def ended_runs(root: Path) -> Iterator[str]:
 
 def live_runs(root: Path) -> list[str]:
     """Return the marked runs whose process is alive, without changing any mark."""
-    from filelock import FileLock, Timeout
-
-    found = []
-    for path in sorted(_folder(root).glob("*.lock")):
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            found.append(path.stem)
-        else:
-            lock.release()
-    return found
+    return [path.stem for path in _marks(root) if is_held(path)]
 
 
 def dead_runs(root: Path) -> list[str]:
     """Return the marked runs whose process has ended, without changing any mark."""
-    alive = set(live_runs(root))
-    return [path.stem for path in sorted(_folder(root).glob("*.lock")) if path.stem not in alive]
+    return [path.stem for path in _marks(root) if not is_held(path)]
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a living process holds a lock file."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def _marks(root: Path) -> list[Path]:
+    return sorted(_folder(root).glob("*.lock"))
 
 
 def _folder(root: Path) -> Path:

@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import write_bytes
+from novelsum_dagster.common.liveness import is_held
 from novelsum_dagster.remote.faults import Patience
 from novelsum_dagster.remote.s3 import Remote, RemoteFile
 
@@ -198,7 +199,7 @@ class _LocalLock:
 
     def _require_no_other(self, folder: Path) -> None:
         for path in sorted(folder.glob("*.json")):
-            if is_dead(self.root, path.stem):
+            if _is_dead(self.root, path.stem):
                 self.dead = (*self.dead, path)
                 continue
             other = _parsed(path.read_bytes())
@@ -300,7 +301,7 @@ class _Lease:
     def _judged(self, name: str, lease: RemoteFile, mine: RemoteFile) -> Holder | None:
         token = name.removeprefix(f"{FOLDER}/").removesuffix(".json")
         expired = mine.modified - lease.modified > timedelta(seconds=self._seconds)
-        if expired or is_dead(self._root, token):
+        if expired or _is_dead(self._root, token):
             self._remote.delete(name)
             return None
         data = self._remote.read(name)
@@ -311,20 +312,10 @@ class _Lease:
         return None if other.run_id == self._me.run_id else other
 
 
-def is_dead(root: Path, token: str) -> bool:
+def _is_dead(root: Path, token: str) -> bool:
     """Return whether a lock was taken on this machine, in this folder, by a process that has ended."""
-    from filelock import FileLock, Timeout
-
     path = root / FOLDER / f"{token}.lock"
-    if not path.exists():
-        return (root / FOLDER / f"{token}.json").exists()
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return False
-    lock.release()
-    return True
+    return not is_held(path) if path.exists() else path.with_suffix(".json").exists()
 
 
 def _in_use(place: str, other: Holder | None, lease: float | None = None) -> InputError:
