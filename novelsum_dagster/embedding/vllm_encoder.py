@@ -1,4 +1,4 @@
-"""Embedding models in vLLM, which serves large ones on CUDA.
+"""Embedding models in vLLM, which is made for large ones.
 
 Belongs here: the encoder that calls vLLM. Does not: models in torch (`encoder`).
 """
@@ -24,21 +24,22 @@ class VllmEncoder:
 
     Args:
         settings: model, pooling, dtype, token limit, and the handling of longer texts.
-        dtype: number type of the weights; None takes bfloat16.
-        device: as the setting `device`: auto or cuda. vLLM uses the first visible GPU.
+        dtype: number type of the weights; None takes bfloat16 on a GPU, float32 on a CPU.
+        device: as the setting `device`: auto, or the one for which vLLM is built. vLLM uses the first visible GPU.
 
     Raises:
         InputError: if vLLM is not installed, the device is another one, or the model cannot be loaded.
     """
 
     def __init__(self, settings: Embedding, dtype: str | None = None, device: str = "auto") -> None:
-        if device not in ("auto", "cuda"):
+        self._settings = settings
+        self.device = _device()
+        if device not in ("auto", self.device):
             raise InputError(
-                f"embedding.backend: vllm runs on device auto or cuda, not on {device};"
+                f"embedding.backend: the installed vllm runs on device auto or {self.device}, not on {device};"
                 " CUDA_VISIBLE_DEVICES names a card"
             )
-        self._settings = settings
-        self.dtype, self.device = dtype or "bfloat16", "cuda"
+        self.dtype = dtype or ("float32" if self.device == "cpu" else "bfloat16")
         self._model = _load(settings, self.dtype)
 
     @property
@@ -74,14 +75,21 @@ class VllmEncoder:
         return means
 
 
-def _load(settings: Embedding, dtype: str) -> Any:
+def _device() -> str:
+    """Return the device for which vLLM is built."""
     try:
-        import vllm
-        from vllm.config import PoolerConfig
+        from vllm.platforms import current_platform
     except ImportError as error:
         raise InputError(
             f"embedding.backend: vllm is not installed ({error}); it needs a separate environment: see docs/gpu.md"
         ) from None
+    return str(current_platform.device_type)
+
+
+def _load(settings: Embedding, dtype: str) -> Any:
+    import vllm
+    from vllm.config import PoolerConfig
+
     location = str(model_location(settings))
     # With auto, vLLM pools and normalises as the model is configured; an explicit pooling is not normalised.
     asked = settings.pooling != "auto"

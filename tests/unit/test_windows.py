@@ -242,6 +242,7 @@ class _Vllm:
 
 @pytest.mark.parametrize(("pooling", "normalise"), [("auto", True), ("mean", False)])
 def test_vllm_has_the_same_windows(monkeypatch: pytest.MonkeyPatch, pooling: str, normalise: bool) -> None:
+    monkeypatch.setattr(vllm_encoder, "_device", lambda: "cpu")
     monkeypatch.setattr(vllm_encoder, "_load", lambda settings, dtype: _Vllm())
     settings = WINDOWS.model_copy(update={"backend": "vllm", "pooling": pooling})
     texts = ["a", *LONG[:3]]
