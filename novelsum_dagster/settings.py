@@ -220,7 +220,7 @@ class Embedding(_Section):
     reduce: PositiveInt | None = Field(
         None, description="Dimensions to which PCA fitted on the pool reduces the vectors; default: all."
     )
-    backend: Literal["torch", "vllm"] = Field("torch", description="vllm needs a separate installation, see docs/gpu.md.")
+    backend: Literal["torch", "vllm"] = Field("torch", description="vllm needs an installation of its own.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="auto: bfloat16 on a GPU and on processors that support it, if vectors agree to 0.999.",

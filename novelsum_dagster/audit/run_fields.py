@@ -91,5 +91,4 @@ def _of_sample(connection: Connection, root: Path, run: Run, id_: str, name: str
     pool = pool_of(connection, root, run)
     if not can_read(pool, name):
         return None
-    [schema] = [file.schema_of_rows for file in pool.files if file.file == row["file"]]
-    return field_of(bytes(row["value"]), schema, name)
+    return field_of(bytes(row["value"]), pool.schemas[row["file"]], name)

@@ -19,7 +19,7 @@ from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.embedding.encoder import Model
 from novelsum_dagster.embedding.store import VectorStore
 from novelsum_dagster.embedding.vector_files import VectorFile, read_vectors
-from novelsum_dagster.pool.fields import COLUMNS, field_of
+from novelsum_dagster.pool.fields import COLUMNS, record_values
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.settings import Embedding
 
@@ -46,11 +46,6 @@ class PoolAt:
     def column(self, name: str) -> list[Any]:
         """Return a column of the samples, in pool order."""
         return list(self.snapshot.samples(self.root, [name])[name].to_pylist())
-
-    def record(self, row: int) -> str:
-        """Return the place of a sample's record as text."""
-        place = self.snapshot.samples(self.root, ["file", "position"]).slice(row, 1).to_pylist()[0]
-        return f"{place['file']}, record {place['position']:,}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +88,10 @@ class OwnVectors:
         for is_bad, what in ((~is_finite, "has NaN or infinite numbers"), (~vectors.any(1), "is all zeros")):
             if is_bad.any():
                 place = int(places[np.flatnonzero(is_bad)[0]])
+                record = self.pool.snapshot.record_at(self.pool.root, place)
                 raise InputError(
                     f"embedding.vectors: {self.file.path}: row {self.rows[place]:,} (from 0), the vector of"
-                    f" {self.pool.record(place)}, {what} as float32; embed that text again, or remove the record from"
+                    f" {record}, {what} as float32; embed that text again, or remove the record from"
                     " the sources and its row from the vectors"
                 )
 
@@ -151,16 +147,14 @@ def _rows_by_id(pool: PoolAt, path: Path, ids: list[str | None], settings: Embed
         row = missing[0]
         what = f"has no {name}" if values[row] is None else f"has {name} {values[row]!r}, which {path} does not have"
         raise InputError(
-            f"embedding.vectors_id: {pool.record(row)} {what}; {len(missing):,} of {len(values):,} samples have no"
-            " vector. Add their vectors, or remove these records from the sources"
+            f"embedding.vectors_id: {pool.snapshot.record_at(pool.root, row)} {what}; {len(missing):,} of {len(values):,}"
+            " samples have no vector. Add their vectors, or remove these records from the sources"
         )
     return [place[value] for value in values if value is not None]
 
 
 def _values(pool: PoolAt, name: str) -> list[Any]:
-    schemas = {file.file: file.schema_of_rows for file in pool.snapshot.files}
-    records = zip(pool.column("original"), pool.column("file"), strict=True)
-    values = [field_of(original, schemas[file], name) for original, file in records]
+    values = record_values(pool.snapshot, pool.root, name)
     if any(value is not None for value in values):
         return values
     if name in COLUMNS:

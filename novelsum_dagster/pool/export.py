@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import write_bytes, write_table
-from novelsum_dagster.pool.readers import arrow_row, arrow_table, json_record
 from novelsum_dagster.pool.snapshot import PoolSnapshot, SourceFile
+from novelsum_dagster.pool.table_reader import arrow_row, arrow_table, json_record
 
 Nested = Literal["refuse", "json"]
 """Handling of a column that Parquet cannot hold unchanged: an error, or JSON text instead of its values."""
@@ -75,8 +75,8 @@ def require_writable(snapshot: PoolSnapshot, root: Path, path: Path, nested: Nes
     output_writer(path)
     if path.suffix != ".parquet":
         return
-    schemas = {file.file: file.schema_of_rows for file in snapshot.files if file.kept}
-    if _common_schema(schemas.values()) is not None:
+    schemas = snapshot.schemas
+    if _common_schema(schemas[file.file] for file in snapshot.files if file.kept) is not None:
         return
     columns = _Columns(path, nested)
     for file, original in _originals(snapshot, root):

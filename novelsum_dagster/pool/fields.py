@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 from novelsum_dagster.common.errors import InputError
-from novelsum_dagster.pool.readers import json_record
 from novelsum_dagster.pool.records import parsed
 from novelsum_dagster.pool.snapshot import SAMPLES, PoolSnapshot
+from novelsum_dagster.pool.table_reader import json_record
 
 COLUMNS = tuple(name for name in SAMPLES.names if name not in ("text", "original", "former_id"))
 """Columns of every sample; any other name is looked up in the original record."""
@@ -30,14 +30,19 @@ def field_values(snapshot: PoolSnapshot, root: Path, name: str) -> list[Any]:
     """
     if name in COLUMNS:
         return list(snapshot.samples(root, [name])[name].to_pylist())
-    schemas = {file.file: file.schema_of_rows for file in snapshot.files}
-    rows = snapshot.samples(root, ["file", "original"]).to_pylist()
-    values = [field_of(row["original"], schemas[row["file"]], name) for row in rows]
+    values = record_values(snapshot, root, name)
     if all(value is None for value in values):
         raise InputError(
             f"{name!r} is neither a column ({', '.join(COLUMNS)}) nor a field of any record in the pool; check its name"
         )
     return values
+
+
+def record_values(snapshot: PoolSnapshot, root: Path, name: str) -> list[Any]:
+    """Return a field of the original record of each sample, in pool order; None if a record has none."""
+    schemas = snapshot.schemas
+    rows = snapshot.samples(root, ["file", "original"]).to_pylist()
+    return [field_of(row["original"], schemas[row["file"]], name) for row in rows]
 
 
 def field_of(original: bytes, schema: pa.Schema | None, name: str) -> Any:
@@ -60,10 +65,7 @@ def positive_numbers(snapshot: PoolSnapshot, root: Path, name: str) -> list[floa
     values = field_values(snapshot, root, name)
     for row, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            place = snapshot.samples(root, ["file", "position"]).slice(row, 1).to_pylist()[0]
-            raise InputError(
-                f"{place['file']}, record {place['position']}: {name} is {value!r}; a number above 0 is needed"
-            )
+            raise InputError(f"{snapshot.record_at(root, row)}: {name} is {value!r}; a number above 0 is needed")
     return [float(value) for value in values]
 
 

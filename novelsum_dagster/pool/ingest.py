@@ -22,6 +22,7 @@ from novelsum_dagster.common.files import KEY_LENGTH, file_hash, place_folder, t
 from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.pool import snapshot as tables
 from novelsum_dagster.pool.buckets import BucketFile, bucket_files, fetched, forget_other_copies, is_in_bucket
+from novelsum_dagster.pool.datasets_reader import dataset_batches
 from novelsum_dagster.pool.duplicates import near_duplicates
 from novelsum_dagster.pool.folded import FoldedRecords, printable
 from novelsum_dagster.pool.forms import Parsed, Reading, has_column, parse
@@ -36,19 +37,12 @@ from novelsum_dagster.pool.landing import (
     write_listing,
 )
 from novelsum_dagster.pool.messages import Roles
-from novelsum_dagster.pool.readers import (
-    Record,
-    arrow_schema,
-    dataset_batches,
-    file_format,
-    find_files,
-    read_file,
-    read_rows,
-    require_readable,
-)
+from novelsum_dagster.pool.readers import file_format, find_files, read_file, require_readable
+from novelsum_dagster.pool.records import Record
 from novelsum_dagster.pool.rejects import write_rejects
 from novelsum_dagster.pool.samples import Reject
 from novelsum_dagster.pool.snapshot import FoldedColumn, PoolSnapshot, SourceFile
+from novelsum_dagster.pool.table_reader import arrow_schema, read_rows
 from novelsum_dagster.pool.texts import WHOLE, text_of
 from novelsum_dagster.settings import S3, NearDuplicates, Pool, Source, TextRule
 

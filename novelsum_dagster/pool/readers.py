@@ -18,40 +18,17 @@ from pathlib import Path
 import pyarrow as pa
 
 from novelsum_dagster.common.errors import InputError
-from novelsum_dagster.pool.datasets_reader import dataset_batches, first_outside, is_saved_dataset
+from novelsum_dagster.pool.datasets_reader import first_outside, is_saved_dataset
 from novelsum_dagster.pool.json_reader import read_json
-from novelsum_dagster.pool.records import MAX_RECORD_BYTES, Record, end_record
+from novelsum_dagster.pool.records import Record, end_record
 from novelsum_dagster.pool.table_reader import (
-    arrow_row,
     arrow_schema,
-    arrow_table,
     csv_header,
-    json_record,
     read_arrow,
     read_csv,
     read_parquet,
-    read_rows,
     require_distinct,
 )
-
-__all__ = [
-    "MAX_RECORD_BYTES",
-    "SUCCESS_MARKER",
-    "Record",
-    "arrow_row",
-    "arrow_schema",
-    "arrow_table",
-    "dataset_batches",
-    "file_format",
-    "find_files",
-    "is_saved_dataset",
-    "json_record",
-    "read_file",
-    "read_rows",
-    "require_readable",
-    "shown_name",
-    "unfinished_folders",
-]
 
 SUCCESS_MARKER = "_SUCCESS"
 """The file by which a writer marks a folder as complete, as Spark does."""

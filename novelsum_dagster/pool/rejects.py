@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import write_bytes, write_table
-from novelsum_dagster.pool.readers import json_record
 from novelsum_dagster.pool.snapshot import PoolSnapshot
+from novelsum_dagster.pool.table_reader import json_record
 
 
 def require_name(path: Path) -> None:
@@ -44,7 +44,7 @@ class RejectsFile:
         if self.path is None:
             return
         self._tables.append(snapshot.table(root, "rejects"))
-        self._schemas.update({file.file: file.schema_of_rows for file in snapshot.files})
+        self._schemas.update(snapshot.schemas)
         write_rejects(pa.concat_tables(self._tables), self._schemas, self.path)
 
 

@@ -152,6 +152,11 @@ class PoolSnapshot(Artifact):
         """Records that could not be read."""
         return sum(file.unread for file in self.files)
 
+    @property
+    def schemas(self) -> dict[str, pa.Schema | None]:
+        """The Arrow schema of the kept originals by file; None if they are JSON text."""
+        return {file.file: file.schema_of_rows for file in self.files}
+
     def sources(self) -> dict[str, str]:
         return {file.file: file.sha256 or "" for file in self.files}
 
@@ -181,6 +186,11 @@ class PoolSnapshot(Artifact):
             if former is not None:
                 found.setdefault(former, []).append(id_)
         return found
+
+    def record_at(self, root: Path, row: int) -> str:
+        """Return the place of a sample's record as text; `row` is in pool order."""
+        [place] = self.samples(root, ["file", "position"]).slice(row, 1).to_pylist()
+        return f"{place['file']}, record {place['position']:,}"
 
     def samples(self, root: Path, columns: list[str]) -> pa.Table:
         """Read columns of the samples that are in the pool, in pool order."""

@@ -27,7 +27,8 @@ from novelsum_dagster.pool.landing import (
     short,
     start_cursor,
 )
-from novelsum_dagster.pool.readers import SUCCESS_MARKER, Record, read_file
+from novelsum_dagster.pool.readers import SUCCESS_MARKER, read_file
+from novelsum_dagster.pool.records import Record
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.remote.s3 import Remote
 from novelsum_dagster.settings import S3, Pool, Source

@@ -8,7 +8,9 @@ import datasets
 import pytest
 
 from novelsum_dagster.common.errors import InputError
-from novelsum_dagster.pool.readers import dataset_batches, json_record, read_file, read_rows
+from novelsum_dagster.pool.datasets_reader import dataset_batches
+from novelsum_dagster.pool.readers import read_file
+from novelsum_dagster.pool.table_reader import json_record, read_rows
 
 ROWS = [{"instruction": f"q{number}", "output": "a"} for number in range(40)]
 PARTS = [

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from novelsum_dagster.common.errors import InputError
-from novelsum_dagster.pool.readers import find_files, is_saved_dataset, read_file, require_readable
+from novelsum_dagster.pool.datasets_reader import is_saved_dataset
+from novelsum_dagster.pool.readers import find_files, read_file, require_readable
 
 GOOD = b'{"instruction": "q", "output": "a"}\n'
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"

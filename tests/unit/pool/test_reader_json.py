@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from novelsum_dagster.pool.readers import Record, read_file
-from novelsum_dagster.pool.records import MAX_DIGITS
+from novelsum_dagster.pool.readers import read_file
+from novelsum_dagster.pool.records import MAX_DIGITS, Record
 from novelsum_dagster.pool.samples import Reject
 
 ROWS: list[dict[str, Any]] = [

@@ -12,17 +12,10 @@ import pytest
 
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.pool import json_reader, table_reader
-from novelsum_dagster.pool.readers import (
-    Record,
-    arrow_row,
-    arrow_schema,
-    arrow_table,
-    file_format,
-    json_record,
-    read_file,
-    read_rows,
-)
+from novelsum_dagster.pool.readers import file_format, read_file
+from novelsum_dagster.pool.records import Record
 from novelsum_dagster.pool.samples import Reject
+from novelsum_dagster.pool.table_reader import arrow_row, arrow_schema, arrow_table, json_record, read_rows
 
 
 def read(path: Path, data: bytes) -> list[Record]:

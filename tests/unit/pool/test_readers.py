@@ -13,20 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from novelsum_dagster.common.errors import InputError
-from novelsum_dagster.pool.readers import (
-    MAX_RECORD_BYTES,
-    Record,
-    arrow_row,
-    arrow_schema,
-    arrow_table,
-    dataset_batches,
-    file_format,
-    find_files,
-    json_record,
-    read_file,
-    read_rows,
-)
+from novelsum_dagster.pool.datasets_reader import dataset_batches
+from novelsum_dagster.pool.readers import file_format, find_files, read_file
+from novelsum_dagster.pool.records import MAX_RECORD_BYTES, Record
 from novelsum_dagster.pool.samples import Reject
+from novelsum_dagster.pool.table_reader import arrow_row, arrow_schema, arrow_table, json_record, read_rows
 from tests.pools import alpaca, write_jsonl
 
 GOOD = b'{"instruction": "q", "output": "a"}'
