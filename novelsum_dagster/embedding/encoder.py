@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -40,18 +40,6 @@ _Item = TypeVar("_Item")
 _LEAST_COSINE = 0.999
 _POOLING_MODES = {"mean": "mean", "last_token": "lasttoken", "position_weighted_mean": "weightedmean"}
 """Names in sentence-transformers by our names."""
-_LATER_FIELDS = {
-    "pooling": "auto",
-    "backend": "torch",
-    "files": "",
-    "text": "turns",
-    "include": (),
-    "long": "truncate",
-    "whiten": False,
-    "reduce": None,
-    "fitted_on": "",
-}
-"""Fields of `Model` added later, with the values that leave the key unchanged."""
 _log = logging.getLogger(__name__)
 _PROBE = [
     "Write a Python function that merges two sorted lists.\ndef merge(a, b): return sorted(a + b)",
@@ -66,7 +54,8 @@ class Model:
     """What identifies an encoder: vectors of equal `Model` and text may be used together.
 
     `revision` is the SHA-256 of all files (`model_files.files_hash`) for the packaged model and folders; for a hub
-    model it is the commit, and `files` that SHA-256. `dtype` is the requested number type (auto: the one chosen for the
+    model it is the commit, and `files` that SHA-256. Fields after `batching` were added later: their defaults leave the
+    key as it was. `dtype` is the requested number type (auto: the one chosen for the
     first vector). If PCA transforms the vectors (`whitening`), `fitted_on` is the key of the set that it was fitted on
     and that is transformed.
     """
@@ -89,7 +78,8 @@ class Model:
     @property
     def key(self) -> str:
         """A short name that differs whenever one of the fields does."""
-        facts = {name: value for name, value in asdict(self).items() if value != _LATER_FIELDS.get(name)}
+        values = ((field, getattr(self, field.name)) for field in fields(self))
+        facts = {field.name: value for field, value in values if value != field.default or field.name == "batching"}
         digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()[:12]
         return f"{Path(self.name).name}-{digest}"
 

@@ -100,12 +100,7 @@ class TurnList:
 
 def decoded_list(value: Any) -> Any:
     """Return the list that a JSON string holds; any other value as it is."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
+    return _decoded(value, "[")
 
 
 def is_turn_list(value: Any, takes_texts: bool = True) -> bool:
@@ -369,9 +364,14 @@ def _has_parts(value: Any) -> bool:
     )
 
 
-def _decoded(value: Any) -> Any:
-    """Return what a JSON string holds; any other string or value as it is."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+def _decoded(value: Any, *openings: str) -> Any:
+    """Return the list or object that a JSON string holds; any other value as it is.
+
+    Args:
+        value: of any kind.
+        openings: first characters of texts that are decoded; default: those of lists and objects.
+    """
+    if isinstance(value, str) and value.lstrip()[:1] in (openings or ("[", "{")):
         try:
             return json.loads(value)
         except (ValueError, RecursionError):
