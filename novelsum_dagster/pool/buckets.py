@@ -27,14 +27,14 @@ class BucketFile:
 
     Attributes:
         name: `s3://bucket/key`.
-        object: its name below `place`.
-        place: bucket and prefix.
+        object: its name below the prefix of `remote`.
+        remote: bucket and prefix.
         found: its size and ETag when it was listed.
     """
 
     name: str
     object: str
-    place: S3Place
+    remote: Remote
     found: RemoteFile
 
     def __str__(self) -> str:
@@ -67,13 +67,13 @@ def bucket_files(pattern: str, s3: S3, success_marker: bool = False) -> tuple[li
         raise InputError(f"{pattern}: name a bucket and files, as s3://bucket/folder/*.jsonl")
     mark = _PARTS.search(key)
     folder = key[: mark.start() if mark else len(key)].rpartition("/")[0]
-    place = S3Place(bucket, folder)
-    listed = Remote(place, s3).files()
+    remote = Remote(S3Place(bucket, folder), s3)
+    listed = remote.files()
     prefix = f"{folder}/" if folder else ""
     # A name with brackets is taken literally before it is read as a pattern.
     wanted = re.compile(re.escape(key)) if key.removeprefix(prefix) in listed else _expression(key)
     names = [name for name in sorted(listed) if wanted.fullmatch(prefix + name) and not _is_hidden(name)]
-    there = [BucketFile(f"{SCHEME}{bucket}/{prefix}{name}", name, place, listed[name]) for name in names]
+    there = [BucketFile(f"{SCHEME}{bucket}/{prefix}{name}", name, remote, listed[name]) for name in names]
     files = [file for file in there if not (success_marker and PurePosixPath(file.object).name == SUCCESS_MARKER)]
     if not files:
         raise InputError(f"{pattern}: no such file; correct the path or glob")
@@ -89,12 +89,11 @@ def bucket_files(pattern: str, s3: S3, success_marker: bool = False) -> tuple[li
     return finished, unfinished
 
 
-def fetched(file: BucketFile, s3: S3, root: Path) -> Path:
+def fetched(file: BucketFile, root: Path) -> Path:
     """Return a local copy of a listed object; fetch it if it is missing.
 
     Args:
         file: the object.
-        s3: how the server is reached.
         root: the storage folder.
 
     Raises:
@@ -103,10 +102,9 @@ def fetched(file: BucketFile, s3: S3, root: Path) -> Path:
     path = _copy_path(file, root)
     if path.exists():
         return path
-    remote = Remote(file.place, s3)
     temporary = path.with_name(f".new-{path.name}")
-    remote.download(file.object, temporary)
-    now = remote.stat(file.object)
+    file.remote.download(file.object, temporary)
+    now = file.remote.stat(file.object)
     if now is None or (now.etag, now.size) != (file.found.etag, temporary.stat().st_size):
         temporary.unlink()
         raise InputError(f"{file.name}: changed while it was read; run again when nothing is writing there")

@@ -221,7 +221,7 @@ def _inputs(
                 found[str(file)] = _file_input(file, landed_file(file, base), source)
             else:
                 objects.append(file)
-                found[str(file)] = _file_input(fetched(file, s3, root), landed_object(file), source)
+                found[str(file)] = _file_input(fetched(file, root), landed_object(file), source)
     if not found:
         raise InputError("pool.sources is empty; list at least one path or dataset in the settings file")
     forget_other_copies(objects, root)

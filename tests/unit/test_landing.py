@@ -492,7 +492,7 @@ def test_a_copy_is_fetched_once_and_one_of_another_version_is_refused(
     (file,), _ = bucket_files(str(source.path), bucket.s3)
     bucket.put("in/a.jsonl", alpaca(4))
     with pytest.raises(InputError, match=r"in/a\.jsonl: changed while it was read; run again"):
-        fetched(file, bucket.s3, bucket.base / "elsewhere")
+        fetched(file, bucket.base / "elsewhere")
     assert not list((bucket.base / "elsewhere").rglob("*.jsonl"))
 
 
