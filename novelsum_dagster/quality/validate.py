@@ -21,17 +21,17 @@ def validate(suite: Suite, subject: Subject) -> Verdict:
     """Run one suite."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     import great_expectations as gx
+    import great_expectations.expectations as gxe
     from great_expectations.core.expectation_suite import ExpectationSuite
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
-    expectations = suite.expectations(subject)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         context = gx.get_context(mode="ephemeral")
         context.variables.progress_bars = ProgressBarsConfig(globally=False)
         asset = context.data_sources.add_pandas("frame").add_dataframe_asset("rows")
         definition = asset.add_batch_definition_whole_dataframe("all")
-        frame = suite.frame(subject)
+        frame, expectations = suite.expect(gxe, subject)
         batch = definition.get_batch(batch_parameters={"dataframe": frame})
         named = ExpectationSuite(name=suite.name, expectations=expectations)
         result = batch.validate(named, result_format="COMPLETE")
