@@ -5,7 +5,7 @@ Belongs here: the facts, their sentences, the rules of the recommendation. Does 
 Every statement is based on a number of `Facts` that chance does not explain.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -281,13 +281,11 @@ def explain(compared: Sequence[Compared], facts: Facts, settings: Settings) -> E
         facts: of the subset.
         settings: with which it was selected.
     """
-    behind = [one for one in compared if one.ahead == RANDOM]
-    causes = tuple(name for name, cause in _CAUSES.items() if cause.holds(facts)) if behind else ()
+    behind = any(one.ahead == RANDOM for one in compared)
+    causes = _causes(facts) if behind else {}
     sentences = [_verdict(compared)]
     if causes:
-        sentences.append(
-            f"What differs from the random subset: {'; '.join(_CAUSES[one].words(facts) for one in causes)}."
-        )
+        sentences.append(f"What differs from the random subset: {'; '.join(causes.values())}.")
     elif behind:
         sentences.append(
             "No cause was found: crowding of picks, shares of sources and coverage of the pool are like those of the"
@@ -295,7 +293,7 @@ def explain(compared: Sequence[Compared], facts: Facts, settings: Settings) -> E
         )
     return Explanation(
         facts=facts,
-        causes=causes,
+        causes=tuple(causes),
         sentences=tuple(sentences),
         recommendation=recommend(causes, facts, settings),
     )
@@ -315,179 +313,77 @@ def _verdict(compared: Sequence[Compared]) -> str:
     return f"{random} of {total} measures find a random subset of the same size more diverse{others}{unclear}."
 
 
-@dataclass(frozen=True)
-class _Cause:
-    """A possible difference between a subset and a random one: its condition and its sentence."""
-
-    holds: Callable[[Facts], bool]
-    words: Callable[[Facts], str]
-
-
-def _crowds(facts: Facts) -> bool:
-    return facts.crowding.low > 0 and facts.crowding.selected - facts.crowding.random >= LEAST
-
-
-def _crowding_words(facts: Facts) -> str:
-    found = facts.crowding
-    return (
-        f"{found.selected:.1%} of the picks lie within a cosine distance of {facts.radius:.2g} of another pick"
-        f" (random: {found.random:.1%})"
-    )
-
-
-def _near_duplicate_words(facts: Facts) -> str:
-    if not facts.near_duplicates:
-        return "none of them is a near-duplicate of another sample by the settings"
-    return f"{facts.near_duplicates:,} of the {facts.picks:,} picks are near-duplicates of another sample"
-
-
-def _drifts(facts: Facts) -> bool:
-    return facts.drift.variation > facts.drift.chance and facts.drift.variation >= LEAST
-
-
-def _drift_words(facts: Facts) -> str:
-    found = facts.drift
-    return (
-        f"the source “{shortened(found.source, 40)}” grew from {found.pool_share:.1%} of the pool to"
-        f" {found.selected_share:.1%} of the subset, and the total variation of all shares is {found.variation:.2f}"
-        f" (97.5% of random subsets: at most {found.chance:.2f})"
-    )
-
-
-def _covers_less(facts: Facts) -> bool:
-    return facts.coverage.low > 0 and facts.coverage.selected >= (1 + LEAST) * facts.coverage.random
-
-
-def _coverage_words(facts: Facts) -> str:
-    found = facts.coverage
-    return (
-        f"the pool's samples are at a mean cosine distance of {found.selected:.3f} from the nearest pick"
-        f" (random: {found.random:.3f})"
-    )
-
-
-_CAUSES = {
-    "crowding": _Cause(_crowds, _crowding_words),
-    "drift": _Cause(_drifts, _drift_words),
-    "coverage": _Cause(_covers_less, _coverage_words),
-}
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """One row of the table of recommendations.
-
-    Attributes:
-        cause: that must have been found; None if the rule requires none.
-        holds: further condition.
-        changes: settings by dotted key. The rule is skipped if all are set already, or conflict with other settings.
-        because: the evidence.
-    """
-
-    cause: str | None
-    holds: Callable[[Facts, Settings], bool]
-    changes: Callable[[Facts, Settings], dict[str, Any]]
-    because: Callable[[Facts], str]
-
-
-def _near_duplicates_unknown(facts: Facts, settings: Settings) -> bool:
-    return settings.pool.near_duplicates.by == "off"
-
-
-def _near_duplicates_crowd(facts: Facts, settings: Settings) -> bool:
-    # Both samples of a near-duplicate pair crowd but one is counted: each explains two crowded picks.
-    beyond = (facts.crowding.selected - facts.crowding.random) * facts.picks
-    return facts.near_duplicates >= beyond / 2
-
-
-def _weighs_density(facts: Facts, settings: Settings) -> bool:
-    return settings.selection.strategy == "novelselect" and settings.novelsum.density_power > _LOWER_POWER
-
-
-def _weighs_density_less(facts: Facts, settings: Settings) -> bool:
-    return settings.selection.strategy == "novelselect" and 0 < settings.novelsum.density_power <= _LOWER_POWER
-
-
-def _caps_no_source(facts: Facts, settings: Settings) -> bool:
-    return all(quota.column != "source" for quota in settings.selection.quotas)
-
-
-def _aims_elsewhere(facts: Facts, settings: Settings) -> bool:
-    return settings.selection.strategy not in ("qdit", "gist")
-
-
-def _reads_too_little(facts: Facts, settings: Settings) -> bool:
-    return facts.unread > settings.embedding.max_cut_fraction
-
-
-def _cap(facts: Facts, settings: Settings) -> dict[str, Any]:
-    most = int(np.ceil(facts.drift.pool_share * facts.picks))
-    earlier = [quota.model_dump() for quota in settings.selection.quotas]
-    return {"selection.quotas": [*earlier, {"column": "source", "caps": {facts.drift.source: most}}]}
+def _causes(facts: Facts) -> dict[str, str]:
+    """Return the facts in which a subset differs from a random one by more than chance, by name, each in words."""
+    crowding, drift, coverage = facts.crowding, facts.drift, facts.coverage
+    found = {}
+    if crowding.low > 0 and crowding.selected - crowding.random >= LEAST:
+        found["crowding"] = (
+            f"{crowding.selected:.1%} of the picks lie within a cosine distance of {facts.radius:.2g} of another pick"
+            f" (random: {crowding.random:.1%})"
+        )
+    if drift.variation > drift.chance and drift.variation >= LEAST:
+        found["drift"] = (
+            f"the source “{shortened(drift.source, 40)}” grew from {drift.pool_share:.1%} of the pool to"
+            f" {drift.selected_share:.1%} of the subset, and the total variation of all shares is {drift.variation:.2f}"
+            f" (97.5% of random subsets: at most {drift.chance:.2f})"
+        )
+    if coverage.low > 0 and coverage.selected >= (1 + LEAST) * coverage.random:
+        found["coverage"] = (
+            f"the pool's samples are at a mean cosine distance of {coverage.selected:.3f} from the nearest pick"
+            f" (random: {coverage.random:.3f})"
+        )
+    return found
 
 
 _DISTINCT = {"pool.near_duplicates.by": "both", "pool.near_duplicates.drop": True}
-_RULES = (
-    _Rule(
-        "crowding",
-        _near_duplicates_unknown,
-        lambda facts, settings: _DISTINCT,
-        lambda facts: f"{_crowding_words(facts)}, and near-duplicates were not searched for",
-    ),
-    _Rule(
-        "crowding",
-        _near_duplicates_crowd,
-        lambda facts, settings: _DISTINCT,
-        lambda facts: f"{_crowding_words(facts)}, and {_near_duplicate_words(facts)}",
-    ),
-    _Rule(
-        "crowding",
-        _weighs_density,
-        lambda facts, settings: {"novelsum.density_power": _LOWER_POWER},
-        lambda facts: f"{_crowding_words(facts)}, and {_near_duplicate_words(facts)}",
-    ),
-    _Rule(
-        "crowding",
-        _weighs_density_less,
-        lambda facts, settings: {"selection.density_side": "column"},
-        lambda facts: f"{_crowding_words(facts)}, and {_near_duplicate_words(facts)}",
-    ),
-    _Rule("drift", _caps_no_source, _cap, _drift_words),
-    _Rule("coverage", _aims_elsewhere, lambda facts, settings: {"selection.strategy": "qdit"}, _coverage_words),
-    _Rule(
-        "coverage",
-        _aims_elsewhere,
-        lambda facts, settings: {"selection.strategy": "gist", "selection.gist.coverage_weight": 0.5},
-        _coverage_words,
-    ),
-    _Rule(
-        None,
-        _reads_too_little,
-        lambda facts, settings: {"embedding.long": "windows"},
-        lambda facts: f"the model did not read {facts.unread:.1%} of the texts' tokens",
-    ),
-)
-"""The first rule that applies is the recommendation.
-
-The order is by effect on the real pool (docs/measures.md), 1,000 of 27,518 samples.
-"""
 
 
-def recommend(causes: Sequence[str], facts: Facts, settings: Settings) -> Recommendation | None:
-    """Return the recommendation of the first rule that applies and is not in the settings already, or None.
+def _options(causes: Mapping[str, str], facts: Facts, settings: Settings) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the settings that may help, by dotted key, each with the evidence for it.
+
+    The order is by effect on the real pool (docs/measures.md), 1,000 of 27,518 samples.
+    """
+    selection, density_power = settings.selection, settings.novelsum.density_power
+    if "crowding" in causes:
+        if settings.pool.near_duplicates.by == "off":
+            yield _DISTINCT, f"{causes['crowding']}, and near-duplicates were not searched for"
+        near = f"{facts.near_duplicates:,} of the {facts.picks:,} picks are near-duplicates of another sample"
+        if not facts.near_duplicates:
+            near = "none of them is a near-duplicate of another sample by the settings"
+        crowding_and_near = f"{causes['crowding']}, and {near}"
+        # Both samples of a near-duplicate pair crowd but one is counted: each explains two crowded picks.
+        if facts.near_duplicates >= (facts.crowding.selected - facts.crowding.random) * facts.picks / 2:
+            yield _DISTINCT, crowding_and_near
+        if selection.strategy == "novelselect" and density_power > _LOWER_POWER:
+            yield {"novelsum.density_power": _LOWER_POWER}, crowding_and_near
+        elif selection.strategy == "novelselect" and density_power > 0:
+            yield {"selection.density_side": "column"}, crowding_and_near
+    if "drift" in causes and all(quota.column != "source" for quota in selection.quotas):
+        earlier = [quota.model_dump() for quota in selection.quotas]
+        cap = int(np.ceil(facts.drift.pool_share * facts.picks))
+        quotas = [*earlier, {"column": "source", "caps": {facts.drift.source: cap}}]
+        yield {"selection.quotas": quotas}, causes["drift"]
+    if "coverage" in causes and selection.strategy not in ("qdit", "gist"):
+        yield {"selection.strategy": "qdit"}, causes["coverage"]
+        yield {"selection.strategy": "gist", "selection.gist.coverage_weight": 0.5}, causes["coverage"]
+    if facts.unread > settings.embedding.max_cut_fraction:
+        yield {"embedding.long": "windows"}, f"the model did not read {facts.unread:.1%} of the texts' tokens"
+
+
+def recommend(causes: Mapping[str, str], facts: Facts, settings: Settings) -> Recommendation | None:
+    """Return the first of the settings that may help which is not in the settings already and goes with them, or None.
 
     Args:
-        causes: that were found.
+        causes: that were found, by name, each in words.
         facts: of the subset.
         settings: with which it was selected.
     """
     current = settings.model_dump()
-    for rule in _RULES:
-        if (rule.cause is None or rule.cause in causes) and rule.holds(facts, settings):
-            wanted = rule.changes(facts, settings)
-            changes = {key: value for key, value in wanted.items() if _at(current, key) != value}
-            if changes and _go_together(current, wanted):
-                return Recommendation(settings=changes, because=rule.because(facts))
+    for wanted, because in _options(causes, facts, settings):
+        changes = {key: value for key, value in wanted.items() if _at(current, key) != value}
+        if changes and _go_together(current, wanted):
+            return Recommendation(settings=changes, because=because)
     return None
 
 

@@ -368,7 +368,7 @@ def test_a_recommendation_is_never_what_is_set_and_can_be_set(
 
 
 def test_no_cause_no_recommendation() -> None:
-    assert recommend((), facts(crowding=CROWDING, drift=DRIFT, coverage=COVERAGE), settings()) is None
+    assert recommend({}, facts(crowding=CROWDING, drift=DRIFT, coverage=COVERAGE), settings()) is None
 
 
 def _numbers(text: str) -> list[float]:
