@@ -16,7 +16,7 @@ from novelsum_dagster.settings import Settings
 
 DATA = [
     "dagster.yaml", "dbt_like_sql/marts/run_costs.sql", "dbt_like_sql/sources.yml", "lineage/schema.sql", "py.typed",
-    "report/card.md", "report/page.html",
+    "report/card.md", "report/page.css", "report/page.html",
 ]  # fmt: skip
 """Files beside the code that it reads."""
 

@@ -3,13 +3,14 @@
 Belongs here: sentences and tables about a comparison. Does not: comparing (`changes`).
 """
 
-import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from novelsum_dagster.audit.comparison import Comparison, MeasureChange, Moved, PickChange, PoolChange
+from novelsum_dagster.common.progress import counted
 from novelsum_dagster.diversity.measures import MEASURES
 from novelsum_dagster.report.novelsum_report import SELECTED
+from novelsum_dagster.report.templates import plain
 
 _NAMED = 3
 """The most files, sources, reasons and settings that a sentence names."""
@@ -71,7 +72,7 @@ def _moved(verb: str, moved: Moved) -> list[str]:
     if not moved.count:
         return []
     by_reason, by_source = _counted(moved.by_reason), _counted(moved.by_source)
-    return [f"{_samples(moved.count)} {verb}: {by_reason}. By source: {by_source}."]
+    return [f"{counted(moved.count, 'sample')} {verb}: {by_reason}. By source: {by_source}."]
 
 
 def _causes(what: str, moved: Moved) -> list[str]:
@@ -138,10 +139,6 @@ def _settings(settings: Mapping[str, tuple[Any, Any]]) -> list[str]:
     return [f"Changed settings: {_listed(said, 2 * _LONGEST)}."]
 
 
-def _samples(count: int) -> str:
-    return f"{count:,} {'sample' if count == 1 else 'samples'}"
-
-
 def _counted(counts: Mapping[str, int], longest: int = _LONGEST) -> str:
     return _listed([f"{count:,} {name}" for name, count in counts.items()], longest)
 
@@ -191,7 +188,7 @@ def page(compared: Comparison) -> str:
 
 def in_markdown(lines: Iterable[str]) -> str:
     """Return lines as a Markdown list, with all markup escaped."""
-    return "\n".join(f"- {_plain(line)}" for line in lines)
+    return "\n".join(f"- {plain(line)}" for line in lines)
 
 
 def _moved_tables(title: str, moved: Moved) -> list[str]:
@@ -222,13 +219,5 @@ def _rows(measures: Iterable[MeasureChange]) -> list[tuple[str, ...]]:
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     if not rows:
         return []
-    lines = [columns, ["---"] * len(columns), *([_plain(cell) for cell in row] for row in rows)]
+    lines = [columns, ["---"] * len(columns), *([plain(cell) for cell in row] for row in rows)]
     return [f"## {title}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
-
-
-def _plain(text: str) -> str:
-    """Return text in one line, with markup escaped."""
-    escaped = html.escape(" ".join(text.split()), quote=False)
-    for mark in "\\`*_[]|~":
-        escaped = escaped.replace(mark, f"\\{mark}")
-    return escaped

@@ -10,11 +10,8 @@ Belongs here: the card's content, its folder. Does not: the measures, the checks
 | SHA256SUMS | the same for `sha256sum --check` |
 """
 
-import html
-import re
 import shutil
 from collections.abc import Iterable, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +36,12 @@ from novelsum_dagster.embedding.store import VectorSet
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.report.novelsum_report import RANDOM, SELECTED, NovelSumReport, SetMeasure
 from novelsum_dagster.report.tables import coverage, lengths
+from novelsum_dagster.report.templates import render
 from novelsum_dagster.selection.subset import Subset, rows_of
 from novelsum_dagster.settings import Settings
 
 NOT_GIVEN = "not given"
+_TEMPLATE = Path(__file__).with_name("card.md")
 _PAPER = (
     "Yang et al.: Measuring Data Diversity for Instruction Tuning: A Systematic Analysis and A Reliable Metric."
     " ACL 2025 (NovelSum and NovelSelect)"
@@ -108,7 +107,7 @@ def build_card(
     }
     with temporary_folder(root / "cards") as folder:
         _copy_parts(root / subset.folder, folder)
-        write_bytes(_page(facts).encode(), folder / "README.md")
+        write_bytes(render(_TEMPLATE, **facts).encode(), folder / "README.md")
         sums = {path.relative_to(folder).as_posix(): file_hash(path) for path in _files(folder)}
         write_json({**manifest, "sha256": sums}, folder / "manifest.json")
         digest = file_hash(folder / "manifest.json")
@@ -246,24 +245,3 @@ def _length_biases(rows: Iterable[dict[str, Any]]) -> list[str]:
 def _listed(names: Sequence[str], most: int = 5) -> str:
     more = f" and {len(names) - most} more sources" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def _cell(text: object) -> str:
-    """Return text safe for a table cell: on one line, with markup escaped."""
-    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
-
-
-def _page(facts: dict[str, Any]) -> str:
-    import jinja2
-
-    # Markdown, not HTML: text from data is escaped by the filter `cell`.
-    environment = jinja2.Environment(
-        autoescape=False,  # noqa: S701
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["cell"] = _cell
-    template = environment.from_string(files(__package__).joinpath("card.md").read_text())
-    return template.render({**facts, "title": _cell(facts["title"])})

@@ -18,9 +18,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from novelsum_dagster.artifacts.provenance import flat
 from novelsum_dagster.common.files import write_bytes, write_csv_and_table
+from novelsum_dagster.common.progress import counted
 from novelsum_dagster.report import charts, tables
 from novelsum_dagster.report.explanation import RANDOM, SELECTED, Explanation
+from novelsum_dagster.report.templates import render
 
 if TYPE_CHECKING:
     import altair as alt
@@ -239,18 +242,13 @@ def _in_script(value: Any) -> str:
 
 
 def _html(contents: Contents, found: dict[str, pa.Table], drawn: dict[str, _Drawn]) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     scripts = [_bundle(), _START]
     measured = contents.measures.to_pylist()
     compared = [row for name in (SELECTED, RANDOM) for row in measured if row["set"] == name]
     sets, families = _measures(compared)
     other_sets, others = _measures([row for row in measured if row["set"] not in (SELECTED, RANDOM)])
-    coverage, pool_coverage = found["coverage"].to_pylist(), found["pool_coverage"].to_pylist()
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+    return render(
+        _TEMPLATE,
         title=contents.title,
         summary=_summary(contents, found),
         sets=sets,
@@ -258,8 +256,8 @@ def _html(contents: Contents, found: dict[str, pa.Table], drawn: dict[str, _Draw
         other_sets=other_sets,
         others=others,
         explanation=contents.explanation,
-        pool_coverage=pool_coverage[:_MOST_ROWS],
-        more_pool_coverage=len(pool_coverage) - len(pool_coverage[:_MOST_ROWS]),
+        most_rows=_MOST_ROWS,
+        pool_coverage=found["pool_coverage"].to_pylist(),
         regions=found["least_covered"].to_pylist(),
         region_count=len(np.unique(contents.cells)),
         notes=contents.notes,
@@ -268,13 +266,12 @@ def _html(contents: Contents, found: dict[str, pa.Table], drawn: dict[str, _Draw
         shown=min(charts.MAX_POOL_POINTS, found["map"]["rank"].null_count),
         picks_shown=min(charts.MAX_PICKS, len(found["map"]) - found["map"]["rank"].null_count),
         pool_size=len(contents.samples),
-        coverage=coverage[:_MOST_ROWS],
-        more_sources=len(coverage) - len(coverage[:_MOST_ROWS]),
+        coverage=found["coverage"].to_pylist(),
         lengths=_lengths(found["lengths"]),
         length_sentences=_length_sentences(found["lengths"]),
         pairs=found["nearest_pairs"].to_pylist(),
         repeats=len(contents.selected) - len(tables.first_picks(contents.selected)),
-        settings=list(_flat(contents.settings)),
+        settings=[(key, _setting(value)) for key, value in flat(contents.settings).items()],
         hashes=contents.hashes,
         scripts=scripts,
         script_hashes=[base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts],
@@ -353,7 +350,7 @@ def _missing(value: float | None) -> bool:
 
 def _size_words(sizes: list[int]) -> str:
     low, high = min(sizes), max(sizes)
-    return f"{_counted(low, 'sample')}" if low == high else f"{low:,} to {_counted(high, 'sample')}"
+    return counted(low, "sample") if low == high else f"{low:,} to {counted(high, 'sample')}"
 
 
 def _value_and_interval(row: dict[str, Any]) -> tuple[str, str]:
@@ -374,13 +371,9 @@ def _number(value: float, places: int | None = None) -> str:
     return f"{value:,.{_places(value) if places is None else places}f}"
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def _summary(contents: Contents, found: dict[str, pa.Table]) -> list[str]:
     picks, n = len(contents.selected), len(contents.samples)
-    first = f"This report compares a subset of {_counted(picks, 'sample')} with the pool of {n:,} it was picked from."
+    first = f"This report compares a subset of {counted(picks, 'sample')} with the pool of {n:,} it was picked from."
     length = _length_sentences(found["lengths"])[0]
     verdict = contents.explanation.sentences[0]
     return [first, verdict, length, *_largest_shift(found["coverage"].to_pylist())]
@@ -441,15 +434,6 @@ def _lengths(lengths: pa.Table) -> list[dict[str, Any]]:
 
 def _length(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}".removesuffix(".0")
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield each setting with its dotted key, in the order given."""
-    for key, value in settings.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", _setting(value)
 
 
 def _setting(value: Any) -> str:

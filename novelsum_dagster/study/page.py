@@ -16,6 +16,7 @@ import pyarrow.csv as pa_csv
 
 from novelsum_dagster.common.files import write_bytes, write_json
 from novelsum_dagster.common.progress import counted
+from novelsum_dagster.report.templates import render
 from novelsum_dagster.settings import OWN_REPRESENTATION
 from novelsum_dagster.study.correlation import ALL_SETS, SELECTING
 from novelsum_dagster.study.figures import against_random, coefficients_chart, gains_chart
@@ -132,13 +133,9 @@ def summary(found: Findings) -> list[str]:
 
 
 def _html(found: Findings, sections: Sequence[_Section], files: Sequence[str]) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     names = dict.fromkeys(name for facts in found.pools.values() for name in facts)
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+    return render(
+        _TEMPLATE,
         title="Which measures of diversity predict what a model learns",
         summary=summary(found),
         sections=sections,
