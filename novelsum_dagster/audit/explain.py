@@ -18,6 +18,7 @@ from novelsum_dagster.diversity.density import density_factor
 from novelsum_dagster.lineage.query import Connection, all_rows, one_row
 from novelsum_dagster.lineage.runs import Run
 from novelsum_dagster.pool.snapshot import BY_VECTORS
+from novelsum_dagster.report.tables import place_of
 from novelsum_dagster.selection.extension import EXTENDS
 from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.trajectory import bounds_at_end, closest_pick, scores_at_end, trajectory
@@ -127,7 +128,7 @@ def _repeated(query: str, sample: dict[str, Any], places: list[dict[str, Any]]) 
         and (place["file"].endswith(f"/{named[0]}") or place["file"] == named[0])
         and (place["position"] if place["line"] is None else place["line"]) == named[1]
     ]
-    return [f"The record at {_place_of(place)} repeats {_place_of(sample)}, which was kept." for place in repeats]
+    return [f"The record at {place_of(place)} repeats {place_of(sample)}, which was kept." for place in repeats]
 
 
 def find_sample(connection: Connection, run: Run, query: str) -> dict[str, Any]:
@@ -180,7 +181,11 @@ def _with_text(connection: Connection, run: Run, condition: str, text: str) -> l
         connection, f"SELECT id FROM samples WHERE snapshot = ? AND {condition} LIMIT {_OFFERED + 1}",
         [run.snapshot, text],
     )  # fmt: skip
-    return _samples(connection, run, _AMONG, [[row["id"] for row in ids]]) if ids else []
+    return _with_ids(connection, run, ids)
+
+
+def _with_ids(connection: Connection, run: Run, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return _samples(connection, run, _AMONG, [[row["id"] for row in rows]]) if rows else []
 
 
 def _at_place(connection: Connection, run: Run, file: str, line: int) -> list[dict[str, Any]]:
@@ -189,7 +194,7 @@ def _at_place(connection: Connection, run: Run, file: str, line: int) -> list[di
     values = [run.snapshot, file, f"/{file}", line]
     ids = all_rows(connection, f"SELECT DISTINCT id FROM origins WHERE {where}", values)
     if ids:
-        return [row for found in ids for row in _samples(connection, run, "id = ?", [found["id"]])]
+        return _with_ids(connection, run, ids)
     return all_rows(
         connection, f"SELECT source, file, position, line, reason, detail FROM rejects WHERE {where}", values
     )
@@ -197,7 +202,7 @@ def _at_place(connection: Connection, run: Run, file: str, line: int) -> list[di
 
 def _only(found: list[dict[str, Any]], query: str) -> dict[str, Any]:
     if len(found) > 1:
-        offered = "\n".join(f"  {row.get('id', '')}  {_place_of(row)}  {_snippet(row)}" for row in found[:_OFFERED])
+        offered = "\n".join(f"  {row.get('id', '')}  {place_of(row)}  {_snippet(row)}" for row in found[:_OFFERED])
         more = "more than " if len(found) > _OFFERED else ""
         count = f"{more}{min(len(found), _OFFERED)} samples"
         raise InputError(f"{query!r} matches {count}; give one of these ids:\n{offered}")
@@ -257,22 +262,21 @@ def _of_left_out(
     connection: Connection, root: Path, run: Run, sample: dict[str, Any], facts: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the facts about a sample that was not picked: its nearest picks, its best score, what excluded it."""
-    covering = one_row(
-        connection, "SELECT * FROM covering WHERE selection = ? AND id = ?", [run.selection, sample["id"]]
+    covered_by = all_rows(
+        connection,
+        """
+        SELECT near.rank, picks.id, near.distance
+        FROM (
+            SELECT
+                unnest([1, 2, 3]) AS place, unnest([rank_1, rank_2, rank_3]) AS rank,
+                unnest([distance_1, distance_2, distance_3]) AS distance
+            FROM covering WHERE selection = ? AND id = ?
+        ) AS near
+        INNER JOIN picks ON picks.selection = ? AND picks.rank = near.rank
+        ORDER BY near.place
+        """,
+        [run.selection, sample["id"], run.selection],
     )
-    covered_by = [
-        {
-            **(
-                one_row(
-                    connection, "SELECT rank, id FROM picks WHERE selection = ? AND rank = ?", [run.selection, rank]
-                )
-                or {}
-            ),
-            "distance": covering[f"distance_{place}"],
-        }
-        for place in range(1, _NEAREST + 1)
-        if covering and (rank := covering[f"rank_{place}"]) is not None
-    ]
     remaining = one_row(
         connection, "SELECT score, after_picks, is_exact FROM remaining WHERE selection = ? AND id = ?",
         [run.selection, sample["id"]],
@@ -528,8 +532,8 @@ def _quality_needed(run: Run, closest: dict[str, Any]) -> str:
 
 
 def _came_from(run: Run, sample: dict[str, Any], places: list[dict[str, Any]]) -> list[str]:
-    others = [_place_of(place) for place in places if not place["is_first"]]
-    words = [f"It is from {_place_of(sample)} (source {sample['source']})."]
+    others = [place_of(place) for place in places if not place["is_first"]]
+    words = [f"It is from {place_of(sample)} (source {sample['source']})."]
     if others:
         named = ", ".join(others[:_OFFERED]) + (f" and {len(others) - _OFFERED} more" if len(others) > _OFFERED else "")
         words.append(f"The same sample also occurs at {named}.")
@@ -539,10 +543,6 @@ def _came_from(run: Run, sample: dict[str, Any], places: list[dict[str, Any]]) -
         f" {run.model_revision[:12]}, seed {run.seed}, novelsum-dagster {run.package_version}, {code}."
     )
     return words
-
-
-def _place_of(row: dict[str, Any]) -> str:
-    return f"{row['file']}:{row['line']}" if row["line"] is not None else f"{row['file']}, record {row['position']}"
 
 
 def _snippet(row: dict[str, Any]) -> str:

@@ -101,20 +101,9 @@ def similarity_histogram(nearest: NDArray[np.float64], similarity: float) -> "al
         alt.Chart(alt.InlineData(values=rows))
         .mark_bar(binSpacing=0, color=_POOL)
         .encode(
-            x=alt.X(
-                "low:Q",
-                title="cosine of a sample to the one nearest to it",
-                bin="binned",
-                scale=alt.Scale(zero=False, nice=False),
-                axis=alt.Axis(tickCount=10, format=".2f"),
-            ),
+            x=_binned("cosine of a sample to the one nearest to it", alt.Axis(tickCount=10, format=".2f")),
             x2="high:Q",
-            y=alt.Y(
-                "share:Q",
-                title="share of the samples",
-                scale=alt.Scale(domain=[0, top * 1.15], nice=False),
-                axis=alt.Axis(format="%", tickCount=5),
-            ),
+            y=_shares("share", top * 1.15),
             tooltip=[
                 alt.Tooltip("low:Q", title="cosine from", format=".3f"),
                 alt.Tooltip("high:Q", title="to", format=".3f"),
@@ -125,6 +114,25 @@ def similarity_histogram(nearest: NDArray[np.float64], similarity: float) -> "al
     over = similarity < (low + 1) / 2
     line = _marked(f"near-duplicates from {similarity:g}", similarity, 1.08 * top, _INK, [5, 3], over)
     return _styled(alt.layer(bars, *line), "Histogram of the cosine of each sample to the one nearest to it", 220)
+
+
+def _binned(title: str, axis: "alt.Axis") -> "alt.X":
+    """Return the x axis of columns from `low` to `high`."""
+    import altair as alt
+
+    return alt.X("low:Q", title=title, bin="binned", scale=alt.Scale(zero=False, nice=False), axis=axis)
+
+
+def _shares(field: str, end: float) -> "alt.Y":
+    """Return the y axis of shares of the samples, from 0 to `end`."""
+    import altair as alt
+
+    return alt.Y(
+        f"{field}:Q",
+        title="share of the samples",
+        scale=alt.Scale(domain=[0, end], nice=False),
+        axis=alt.Axis(format="%", tickCount=5),
+    )
 
 
 def _bins(pool: NDArray[np.float64], selected: NDArray[np.float64]) -> tuple[list[dict[str, float]], float]:
@@ -149,19 +157,7 @@ def _columns(rows: list[dict[str, float]], top: float, sets: list[str], colour: 
     import altair as alt
 
     base = alt.Chart(alt.InlineData(values=[{**row, "set": sets[0], "top": top} for row in rows]))
-    x = alt.X(
-        "low:Q",
-        title="novelty of a sample within the pool",
-        bin="binned",
-        scale=alt.Scale(zero=False, nice=False),
-        axis=alt.Axis(tickCount=10),
-    )
-    y = alt.Y(
-        "pool:Q",
-        title="share of the samples",
-        scale=alt.Scale(domain=[0, top * 1.22], nice=False),
-        axis=alt.Axis(format="%", tickCount=5),
-    )
+    x, y = _binned("novelty of a sample within the pool", alt.Axis(tickCount=10)), _shares("pool", top * 1.22)
     tips = [
         alt.Tooltip("low:Q", title="novelty from", format=".3f"),
         alt.Tooltip("high:Q", title="to", format=".3f"),

@@ -77,21 +77,28 @@ def coverage(sources: pa.ChunkedArray, selected: NDArray[np.int64]) -> pa.Table:
     Returns:
         A table: source, pool, pool_share, selected, selected_share.
     """
+    names, codes = _most_frequent_first(sources)
+    pool = np.bincount(codes, minlength=len(names))
+    picked = np.bincount(codes[selected], minlength=len(names))
+    return pa.table(
+        {
+            "source": pa.array(names, pa.string()),
+            "pool": pool,
+            "pool_share": pool / max(1, pool.sum()),
+            "selected": picked,
+            "selected_share": picked / max(1, picked.sum()),
+        }
+    )
+
+
+def _most_frequent_first(sources: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int64]]:
+    """Return the distinct sources, the most frequent first, and the index of each sample's, int64, (n,)."""
     encoded = sources.combine_chunks().dictionary_encode()
     names: list[str] = encoded.dictionary.to_pylist()
     codes = encoded.indices.to_numpy()
-    pool = np.bincount(codes, minlength=len(names))
-    picked = np.bincount(codes[selected], minlength=len(names))
-    order = sorted(range(len(names)), key=lambda code: (-pool[code], names[code]))
-    return pa.table(
-        {
-            "source": pa.array([names[code] for code in order], pa.string()),
-            "pool": pool[order],
-            "pool_share": pool[order] / max(1, pool.sum()),
-            "selected": picked[order],
-            "selected_share": picked[order] / max(1, picked.sum()),
-        }
-    )
+    counts = np.bincount(codes, minlength=len(names))
+    order = sorted(range(len(names)), key=lambda code: (-counts[code], names[code]))
+    return [names[code] for code in order], np.argsort(order)[codes]
 
 
 def pool_coverage(
@@ -107,11 +114,8 @@ def pool_coverage(
         A table, first a row `WHOLE` if there are several sources: source, samples (int64), and float64
         selected_mean, selected_median, selected_p90, and the same of random.
     """
-    encoded = sources.combine_chunks().dictionary_encode()
-    names: list[str] = encoded.dictionary.to_pylist()
-    codes = encoded.indices.to_numpy()
-    groups = {name: np.flatnonzero(codes == code) for code, name in enumerate(names)}
-    parts = sorted(groups.items(), key=lambda part: (-len(part[1]), part[0]))
+    names, codes = _most_frequent_first(sources)
+    parts = [(name, np.flatnonzero(codes == code)) for code, name in enumerate(names)]
     if len(parts) > 1:
         parts.insert(0, (WHOLE, np.arange(len(codes))))
     rows = []
@@ -165,7 +169,7 @@ def least_covered(
             "id": shown["id"],
             "source": shown["source"],
             "place": pa.array(
-                [place(row) for row in shown.select(["file", "position", "line"]).to_pylist()], pa.string()
+                [place_of(row) for row in shown.select(["file", "position", "line"]).to_pylist()], pa.string()
             ),
             "snippet": snippets(shown["text"], REGION_SNIPPET),
         }
@@ -181,7 +185,7 @@ def _mix(sources: pa.ChunkedArray) -> str:
     return ", ".join([*named, *([f"{len(counts) - len(named):,} more"] if len(counts) > len(named) else [])])
 
 
-def place(row: dict[str, Any]) -> str:
+def place_of(row: dict[str, Any]) -> str:
     """Return a sample's place as text, from its file, line (None in files without lines) and position."""
     return f"{row['file']}:{row['line']}" if row["line"] is not None else f"{row['file']}, record {row['position']}"
 

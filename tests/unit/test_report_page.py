@@ -449,7 +449,7 @@ def test_the_least_covered_regions_are_those_of_brute_force() -> None:
         assert row["samples"] == len(of_region)
         assert row["picks"] == sum(at in of_region for at in selected)
         assert (row["id"], row["source"]) == (rows[example]["id"], rows[example]["source"])
-        assert row["place"] == tables.place(rows[example])
+        assert row["place"] == tables.place_of(rows[example])
         names = [rows[at]["source"] for at in of_region]
         for part in row["sources"].split(", "):
             name, share = part.split(" ")
@@ -483,8 +483,8 @@ def test_regions_show_two_hundred_characters_of_an_example(tmp_path: Path) -> No
 
 
 def test_samples_without_lines_stand_at_their_record() -> None:
-    assert tables.place({"file": "a.json", "line": 7, "position": 2}) == "a.json:7"
-    assert tables.place({"file": "a.parquet", "line": None, "position": 2}) == "a.parquet, record 2"
+    assert tables.place_of({"file": "a.json", "line": 7, "position": 2}) == "a.json:7"
+    assert tables.place_of({"file": "a.parquet", "line": None, "position": 2}) == "a.parquet, record 2"
 
 
 def test_how_similar_samples_are_is_shown_where_vectors_were_compared(tmp_path: Path) -> None:
