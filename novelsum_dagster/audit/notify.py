@@ -18,14 +18,13 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from novelsum_dagster.artifacts.layout import CHANGES, output_folder
 from novelsum_dagster.audit.changes_words import summary
 from novelsum_dagster.audit.comparison import EXAMPLES, Changes, Comparison
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import write_bytes
-from novelsum_dagster.lineage.sending import NotSentError, answered, problem, within
+from novelsum_dagster.lineage.sending import NotSentError, answered, session_to, within
 
 SECONDS = 5.0
 _SENT, _UNSENT = ".sent", ".unsent"
@@ -104,20 +103,10 @@ def _post(url: str, body: dict[str, Any], seconds: float) -> None:
     """Post once, to this address and no other.
 
     Raises:
-        NotSentError: instead of the library's errors, which contain the URL.
+        NotSentError: as `session_to` does, and for a status that is no success.
     """
-    from requests import RequestException, Session
-
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise NotSentError("it is not a URL with http or https")
-    with Session() as session, _silence():
-        session.trust_env = False  # No proxy, and no password from ~/.netrc.
-        try:
-            # Only the status is needed, not the body.
-            answer = session.post(url, json=body, timeout=seconds, allow_redirects=False, stream=True)
-        except RequestException as error:
-            raise NotSentError(problem(error, seconds)) from None
+    with session_to(url, seconds) as session, _silence():
+        answer = session.post(url, json=body, timeout=seconds, allow_redirects=False)
     if not 200 <= answer.status_code < 300:
         raise NotSentError(answered(answer.status_code))
 

@@ -16,10 +16,9 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 from uuid import UUID, uuid5
 
-from novelsum_dagster.lineage.sending import NotSentError, problem, within
+from novelsum_dagster.lineage.sending import NotSentError, session_to, within
 
 if TYPE_CHECKING:
     from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, RunEvent
@@ -211,19 +210,12 @@ def _post(url: str, seconds: float, event: "RunEvent") -> None:
     """Post an event, once, to this endpoint and no other.
 
     Raises:
-        NotSentError: instead of the libraries' errors, which contain the whole URL.
+        NotSentError: as `session_to` does.
     """
     from openlineage.client.transport.http import ApiKeyTokenProvider, HttpConfig, HttpTransport, TokenProvider
-    from requests import RequestException, Session
 
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise NotSentError("it is not a URL with http or https")
     key = os.environ.get(API_KEY_VARIABLE)
-    with Session() as session:
-        session.trust_env = False  # No proxy, and no password from ~/.netrc instead of the key.
-        session.max_redirects = 0
-        session.stream = True  # Only the status is needed, not the body.
+    with session_to(url, seconds) as session:
         config = HttpConfig(
             url=f"{url.rstrip('/')}/",  # The slash keeps the last part of a path.
             timeout=seconds,
@@ -231,10 +223,7 @@ def _post(url: str, seconds: float, event: "RunEvent") -> None:
             session=session,
             retry={"total": 0},
         )
-        try:
-            HttpTransport(config).emit(event)
-        except RequestException as error:
-            raise NotSentError(problem(error, seconds)) from None
+        HttpTransport(config).emit(event)
 
 
 def _reason(error: Exception) -> str:

@@ -3,12 +3,14 @@
 Does not belong here: what is sent, and where to (`openlineage`, `notify`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Thread
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from requests import RequestException
+    from requests import RequestException, Session
 
 
 class NotSentError(Exception):
@@ -41,7 +43,29 @@ def within(seconds: float, act: Callable[[], None], name: str) -> None:
         raise errors[0]
 
 
-def problem(error: "RequestException", seconds: float) -> str:
+@contextmanager
+def session_to(url: str, seconds: float) -> "Iterator[Session]":
+    """Yield a session for one request to this address and no other, of which only the status of the answer is needed.
+
+    Raises:
+        NotSentError: if the URL is not one; instead of the library's errors, which contain the URL.
+    """
+    from requests import RequestException, Session
+
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise NotSentError("it is not a URL with http or https")
+    with Session() as session:
+        session.trust_env = False  # No proxy, and no password from ~/.netrc.
+        session.max_redirects = 0
+        session.stream = True
+        try:
+            yield session
+        except RequestException as error:
+            raise NotSentError(_problem(error, seconds)) from None
+
+
+def _problem(error: "RequestException", seconds: float) -> str:
     """Describe a failed request; the library's own message contains the whole URL."""
     from requests import ConnectionError, Timeout
 
