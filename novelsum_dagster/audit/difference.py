@@ -4,11 +4,13 @@ Belongs here: which samples entered, left and stayed, the cause of each, the mea
 was picked (`explain`).
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
+from novelsum_dagster.artifacts.provenance import flat
 from novelsum_dagster.lineage.query import Connection, all_rows
 from novelsum_dagster.lineage.runs import Run
 from novelsum_dagster.selection.extension import EXTENDS
@@ -83,39 +85,26 @@ def difference(connection: Connection, a: Run, b: Run) -> Difference:
 
 def changed_settings(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:
     """Return the settings that differ, by key, as given by the launchpad or the settings file."""
-    mine, theirs = (
-        {
-            **{key: value for section in _SECTIONS for key, value in _flat(settings.get(section, {}), section)},
-            **_selection_of(run),
-        }
-        for run, settings in ((run, _completed(run.settings)) for run in (a, b))
-    )
+    mine, theirs = (_settings_of(run) for run in (a, b))
     keys = [*mine, *(key for key in theirs if key not in mine)]
     return {key: (mine.get(key), theirs.get(key)) for key in keys if mine.get(key) != theirs.get(key)}
 
 
-def _completed(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings with defaults for those that the recording release did not have."""
-    try:
-        return Settings.model_validate(settings).model_dump(mode="json")
-    except ValidationError:
-        return settings
-
-
-def _selection_of(run: Run) -> dict[str, Any]:
-    """Return the selection's effective settings: the launchpad may have overridden the file."""
-    found = {f"selection.{name}": getattr(run, name) for name in _SELECTION}
+def _settings_of(run: Run) -> dict[str, Any]:
+    """Return a run's settings by key, with defaults for those that the recording release did not have."""
+    settings = run.settings
+    with suppress(ValidationError):
+        settings = Settings.model_validate(settings).model_dump(mode="json")
+    found = {
+        key: value for key, value in flat({name: settings.get(name, {}) for name in _SECTIONS}).items() if value != {}
+    }
+    # The launchpad may have overridden the selection's settings of the file.
+    found |= {f"selection.{name}": getattr(run, name) for name in _SELECTION}
     if EXTENDS in run.options:
         # k includes the kept samples, which are not in the settings.
         found["selection.k"] = run.settings["selection"]["k"]
         found["selection.options"] = {name: value for name, value in run.options.items() if name != EXTENDS}
     return found
-
-
-def _flat(values: Any, prefix: str) -> list[tuple[str, Any]]:
-    if not isinstance(values, dict):
-        return [(prefix, values)]
-    return [pair for name, value in values.items() for pair in _flat(value, f"{prefix}.{name}")]
 
 
 def _general_cause(a: Run, b: Run, settings: dict[str, tuple[Any, Any]], same_model: bool, same_code: bool) -> str:

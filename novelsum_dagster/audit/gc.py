@@ -28,7 +28,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from novelsum_dagster.artifacts.layout import OUTPUTS, RECORDS, newest_file, outputs_glob
 from novelsum_dagster.artifacts.provenance import Provenance
@@ -246,12 +245,18 @@ def read_record_file(path: Path) -> Provenance:
     Raises:
         InputError: if it is damaged: the files that it names would look unused.
     """
-    try:
+    with _undamaged(path):
         return Provenance.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise InputError(
-            f"{path}: damaged ({str(error).splitlines()[0]}), so what it names is unknown; nothing was removed"
-        ) from error
+
+
+@contextmanager
+def _undamaged(path: Path, unknown: str = "what it names is") -> Iterator[None]:
+    """Raise an InputError instead of any error of reading a file."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: damaged ({reason}), so {unknown} unknown; nothing was removed") from error
 
 
 def _in_use(root: Path, runs: _Runs) -> _InUse:
@@ -452,23 +457,17 @@ def _keys(value: Any) -> Iterator[str]:
 
 
 def _ids(path: Path) -> list[str]:
-    try:
+    with _undamaged(path, "the vectors in use are"):
         ids: list[str] = pq.read_table(path, columns=["id"], partitioning=None)["id"].to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"{path}: damaged ({error}), so the vectors in use are unknown; nothing was removed"
-        ) from error
-    return ids
+        return ids
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = read_json(path)
-        if isinstance(value, dict):
-            return value
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: damaged ({error}), so what it names is unknown; nothing was removed") from error
-    raise InputError(f"{path}: damaged, so what it names is unknown; nothing was removed")
+    with _undamaged(path):
+        value: dict[str, Any] = read_json(path)
+        if not isinstance(value, dict):
+            raise ValueError("it is no JSON object")
+        return value
 
 
 def _as_time(value: Any) -> datetime:
