@@ -3,7 +3,6 @@
 Belongs here: their arguments, text output and JSON. Does not: the answers (`novelsum_dagster.audit`).
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from novelsum_dagster.cli.terminal import AsJson, SettingsFile, new_reporter, say, settings_in
+from novelsum_dagster.cli.terminal import AsJson, SettingsFile, new_reporter, print_json, print_table, say, settings_in
 
 if TYPE_CHECKING:
     from novelsum_dagster.audit.explain import Explanation
@@ -56,7 +55,7 @@ def why(
             **found.facts,
             "words": list(found.words),
         }
-        print(json.dumps(answer, indent=2, default=str))
+        print_json(answer)
         return
     if "id" in found.sample:
         print(f"{found.sample['id']}\n{_shortened(found.sample['text'], 300)}\n")
@@ -108,7 +107,7 @@ def diff(
             "same_model": found.same_model,
             "measures": found.measures,
         }
-        print(json.dumps(answer, indent=2, default=str))
+        print_json(answer)
         return
     _print_difference(found)
 
@@ -154,7 +153,7 @@ def reproduce(
             "embedded_again": made.embedded_again,
             "differences": list(made.differences),
         }
-        print(json.dumps(answer, indent=2))
+        print_json(answer)
     else:
         _print_reproduction(made)
     if not made.is_equal:
@@ -193,17 +192,13 @@ def _print_difference(found: Any) -> None:
 
 
 def _print_reproduction(made: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"Run {made.run.short}, rebuilt", title_justify="left")
-    for column in ("output", "recorded", "rebuilt", ""):
-        table.add_column(column, overflow="fold")
-    for name, (then, now) in made.outputs.items():
-        table.add_row(name, then[:16], now[:16], "equal" if then == now else "differs")
-    for name, equal in made.files.items():
-        table.add_row(name, "", "", {True: "equal, byte for byte", False: "differs", None: "missing"}[equal])
-    Console().print(table)
+    rows = [
+        (name, then[:16], now[:16], "equal" if then == now else "differs") for name, (then, now) in made.outputs.items()
+    ]
+    verdicts = {True: "equal, byte for byte", False: "differs", None: "missing"}
+    rows += [(name, "", "", verdicts[equal]) for name, equal in made.files.items()]
+    columns = ("output", "recorded", "rebuilt", "")
+    print_table(f"Run {made.run.short}, rebuilt", columns, rows, text=columns)
     kept = "The stored vectors were used; --embed-again recomputes them too."
     print("The vectors were recomputed." if made.embedded_again else kept)
     for line in made.differences:
@@ -212,35 +207,21 @@ def _print_reproduction(made: Any) -> None:
 
 
 def _print_changes(name: str, changes: Sequence[Any]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     if not changes:
         return
     print(f"\n{name}:")
     for cause, count in Counter(change.cause for change in changes).most_common():
         print(f"  {count:,}: {cause}")
-    table = Table()
-    for column in ("rank", "id", "source"):
-        table.add_column(column)
-    for change in changes[:_SHOWN]:
-        table.add_row(f"{change.rank:,}", change.id, escape(change.source))
-    Console().print(table)
+    columns = ("rank", "id", "source")
+    rows = [(f"{change.rank:,}", change.id, change.source) for change in changes[:_SHOWN]]
+    print_table(None, columns, rows, text=columns)
     if len(changes) > _SHOWN:
         print(f"and {len(changes) - _SHOWN:,} more (--json has all)")
 
 
 def _print_measures(found: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="Measures", title_justify="left")
-    for column in ("set", "measure", found.a.short, found.b.short):
-        table.add_column(column, justify="left" if column in ("set", "measure") else "right")
-    for row in found.measures:
-        table.add_row(row["set_name"], row["measure"], f"{row['a']:,.4f}", f"{row['b']:,.4f}")
-    Console().print(table)
+    rows = [(row["set_name"], row["measure"], f"{row['a']:,.4f}", f"{row['b']:,.4f}") for row in found.measures]
+    print_table("Measures", ("set", "measure", found.a.short, found.b.short), rows, text=("set", "measure"))
     if any(row["size_a"] != row["size_b"] for row in found.measures):
         print("The sets differ in size, so their values cannot be compared.")
 

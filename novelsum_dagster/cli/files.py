@@ -1,19 +1,34 @@
 """Options of the commands that read files directly (`measure`, `select`, `inspect`), and the command `inspect`."""
 
-import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from novelsum_dagster.cli.terminal import AsJson, SettingsFile, new_reporter, say, settings_in, validated
+from novelsum_dagster.cli.terminal import (
+    AsJson,
+    Seed,
+    SettingsFile,
+    new_reporter,
+    print_json,
+    print_table,
+    say,
+    settings_in,
+    validated,
+)
 from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.progress import counted
 from novelsum_dagster.pool.forms import PARTS
 from novelsum_dagster.pool.samples import ROLES
-from novelsum_dagster.settings import PACKAGED_MODEL, Embedding, NearDuplicates, Pool, Source
+from novelsum_dagster.settings import PACKAGED_MODEL, Embedding, NearDuplicates, Pool, Settings, Source
+
+if TYPE_CHECKING:
+    from novelsum_dagster.embedding.cut import Cut
+    from novelsum_dagster.pool.inspection import InspectedFile
+    from novelsum_dagster.pool.snapshot import PoolSnapshot, SourceFile
 
 _SHOWN = 300
 """Characters of a turn that `inspect` shows."""
@@ -36,120 +51,138 @@ Columns = Annotated[
 Role = Annotated[
     list[str] | None, typer.Option("--role", help="Map an unknown role to a known one, e.g. narrator=user. Repeatable.")
 ]
-MaxRejects = Annotated[float, typer.Option(min=0, max=1, help="Fail if more than this fraction of records is bad.")]
+Model = Annotated[str, typer.Option(help="Embedding model: the packaged one, a folder, or NAME@COMMIT on the hub.")]
+Text = Annotated[
+    str, typer.Option(help="Text that is embedded: turns, prompt, response, or all (with system, tools, reasoning).")
+]
 MaxCharacters = Annotated[int, typer.Option(min=1, help="Longer samples are rejected.")]
 Rejects = Annotated[
     Path | None, typer.Option(help="Write rejected records with file, line and reason to this .jsonl or .parquet file.")
 ]
-Text = Annotated[
-    str, typer.Option(help="Text that is embedded: turns, prompt, response, or all (with system, tools, reasoning).")
-]
-Long = Annotated[str, typer.Option(help="Texts over the model's length: truncate, or windows (reads all; slower).")]
-Vectors = Annotated[
-    Path | None,
-    typer.Option(help="File of your own vectors (.npy, .npz, .parquet, .safetensors), one row per record read."),
-]
-VectorsId = Annotated[str | None, typer.Option(help="Column by which --vectors and records are matched; else by row.")]
-Whiten = Annotated[
-    bool, typer.Option("--whiten", help="Whiten vectors by PCA, so that all directions of variance count equally.")
-]
-Reduce = Annotated[int | None, typer.Option(min=1, help="Reduce vectors by PCA to this number of dimensions.")]
-Model = Annotated[str, typer.Option(help="Embedding model: the packaged one, a folder, or NAME@COMMIT on the hub.")]
-
-NearDuplicatesBy = Annotated[
-    str | None,
-    typer.Option(
-        "--near-duplicates",
-        metavar="BY",
-        help="How near-duplicates are found: minhash (texts), embedding, both or off.",
-    ),
-]
-Similarity = Annotated[float | None, typer.Option(help="Least cosine of near-duplicates by embedding. [default: 0.9]")]
-DropNearDuplicates = Annotated[
-    bool,
-    typer.Option(
-        "--drop-near-duplicates", help="First leave out samples that resemble an earlier one; by minhash unless named."
-    ),
-]
 
 
-def near_duplicates_of(by: str | None, similarity: float | None, drop: bool) -> NearDuplicates:
-    """Return the near-duplicate settings given by the options.
-
-    Raises:
-        InputError: for an unknown method, or a similarity threshold without comparison by vectors.
-    """
-    given: dict[str, Any] = {"drop": drop}
-    if by is not None or not drop:
-        given["by"] = by or "off"
-    if similarity is not None:
-        given["similarity"] = similarity
-    rule: NearDuplicates = validated(NearDuplicates, **given)
-    if similarity is not None and not rule.by_vectors:
-        raise InputError("--similarity compares vectors; give --near-duplicates embedding or both")
-    return rule
+def _known_device(name: str) -> str:
+    device: str = validated(Settings, device=name).device
+    return device
 
 
-def pool_of(
-    paths: list[Path],
-    forms: list[str] | None,
-    columns: list[str] | None,
-    roles: list[str] | None = None,
-    max_reject_fraction: float = 1.0,
-    max_characters: int = 200_000,
-    near_duplicates: NearDuplicates = _OFF,
-) -> Pool:
-    """Return the settings of a pool of files, from the options.
+@dataclass(frozen=True)
+class NearOptions:
+    """Options of `measure` and `select` about near-duplicates."""
 
-    Raises:
-        InputError: for an unknown form or part, or an option for a file that is not among them.
-    """
-    form_of, columns_of = _by_file(forms or [], paths, "--form", "="), _by_file(columns or [], paths, "--columns", ":")
-    sources = tuple(
-        validated(
-            Source,
-            path=str(path),
-            form=form_of.get(path, "auto"),
-            columns=_mapping(columns_of[path]) if path in columns_of else {},
+    near_duplicates: Annotated[
+        str | None,
+        typer.Option(metavar="BY", help="How near-duplicates are found: minhash (texts), embedding, both or off."),
+    ] = None
+    similarity: Annotated[
+        float | None, typer.Option(help="Least cosine of near-duplicates by embedding. [default: 0.9]")
+    ] = None
+    drop_near_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--drop-near-duplicates",
+            help="First leave out samples that resemble an earlier one; by minhash unless named.",
+        ),
+    ] = False
+
+    def rule(self) -> NearDuplicates:
+        """Return the settings of near-duplicates.
+
+        Raises:
+            InputError: for an unknown method, or a similarity threshold without comparison by vectors.
+        """
+        given: dict[str, Any] = {"drop": self.drop_near_duplicates}
+        if self.near_duplicates is not None or not self.drop_near_duplicates:
+            given["by"] = self.near_duplicates or "off"
+        if self.similarity is not None:
+            given["similarity"] = self.similarity
+        rule: NearDuplicates = validated(NearDuplicates, **given)
+        if self.similarity is not None and not rule.by_vectors:
+            raise InputError("--similarity compares vectors; give --near-duplicates embedding or both")
+        return rule
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """Options of `measure` and `select` about reading and embedding files; `inspect` has some of them."""
+
+    seed: Seed = 42
+    form: Form = None
+    columns: Columns = None
+    role: Role = None
+    model: Model = PACKAGED_MODEL
+    text: Text = "turns"
+    long: Annotated[
+        str, typer.Option(help="Texts over the model's length: truncate, or windows (reads all; slower).")
+    ] = "truncate"
+    vectors: Annotated[
+        Path | None,
+        typer.Option(help="File of your own vectors (.npy, .npz, .parquet, .safetensors), one row per record read."),
+    ] = None
+    vectors_id: Annotated[
+        str | None, typer.Option(help="Column by which --vectors and records are matched; else by row.")
+    ] = None
+    whiten: Annotated[
+        bool, typer.Option("--whiten", help="Whiten vectors by PCA, so that all directions of variance count equally.")
+    ] = False
+    reduce: Annotated[int | None, typer.Option(min=1, help="Reduce vectors by PCA to this number of dimensions.")] = (
+        None
+    )
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", callback=_known_device)] = "auto"
+    max_reject_fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="Fail if more than this fraction of records is bad.")
+    ] = 0.01
+    max_characters: MaxCharacters = 200_000
+    rejects: Rejects = None
+
+    def pool(self, paths: list[Path], near_duplicates: NearDuplicates = _OFF) -> Pool:
+        """Return the settings of a pool of files.
+
+        Raises:
+            InputError: for an unknown form or part, or an option for a file that is not among them.
+        """
+        forms = _by_file(self.form or [], paths, "--form", "=")
+        columns = _by_file(self.columns or [], paths, "--columns", ":")
+        sources = tuple(
+            validated(
+                Source,
+                path=str(path),
+                form=forms.get(path, "auto"),
+                columns=_mapping(columns[path]) if path in columns else {},
+            )
+            for path in paths
         )
-        for path in paths
-    )
-    pool: Pool = validated(
-        Pool,
-        sources=sources,
-        roles=_roles(roles or []),
-        max_reject_fraction=max_reject_fraction,
-        max_characters=max_characters,
-        near_duplicates=near_duplicates,
-    )
-    return pool
+        pool: Pool = validated(
+            Pool,
+            sources=sources,
+            roles=_roles(self.role or []),
+            max_reject_fraction=self.max_reject_fraction,
+            max_characters=self.max_characters,
+            near_duplicates=near_duplicates,
+        )
+        return pool
 
+    def embedding(self) -> Embedding:
+        """Return the settings of the embedding.
 
-def embedding_of(
-    model: str = PACKAGED_MODEL,
-    text: str = "turns",
-    long: str = "truncate",
-    vectors: Path | None = None,
-    vectors_id: str | None = None,
-    whiten: bool = False,
-    reduce: int | None = None,
-) -> Embedding:
-    """Return the settings of the embedding, from the options."""
-    if vectors_id is not None and vectors is None:
-        raise InputError("--vectors-id needs --vectors; name the file of the vectors")
-    name, _, revision = (model, "", "") if vectors is not None else model.partition("@")
-    embedding: Embedding = validated(
-        Embedding,
-        model=name,
-        revision=revision or None,
-        text=text,
-        long=long,
-        vectors=str(vectors) if vectors is not None else None,
-        vectors_id=vectors_id,
-        whiten=whiten,
-        reduce=reduce,
-    )
-    return embedding
+        Raises:
+            InputError: for an invalid value, or `vectors_id` without `vectors`.
+        """
+        if self.vectors_id is not None and self.vectors is None:
+            raise InputError("--vectors-id needs --vectors; name the file of the vectors")
+        name, _, revision = (self.model, "", "") if self.vectors is not None else self.model.partition("@")
+        embedding: Embedding = validated(
+            Embedding,
+            model=name,
+            revision=revision or None,
+            text=self.text,
+            long=self.long,
+            vectors=str(self.vectors) if self.vectors is not None else None,
+            vectors_id=self.vectors_id,
+            whiten=self.whiten,
+            reduce=self.reduce,
+        )
+        return embedding
 
 
 def inspect(
@@ -183,8 +216,10 @@ def inspect(
         chosen = settings_in(settings)
         pool, embedding, base = chosen.pool, chosen.embedding, chosen.base
     else:
-        pool, base = pool_of(files or [], form, columns, role, max_characters=max_characters), Path.cwd()
-        embedding = embedding_of(model, text)
+        options = FileOptions(
+            form=form, columns=columns, role=role, model=model, text=text, max_characters=max_characters
+        )
+        pool, embedding, base = options.pool(files or []), options.embedding(), Path.cwd()
     without = pool.model_copy(update={"near_duplicates": _OFF})
     with tempfile.TemporaryDirectory(prefix="novelsum-") as folder, new_reporter().step("reading") as progress:
         root = Path(folder)
@@ -197,14 +232,14 @@ def inspect(
     cuts = [cut_of(one.tokens, embedding, special) for one in found]
     if as_json:
         shown = [_as_json(one, cut) for one, cut in zip(found, cuts, strict=True)]
-        print(json.dumps({"files": shown, "max_tokens": embedding.max_tokens}, indent=2))
+        print_json({"files": shown, "max_tokens": embedding.max_tokens})
         return
     for one, cut in zip(found, cuts, strict=True):
         _print_file(one, cut.words(embedding))
 
 
-def say_read(snapshot: Any, root: Path, rejects: Path | None, duplicates: bool = True) -> None:
-    """Report which records were left out, and which content a text model cannot see.
+def say_read(snapshot: "PoolSnapshot", root: Path, rejects: Path | None, duplicates: bool = True) -> None:
+    """Report which records and near-duplicates were left out, and which content a text model cannot see.
 
     Args:
         snapshot: the pool.
@@ -213,41 +248,39 @@ def say_read(snapshot: Any, root: Path, rejects: Path | None, duplicates: bool =
         duplicates: whether exact duplicates are left out, too.
     """
     for file in snapshot.files:
-        left_out = [_count(file.rejects, "bad record")] if file.rejects or (duplicates and file.duplicates) else []
-        if left_out and duplicates:
-            left_out.append(_count(file.duplicates, "duplicate"))
-        if left_out:
-            say(f"{file.file}: {' and '.join(left_out)} left out")
-        for folded in file.folded if duplicates else ():
-            differ = f"{_count(folded.records, 'duplicate')} {'differs' if folded.records == 1 else 'differ'}"
-            say(
-                f"{file.file}: in column {folded.column}, which is not read as training content, {differ} from the"
-                f" sample kept (record {folded.position} repeats {folded.id}); --columns maps columns"
-            )
-        if file.with_media:
-            media = _count(file.with_media, "sample")
-            say(f"{file.file}: {media} with images, audio or video: only the text is embedded")
-        if file.unread:
-            say(f"{file.file}: warning: {_count(file.unread, 'record')} could not be read")
-        if not file.complete:
-            say(f"{file.file}: warning: damaged; its end was not read")
+        for note in _notes(file, duplicates):
+            say(f"{file.file}: {note}")
     rows = snapshot.table(root, "rejects", ["file", "position", "line", "reason", "detail"])
     for row in rows.slice(0, 10).to_pylist():
-        place = f"record {row['position']}" + (f", line {row['line']}" if row["line"] else "")
-        say(f"  {row['file']}, {place}: {row['reason']}: {row['detail']}")
+        say(f"  {row['file']}, {_place(row['position'], row['line'])}: {row['reason']}: {row['detail']}")
     if len(rows) > 10:
         say(f"  and {len(rows) - 10:,} more; " + (f"all are in {rejects}" if rejects else "--rejects FILE writes all"))
-
-
-def say_near(snapshot: Any) -> None:
-    """Report the number of near-duplicates, if they were searched for."""
     if snapshot.near_duplicates:
         advised = "left in; --drop-near-duplicates leaves them out (advised: docs/studies.md)"
         what = "left out" if snapshot.near_duplicates_dropped else advised
-        say(f"{_count(snapshot.near_duplicates, 'near-duplicate')} {what}")
+        say(f"{counted(snapshot.near_duplicates, 'near-duplicate')} {what}")
 
 
-def say_cut(cut: Any, embedding: Embedding) -> None:
+def _notes(file: "SourceFile", duplicates: bool) -> Iterator[str]:
+    """Yield what `say_read` says about one file."""
+    if file.rejects or (duplicates and file.duplicates):
+        also = f" and {counted(file.duplicates, 'duplicate')}" if duplicates else ""
+        yield f"{counted(file.rejects, 'bad record')}{also} left out"
+    for folded in file.folded if duplicates else ():
+        differ = f"{counted(folded.records, 'duplicate')} {'differs' if folded.records == 1 else 'differ'}"
+        yield (
+            f"in column {folded.column}, which is not read as training content, {differ} from the sample kept"
+            f" (record {folded.position} repeats {folded.id}); --columns maps columns"
+        )
+    if file.with_media:
+        yield f"{counted(file.with_media, 'sample')} with images, audio or video: only the text is embedded"
+    if file.unread:
+        yield f"warning: {counted(file.unread, 'record')} could not be read"
+    if not file.complete:
+        yield "warning: damaged; its end was not read"
+
+
+def say_cut(cut: "Cut", embedding: Embedding) -> None:
     """Report how many samples exceed the model's input length; as a warning if much text is not read."""
     words = cut.words(embedding)
     if words is not None:
@@ -278,10 +311,6 @@ def export(
         raise InputError(f"{root}: the vectors belong to an earlier pool; run the pipeline again (novelsum run)")
     export_vectors(root, snapshot, vectors, output)
     say(f"{vectors.samples:,} vectors of {vectors.dimension} dimensions by {vectors.model} written to {output}")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _by_file(values: list[str], paths: list[Path], option: str, mark: str) -> dict[Path, str]:
@@ -320,7 +349,7 @@ def _mapping(text: str) -> dict[str, str]:
     return dict(pairs)
 
 
-def _as_json(one: Any, cut: Any) -> dict[str, Any]:
+def _as_json(one: "InspectedFile", cut: "Cut") -> dict[str, Any]:
     facts = {**asdict(one), "file": one.file.model_dump(exclude={"arrow_schema"})}
     tokens = dict(zip(("least", "median", "p95", "most"), _quantiles(one.tokens), strict=False))
     return {**facts, "tokens": tokens, "cut": asdict(cut)}
@@ -332,18 +361,14 @@ def _quantiles(tokens: Any) -> list[int]:
     return [int(value) for value in np.quantile(tokens, [0, 0.5, 0.95, 1], method="lower")] if len(tokens) else []
 
 
-def _print_file(one: Any, cut: str | None) -> None:
+def _print_file(one: "InspectedFile", cut: str | None) -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
+    print_table(one.file.file, ("", ""), _facts(one, cut), text=("",))
     console = Console()
-    table = Table(title=escape(one.file.file), title_justify="left", show_header=False)
-    for name, value in _facts(one, cut):
-        table.add_row(name, escape(value))
-    console.print(table)
     for example in one.examples:
-        console.print(f"  [bold]{example.form}[/], {_place(example)}:")
+        console.print(f"  [bold]{example.form}[/], {_place(example.position, example.line)}:")
         for turn in example.turns:
             reasoning = f"(reasoning) {turn.reasoning}" if turn.reasoning else ""
             said = " ".join(part for part in (reasoning, turn.text, *turn.calls) if part)
@@ -351,15 +376,15 @@ def _print_file(one: Any, cut: str | None) -> None:
             console.print(f"    [bold]{turn.role}[/]: {escape(shown)}")
 
 
-def _facts(one: Any, cut: str | None) -> Iterator[tuple[str, str]]:
+def _facts(one: "InspectedFile", cut: str | None) -> Iterator[tuple[str, str]]:
     """Yield the facts about a file, as rows of a table."""
     file = one.file
     unread = f", {file.unread:,} unread" if file.unread else ""
     yield "format", file.format
     yield (
         "records",
-        f"{file.read:,} read: {file.kept:,} samples, {_count(file.duplicates, 'duplicate')},"
-        f" {_count(file.rejects, 'reject')}{unread}",
+        f"{file.read:,} read: {file.kept:,} samples, {counted(file.duplicates, 'duplicate')},"
+        f" {counted(file.rejects, 'reject')}{unread}",
     )
     yield "forms", ", ".join(f"{form} {count:,}" for form, count in one.forms.items()) or "none"
     yield "read as content", ", ".join(file.content_columns) or "none"
@@ -369,15 +394,15 @@ def _facts(one: Any, cut: str | None) -> Iterator[tuple[str, str]]:
         yield "tokens", f"{least:,} to {most:,}, median {median:,}, 95 % up to {p95:,}"
         yield "beyond the model", cut or "nothing: every text fits"
     if file.with_media:
-        yield "media", f"{_count(file.with_media, 'sample')}; only the text is embedded"
+        yield "media", f"{counted(file.with_media, 'sample')}; only the text is embedded"
     if file.open_ended:
-        yield "no answer at the end", f"{_count(file.open_ended, 'sample')}: the last turn is not the assistant's"
+        yield "no answer at the end", f"{counted(file.open_ended, 'sample')}: the last turn is not the assistant's"
     for folded in file.folded:
-        said = f"{_count(folded.records, 'duplicate')}, as record {folded.position}, which repeats {folded.id[:8]}"
+        said = f"{counted(folded.records, 'duplicate')}, as record {folded.position}, which repeats {folded.id[:8]}"
         yield f"differ in {folded.column}", said
     for kind in one.rejects:
-        yield f"{kind.reason} {kind.records:,}", f"first: {_place(kind)}: {kind.detail}"
+        yield f"{kind.reason} {kind.records:,}", f"first: {_place(kind.position, kind.line)}: {kind.detail}"
 
 
-def _place(one: Any) -> str:
-    return f"record {one.position}" + (f", line {one.line}" if one.line else "")
+def _place(position: int, line: int | None) -> str:
+    return f"record {position}" + (f", line {line}" if line else "")

@@ -3,14 +3,13 @@
 Belongs here: its arguments, table and JSON. Does not: what is removed (`audit.gc`).
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from novelsum_dagster.cli.terminal import AsJson, SettingsFile, new_reporter, say, settings_in
+from novelsum_dagster.cli.terminal import AsJson, SettingsFile, new_reporter, print_json, print_table, say, settings_in
 
 if TYPE_CHECKING:
     from novelsum_dagster.audit.gc import Plan
@@ -41,7 +40,7 @@ def gc(
             found = made(workspace.lineage, chosen.retention)
             removed += [] if dry_run else [item.path for item in found.items]
     if as_json:
-        print(json.dumps(_as_json(found, dry_run), indent=2))
+        print_json(_as_json(found, dry_run))
     else:
         _print(found, dry_run)
 
@@ -78,21 +77,16 @@ def _as_json(found: "Plan", dry_run: bool) -> dict[str, object]:
 
 
 def _print(found: "Plan", dry_run: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     if not found.items:
         print("Nothing to remove. What killed processes left behind is removed once it is an hour old.")
         return
-    title = "Would be removed" if dry_run else "Removed"
-    table = Table(title=title, title_justify="left", show_footer=True)
-    size = sum(item.bytes for item in found.items)
-    table.add_column("kind", "total")
-    table.add_column("how many", f"{len(found.items):,}", justify="right")
-    table.add_column("bytes", f"{size:,}", justify="right")
-    for kind, (count, of_kind) in found.totals().items():
-        table.add_row(kind, f"{count:,}", f"{of_kind:,}")
-    Console().print(table)
+    print_table(
+        "Would be removed" if dry_run else "Removed",
+        ("kind", "how many", "bytes"),
+        [(kind, f"{count:,}", f"{size:,}") for kind, (count, size) in found.totals().items()],
+        text=("kind",),
+        totals=[("total", f"{len(found.items):,}", f"{sum(item.bytes for item in found.items):,}")],
+    )
     if found.runs:
         print(f"{'Runs that lose' if dry_run else 'Runs that lost'} data: {', '.join(found.runs)}")
     if found.live:

@@ -7,7 +7,6 @@ Results go to standard output, everything else to standard error. Exit codes: 0 
 input, settings or arguments; 130 interrupted.
 """
 
-import json
 import os
 import sys
 import warnings
@@ -21,53 +20,31 @@ import typer
 
 from novelsum_dagster.cli.audit import diff, rebuild_lineage, reproduce, why
 from novelsum_dagster.cli.explore import explore, page_beside
-from novelsum_dagster.cli.files import (
-    Columns,
-    DropNearDuplicates,
-    Form,
-    Long,
-    MaxCharacters,
-    MaxRejects,
-    Model,
-    NearDuplicatesBy,
-    Reduce,
-    Rejects,
-    Role,
-    Similarity,
-    Text,
-    Vectors,
-    VectorsId,
-    Whiten,
-    embedding_of,
-    export,
-    inspect,
-    near_duplicates_of,
-    pool_of,
-    say_cut,
-    say_near,
-    say_read,
-)
+from novelsum_dagster.cli.files import FileOptions, NearOptions, export, inspect, say_cut, say_read
 from novelsum_dagster.cli.gc import gc
 from novelsum_dagster.cli.plan import plan
 from novelsum_dagster.cli.restore import restore
 from novelsum_dagster.cli.study import study
 from novelsum_dagster.cli.terminal import (
     AsJson,
-    Seed,
     SettingsFile,
     folder_to_write,
     new_app,
     new_reporter,
+    print_json,
+    print_table,
     require_free_port,
     run_group,
     say,
     settings_in,
     validated,
+    with_shared_options,
 )
 from novelsum_dagster.common.errors import InputError, disk_full, is_disk_full
-from novelsum_dagster.settings import PACKAGED_MODEL, Embedding, NovelSum, Selection, Settings
+from novelsum_dagster.settings import Embedding, NovelSum, Selection, Settings
 
 if TYPE_CHECKING:
+    from novelsum_dagster.diversity.measures import Comparison, SetMeasures, Value
     from novelsum_dagster.pool.export import ChosenRecord, Nested
 
 app = new_app(
@@ -96,18 +73,6 @@ def _common(
 _NEIGHBORS = "K: neighbours in the density factor."
 _DENSITY_POWER = "beta: weight of the density factor; 0 disables it."
 _PROXIMITY_POWER = "alpha: weight of near samples."
-_REPEAT = " Repeatable."
-_Neighbors = Annotated[int, typer.Option(min=1, help=_NEIGHBORS)]
-_DensityPower = Annotated[float, typer.Option(min=0, help=_DENSITY_POWER)]
-_ProximityPower = Annotated[float, typer.Option(min=0, help=_PROXIMITY_POWER)]
-
-
-def _known_device(name: str) -> str:
-    device: str = validated(Settings, device=name).device
-    return device
-
-
-_Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", callback=_known_device)]
 
 
 @app.command()
@@ -146,20 +111,15 @@ def run(settings: SettingsFile = None, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
     summary = _summary(chosen)
     if as_json:
-        print(json.dumps(summary, indent=2))
+        print_json(summary)
         return
-    _print_counts(summary)
-    _print_sets("NovelSum at equal size", summary["novelsum"])
+    _print_pool(summary["pool"])
+    _print_sets(summary["novelsum"])
     if worse := summary["less_diverse"]:
         print(f"{worse}: see the report")
-    _print_pairs(
-        [
-            ("subset", summary["subset"]),
-            ("report", summary["report"]),
-            ("lineage", summary["lineage"]),
-            ("Dagster", home),
-        ]
-    )
+    for name in ("subset", "report", "lineage"):
+        print(f"{name + ':':<9} {summary[name]}")
+    print(f"Dagster:  {home}")
     if changed := _what_changed(chosen, result.run_id):
         print(f"\n{changed}")
     if cut := _what_was_cut(chosen):
@@ -168,7 +128,9 @@ def run(settings: SettingsFile = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
+@with_shared_options
 def measure(
+    *,
     sets: Annotated[list[Path], typer.Argument(help="Files (.json, .jsonl, .parquet; .gz, .zst), one set each.")],
     reference: Annotated[
         list[Path] | None,
@@ -178,35 +140,19 @@ def measure(
         Path | None,
         typer.Option("--output", "-o", help="Also write tables to this folder: measures, each sample's novelty."),
     ] = None,
-    neighbors: Annotated[list[int] | None, typer.Option(min=1, help=_NEIGHBORS + _REPEAT + " [default: 10]")] = None,
+    neighbors: Annotated[list[int] | None, typer.Option(min=1, help=_NEIGHBORS + " Repeatable. [default: 10]")] = None,
     density_power: Annotated[
-        list[float] | None, typer.Option(min=0, help=_DENSITY_POWER + _REPEAT + " [default: 0.5]")
+        list[float] | None, typer.Option(min=0, help=_DENSITY_POWER + " Repeatable. [default: 0.5]")
     ] = None,
     proximity_power: Annotated[
-        list[float] | None, typer.Option(min=0, help=_PROXIMITY_POWER + _REPEAT + " [default: 1.0]")
+        list[float] | None, typer.Option(min=0, help=_PROXIMITY_POWER + " Repeatable. [default: 1.0]")
     ] = None,
     neighbor_policy: Annotated[str, typer.Option(help="published, or self: drop only an equal point.")] = "published",
     self_distance: Annotated[str, typer.Option(help="included (published), or excluded from each row.")] = "included",
     density_side: Annotated[str, typer.Option(help="row (published), or column: the other sample's density.")] = "row",
     aggregate: Annotated[str, typer.Option(help="mean (published), or sum.")] = "mean",
-    near_duplicates: NearDuplicatesBy = None,
-    similarity: Similarity = None,
-    drop_near_duplicates: DropNearDuplicates = False,
-    seed: Seed = 42,
-    form: Form = None,
-    columns: Columns = None,
-    role: Role = None,
-    model: Model = PACKAGED_MODEL,
-    text: Text = "turns",
-    long: Long = "truncate",
-    vectors: Vectors = None,
-    vectors_id: VectorsId = None,
-    whiten: Whiten = False,
-    reduce: Reduce = None,
-    device: _Device = "auto",
-    max_reject_fraction: MaxRejects = 0.01,
-    max_characters: MaxCharacters = 200_000,
-    rejects: Rejects = None,
+    near: NearOptions,
+    options: FileOptions,
     as_json: AsJson = False,
 ) -> None:
     """Measure the diversity of one or more sets, at equal size: NovelSum and the other measures.
@@ -236,22 +182,19 @@ def measure(
     )
     if output is not None:
         folder_to_write("--output", output)
-    embedding, reporter = embedding_of(model, text, long, vectors, vectors_id, whiten, reduce), new_reporter()
-    if vectors is not None and (len(sets) > 1 or reference):
+    embedding, reporter = options.embedding(), new_reporter()
+    if options.vectors is not None and (len(sets) > 1 or reference):
         raise InputError("--vectors takes one set of files: measure a single set, without --reference")
-    near = near_duplicates_of(near_duplicates, similarity, drop_near_duplicates)
-    paths = [*sets, *sorted(reference or [])]
-    everything = pool_of(paths, form, columns, role, max_reject_fraction, max_characters, near)
-    left_out = RejectsFile(rejects)
+    everything = options.pool([*sets, *sorted(reference or [])], near.rule())
+    left_out = RejectsFile(options.rejects)
     samples, ids, content = {}, {}, {}
     for at, path in enumerate(sets):
         name = str(path)
         if name in samples:
             raise InputError(f"{path}: given twice; name each set once")
         own = everything.model_copy(update={"sources": everything.sources[at : at + 1]})
-        with embedded_files(own, untransformed(embedding), reporter, device, rejects) as files:
-            say_read(files.snapshot, files.root, rejects, duplicates=False)
-            say_near(files.snapshot)
+        with embedded_files(own, untransformed(embedding), reporter, options.device, options.rejects) as files:
+            say_read(files.snapshot, files.root, options.rejects, duplicates=False)
             say_cut(files.cut, embedding)
             left_out.take(files.snapshot, files.root)
             content[name] = files.snapshot.key
@@ -259,23 +202,22 @@ def measure(
     pool = None
     if reference:
         own = everything.model_copy(update={"sources": everything.sources[len(sets) :]})
-        with embedded_files(own, untransformed(embedding), reporter, device, rejects) as files:
-            say_read(files.snapshot, files.root, rejects)
-            say_near(files.snapshot)
+        with embedded_files(own, untransformed(embedding), reporter, options.device, options.rejects) as files:
+            say_read(files.snapshot, files.root, options.rejects)
             left_out.take(files.snapshot, files.root)
             pool, content["reference"] = files.vectors, files.snapshot.key
     samples, pool = transformed(samples, pool, embedding)
     _say_transformed(next(iter(samples.values())).vectors.shape[1], embedding)
-    comparison = compare(samples, pool, powers, grid, seed, device, reporter)
+    comparison = compare(samples, pool, powers, grid, options.seed, options.device, reporter)
     where = [str(path) for path in reference] if reference else "all sets together"
-    settings = {**powers.model_dump(), **asdict(grid), "seed": seed, "reference": where, "model": model}
-    if whiten or reduce is not None:
-        settings |= {"whiten": whiten, "reduce": reduce}
+    settings = {**powers.model_dump(), **asdict(grid), "seed": options.seed, "reference": where, "model": options.model}
+    if options.whiten or options.reduce is not None:
+        settings |= {"whiten": options.whiten, "reduce": options.reduce}
     if output is not None:
         write_comparison(comparison, ids, settings, content, output)
         say(f"Tables: {output}")
     if as_json:
-        print(json.dumps(comparison_json(comparison, settings, content), indent=2))
+        print_json(comparison_json(comparison, settings, content))
         return
     _print_measures(comparison)
     for note in comparison.notes:
@@ -283,7 +225,9 @@ def measure(
 
 
 @app.command()
+@with_shared_options
 def select(
+    *,
     pool: Annotated[list[Path], typer.Argument(help="Files (.json, .jsonl, .parquet; .gz, .zst) to choose from.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Where to write them: .jsonl, .json or .parquet; - for stdout.")
@@ -309,30 +253,14 @@ def select(
     picks: Annotated[
         Path | None, typer.Option(help="Also write why each was picked, in pick order, to this .parquet file.")
     ] = None,
-    near_duplicates: NearDuplicatesBy = None,
-    similarity: Similarity = None,
-    drop_near_duplicates: DropNearDuplicates = False,
+    near: NearOptions,
     nested: Annotated[
         str, typer.Option(help="Columns that Parquet cannot store unchanged: refuse, or json (stored as JSON text).")
     ] = "refuse",
-    neighbors: _Neighbors = 10,
-    density_power: _DensityPower = 0.5,
-    proximity_power: _ProximityPower = 1.0,
-    seed: Seed = 42,
-    form: Form = None,
-    columns: Columns = None,
-    role: Role = None,
-    model: Model = PACKAGED_MODEL,
-    text: Text = "turns",
-    long: Long = "truncate",
-    vectors: Vectors = None,
-    vectors_id: VectorsId = None,
-    whiten: Whiten = False,
-    reduce: Reduce = None,
-    device: _Device = "auto",
-    max_reject_fraction: MaxRejects = 0.01,
-    max_characters: MaxCharacters = 200_000,
-    rejects: Rejects = None,
+    neighbors: Annotated[int, typer.Option(min=1, help=_NEIGHBORS)] = 10,
+    density_power: Annotated[float, typer.Option(min=0, help=_DENSITY_POWER)] = 0.5,
+    proximity_power: Annotated[float, typer.Option(min=0, help=_PROXIMITY_POWER)] = 1.0,
+    options: FileOptions,
     as_json: AsJson = False,
 ) -> None:
     """Select a diverse subset of k samples, and write its records unchanged, in pick order.
@@ -355,7 +283,7 @@ def select(
         strategy=strategy,
         k=k,
         token_budget=token_budget,
-        seed=seed,
+        seed=options.seed,
         quality=quality,
         density_side=density_side,
     )
@@ -366,13 +294,11 @@ def select(
     if not to_stdout:
         output_writer(output)
         _refuse_input_as_output(output, pool)
-    left_out = RejectsFile(rejects)
+    left_out = RejectsFile(options.rejects)
     if picks is not None and (picks.suffix != ".parquet" or picks.absolute() == output.absolute()):
         raise InputError(f"--picks: {picks} must end in .parquet and be another file than --output")
     reporter = new_reporter()
-    near = near_duplicates_of(near_duplicates, similarity, drop_near_duplicates)
-    read = pool_of(pool, form, columns, role, max_reject_fraction, max_characters, near)
-    embedding = embedding_of(model, text, long, vectors, vectors_id, whiten, reduce)
+    read, embedding = options.pool(pool, near.rule()), options.embedding()
     how = _nested(nested)
 
     def require(snapshot: PoolSnapshot, root: Path) -> None:
@@ -380,18 +306,17 @@ def select(
         if not to_stdout:
             require_writable(snapshot, root, output, how)
 
-    with embedded_files(read, embedding, reporter, device, rejects, require) as files:
-        say_read(files.snapshot, files.root, rejects)
-        say_near(files.snapshot)
+    with embedded_files(read, embedding, reporter, options.device, options.rejects, require) as files:
+        say_read(files.snapshot, files.root, options.rejects)
         say_cut(files.cut, embedding)
         _say_transformed(files.vectors.shape[1], embedding)
         left_out.take(files.snapshot, files.root)
-        choice = choose(files, chosen, powers, reporter, device)
+        choice = choose(files, chosen, powers, reporter, options.device)
         table = choice.table
         _write_chosen(choice.records, None if to_stdout else output, how)
         if picks is not None:
             write_table(table, picks)
-        compared = beside_random(files, choice, chosen, powers, reporter, device)
+        compared = beside_random(files, choice, chosen, powers, reporter, options.device)
     counts = {
         "read": files.snapshot.read,
         "pool": files.snapshot.kept,
@@ -401,7 +326,7 @@ def select(
     if as_json:
         settings = {**describe(chosen), **powers.model_dump()}
         beside = {"compared": [one.record() for one in compared], **choice.reached}
-        print(json.dumps({**counts, "output": str(output), **settings, **beside}, indent=2))
+        print_json({**counts, "output": str(output), **settings, **beside})
     else:
         say(f"{len(table):,} of {files.snapshot.kept:,} samples written" + ("" if to_stdout else f" to {output}"))
         if choice.reached.get("part_of_bound"):
@@ -651,83 +576,62 @@ def _what_changed(settings: Settings, run_id: str) -> str | None:
     return summary(compared)[0] if compared.before is not None and compared.runs["after"] == run_id else None
 
 
-def _print_counts(summary: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="Pool", title_justify="left")
-    counts = dict(summary["pool"])
-    dropped = counts.pop("near_duplicates_dropped")
-    counts["of them near" if dropped else "near-duplicates kept"] = counts.pop("near_duplicates")
-    names = ["read", "samples", "rejects", "duplicates", *(name for name in counts if "near" in name)]
-    for name in names:
-        table.add_column(name, justify="right")
-    table.add_row(*(f"{counts[name]:,}" for name in names))
-    Console().print(table)
+def _print_pool(counts: dict[str, int]) -> None:
+    near = "of them near" if counts["near_duplicates_dropped"] else "near-duplicates kept"
+    names = ("read", "samples", "rejects", "duplicates")
+    row = [f"{counts[name]:,}" for name in (*names, "near_duplicates")]
+    print_table("Pool", (*names, near), [row])
 
 
-def _print_sets(title: str, rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for name in ("set", "samples", "NovelSum", "interval"):
-        table.add_column(name, justify="left" if name == "set" else "right")
-    for row in rows:
-        interval = f"{row['low']:.4f} to {row['high']:.4f}"
-        table.add_row(row["set"], f"{row['samples']:,}", f"{row['novelsum']:.4f}", interval)
-    Console().print(table)
+def _print_sets(sets: list[dict[str, Any]]) -> None:
+    rows = [
+        (row["set"], f"{row['samples']:,}", f"{row['novelsum']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}")
+        for row in sets
+    ]
+    print_table("NovelSum at equal size", ("set", "samples", "NovelSum", "interval"), rows, text=("set",))
     print("Intervals are 95 % bootstrap; for the pool sample, the range of ten random draws.")
 
 
-def _print_measures(comparison: Any) -> None:
+def _print_measures(comparison: "Comparison") -> None:
     """Print one row per measure and one column per set, as many sets side by side as fit in the terminal."""
     from rich.console import Console
-    from rich.table import Table
 
     from novelsum_dagster.diversity.measures import MEASURES
 
-    console = Console()
-    abreast = max(1, (console.width - 30) // 22)
+    abreast = max(1, (Console().width - 30) // 22)
     for start in range(0, len(comparison.sets), abreast):
         shown = comparison.sets[start : start + abreast]
-        table = Table(
-            title=f"Diversity of {len(shown[0].rows):,} samples each, with half a 95 % interval",
-            caption="↓ lower is more diverse",
-            title_justify="left",
-            caption_justify="left",
-        )
-        table.add_column("measure", no_wrap=True)
-        for one in shown:
-            table.add_column(one.name, justify="right", overflow="fold", min_width=17)
+        rows = []
         for key, known in MEASURES.items():
             if key in shown[0].values:
                 label = known.label + ("" if known.higher_is_diverse else " ↓")
                 if key == "novelsum" and len(shown[0].grid) > 1:
                     label += " (first setting)"
-                table.add_row(label, *(_with_interval(one.values[key]) for one in shown))
-        console.print(table)
-        _print_grid(shown, console)
+                rows.append([label, *(_with_interval(measured.values[key]) for measured in shown)])
+        print_table(
+            f"Diversity of {len(shown[0].rows):,} samples each, with half a 95 % interval",
+            ["measure", *(measured.name for measured in shown)],
+            rows,
+            text=("measure",),
+            caption="↓ lower is more diverse",
+            min_width=17,
+        )
+        if len(shown[0].grid) > 1:
+            _print_grid(shown)
 
 
-def _print_grid(shown: list[Any], console: Any) -> None:
-    from rich.table import Table
+def _print_grid(sets: "list[SetMeasures]") -> None:
+    rows = [
+        (
+            str(powers.neighbors),
+            f"{powers.density_power:g}",
+            f"{powers.proximity_power:g}",
+            *(f"{measured.grid[powers].value:.4f}" for measured in sets),
+        )
+        for powers in sets[0].grid
+    ]
+    print_table("NovelSum at every setting", ("K", "beta", "alpha", *(measured.name for measured in sets)), rows)
 
-    if len(shown[0].grid) == 1:
-        return
-    table = Table(title="NovelSum at every setting", title_justify="left")
-    for name in ("K", "beta", "alpha", *(one.name for one in shown)):
-        table.add_column(name, justify="right", overflow="fold")
-    for powers in shown[0].grid:
-        settings = (str(powers.neighbors), f"{powers.density_power:g}", f"{powers.proximity_power:g}")
-        table.add_row(*settings, *(f"{one.grid[powers].value:.4f}" for one in shown))
-    console.print(table)
 
-
-def _with_interval(found: Any) -> str:
+def _with_interval(found: "Value") -> str:
     return f"{found.value:,.4f} ± {max(found.high - found.value, found.value - found.low):.2g}"
-
-
-def _print_pairs(pairs: list[tuple[str, str]]) -> None:
-    for name, value in pairs:
-        print(f"{name + ':':<9} {value}")

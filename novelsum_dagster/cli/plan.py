@@ -3,14 +3,13 @@
 Belongs here: its arguments, the size of pool and vectors, table and JSON. Does not: what steps need (`needs`).
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from novelsum_dagster.cli.terminal import AsJson, SettingsFile, say, settings_in
+from novelsum_dagster.cli.terminal import AsJson, SettingsFile, print_json, print_table, say, settings_in
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.memory import readable_bytes
 from novelsum_dagster.common.progress import counted
@@ -51,7 +50,7 @@ def plan(
     asked = workers or (chosen.ray.workers if chosen.engine == "ray" else 1)
     needs, there = planned(size, chosen, asked), room(chosen, asked)
     if as_json:
-        print(json.dumps(_as_json(size, asked, needs, there), indent=2))
+        print_json(_as_json(size, asked, needs, there))
     else:
         _print(size, asked if chosen.engine == "ray" else None, needs, there)
 
@@ -153,27 +152,26 @@ def _as_json(size: "Size", workers: int, needs: "list[Need]", there: "Room") -> 
 
 
 def _print(size: "Size", workers: int | None, needs: "list[Need]", there: "Room") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    title = f"{size.samples:,} samples, vectors of {size.dimension:,} dimensions"
-    table = Table(title=title, title_justify="left")
     own = () if workers is None else (f"each of {counted(workers, 'worker')}",)
-    for name in ("step", "memory", *own, "GPU", "disk", "fits here"):
-        is_text = name in ("step", "fits here")
-        table.add_column(name, justify="left" if is_text else "right", no_wrap=name == "step")
     uses_gpu = any(need.device is not None for need in needs)
+    rows = []
     for need in needs:
         over = "" if need.is_known else "over "
         memory, worker = over + _shown(need.memory), over * (need.worker is not None) + _shown(need.worker)
         gpu = _UNKNOWN if uses_gpu and not need.is_known else _shown(need.device)
         fits = "no" if not there.fits(need) else "yes" if need.is_known else _UNKNOWN
-        table.add_row(need.step, memory, *([worker] * len(own)), gpu, _shown(need.disk), fits)
-    table.add_section()
+        rows.append((need.step, memory, *([worker] * len(own)), gpu, _shown(need.disk), fits))
     blank = [""] * len(own)
-    table.add_row("all", "", *blank, "", _shown(sum(need.disk for need in needs)), "")
-    table.add_row("available", _shown(there.memory), *blank, _shown(there.device), _shown(there.disk), "")
-    Console().print(table)
+    print_table(
+        f"{size.samples:,} samples, vectors of {size.dimension:,} dimensions",
+        ("step", "memory", *own, "GPU", "disk", "fits here"),
+        rows,
+        text=("step", "fits here"),
+        totals=[
+            ("all", "", *blank, "", _shown(sum(need.disk for need in needs)), ""),
+            ("available", _shown(there.memory), *blank, _shown(there.device), _shown(there.disk), ""),
+        ],
+    )
     if any(not there.fits(need) for need in needs):
         say("A step that does not fit fails before it starts work; docs/gpu.md explains how to reduce its needs.")
 

@@ -1,12 +1,17 @@
-"""Shared parts of the commands: messages on stderr, progress, the settings file, options, child processes."""
+"""Shared parts of the commands: options, the settings file, tables, JSON, messages on stderr, child processes."""
 
 import contextlib
+import inspect
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import fields, is_dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,9 +40,78 @@ def new_app(explained: str) -> typer.Typer:
     )
 
 
+def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace each parameter whose type is a dataclass by the fields of that dataclass, as options of the command."""
+    signature = inspect.signature(command, eval_str=True)
+    groups = {
+        name: parameter.annotation
+        for name, parameter in signature.parameters.items()
+        if is_dataclass(parameter.annotation)
+    }
+    parameters = []
+    for name, parameter in signature.parameters.items():
+        shown = inspect.signature(groups[name]).parameters.values() if name in groups else [parameter]
+        parameters += [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in shown]
+
+    @wraps(command)
+    def expanded(**values: Any) -> None:
+        made = {
+            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**values, **made)
+
+    expanded.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return expanded
+
+
 def say(text: str) -> None:
     """Print to standard error; standard output is for results."""
     print(text, file=sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON; what JSON lacks, such as times, as text."""
+    print(json.dumps(value, indent=2, default=str))
+
+
+def print_table(
+    title: str | None,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    text: Collection[str] = (),
+    totals: Iterable[Sequence[str]] = (),
+    caption: str | None = None,
+    min_width: int | None = None,
+) -> None:
+    """Print a table. Only the first column is never wrapped; in others, a word that is too long is broken, not cut.
+
+    Args:
+        title: above the table; None: no title.
+        columns: their names; without any non-empty name, the table has no header.
+        rows: cells, in the order of the columns.
+        text: columns with text, aligned to the left; the others have numbers, aligned to the right.
+        totals: rows below a line.
+        caption: below the table.
+        min_width: of columns with numbers, in characters.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=title and escape(title), caption=caption, title_justify="left", caption_justify="left")
+    table.show_header = any(columns)
+    for name in columns:
+        look: dict[str, Any] = {} if name in text else {"justify": "right", "min_width": min_width}
+        table.add_column(escape(name), overflow="fold", no_wrap=not table.columns, **look)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    for number, row in enumerate(totals):
+        if not number:
+            table.add_section()
+        table.add_row(*map(escape, row))
+    Console().print(table)
 
 
 def new_reporter() -> Reporter:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from novelsum_dagster.cli.files import embedding_of, pool_of
+from novelsum_dagster.cli.files import FileOptions
 from novelsum_dagster.cli.oneshot import embedded_files
 from novelsum_dagster.common.progress import LogReporter
 from novelsum_dagster.lineage.models import models
@@ -113,8 +113,9 @@ def test_the_lines_of_the_readme_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    pool = pool_of([write_jsonl(tmp_path / "pool.jsonl", alpaca(130))], None, None)
-    with embedded_files(pool, embedding_of(tiny_model()), LogReporter(lambda line: None)) as files:
+    options = FileOptions(model=tiny_model())
+    pool = options.pool([write_jsonl(tmp_path / "pool.jsonl", alpaca(130))])
+    with embedded_files(pool, options.embedding(), LogReporter(lambda line: None)) as files:
         found: dict[str, Any] = {"embeddings": files.vectors}
     exec(_python("README.md")[0], found)
     assert len(set(found["picks"].indices.tolist())) == 100

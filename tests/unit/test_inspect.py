@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from novelsum_dagster.cli.files import embedding_of, pool_of
+from novelsum_dagster.cli.files import FileOptions
 from novelsum_dagster.common.errors import InputError
 from tests.machines import called
 from tests.pools import alpaca, pairs, write_jsonl
@@ -81,7 +81,9 @@ def test_rejects_are_written_with_their_lines(tmp_path: Path) -> None:
 
 def test_options_may_be_for_one_file(tmp_path: Path) -> None:
     files = [Path("a.jsonl"), Path("b=c.jsonl")]
-    pool = pool_of(files, ["text", "b=c.jsonl=alpaca"], ["a.jsonl:text=body", "prompt=q,response=meta.a"])
+    pool = FileOptions(
+        form=["text", "b=c.jsonl=alpaca"], columns=["a.jsonl:text=body", "prompt=q,response=meta.a"]
+    ).pool(files)
     assert [source.form for source in pool.sources] == ["text", "alpaca"]
     assert [source.columns for source in pool.sources] == [{"text": "body"}, {"prompt": "q", "response": "meta.a"}]
 
@@ -99,9 +101,9 @@ def test_options_may_be_for_one_file(tmp_path: Path) -> None:
 )
 def test_wrong_options_are_named(forms: list[str] | None, columns: list[str] | None, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        pool_of([Path("a.jsonl")], forms, columns)
+        FileOptions(form=forms, columns=columns).pool([Path("a.jsonl")])
     with pytest.raises(InputError, match="--text"):
-        embedding_of(text="verses")
+        FileOptions(text="verses").embedding()
 
 
 def test_select_takes_vectors_of_ones_own(tmp_path: Path) -> None:
