@@ -1,5 +1,7 @@
 """The assets of the correlation study: its pool, and for every set (a partition) the set, its measures, its proxy."""
 
+from typing import Any
+
 import dagster as dg
 
 from novelsum_dagster.artifacts.artifact import Artifact
@@ -9,10 +11,10 @@ from novelsum_dagster.defs.steps import OWNERS, picture, recorded
 from novelsum_dagster.embedding.store import VectorSet
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.settings import Settings
-from novelsum_dagster.study.correlate import StudyCorrelation, keep_outcome
+from novelsum_dagster.study.correlate import StudyCorrelation
 from novelsum_dagster.study.correlation import ALL_SETS, records
 from novelsum_dagster.study.pool import StudyData, StudyPool, build_study_pool
-from novelsum_dagster.study.run import outcome_of
+from novelsum_dagster.study.run import correlated
 from novelsum_dagster.study.sets import (
     StudyMeasures,
     StudyPerformance,
@@ -127,71 +129,49 @@ def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
             performance = performance_of(trained)
             return step.result(performance, **performance.losses)
 
+    of_sets: dict[str, Any] = {"study_measures": dict[str, StudyMeasures]}
+    trained: list[dg.AssetsDefinition] = []
     if settings.study.performance is None:
-        return [study_pool, study_set, study_measures, study_performance, _correlation_of_proxies(settings)]
-    return [study_pool, study_set, study_measures, _correlation_of_figures(settings)]
+        of_sets["study_performance"] = dict[str, StudyPerformance]
+        trained = [study_performance]
+
+    @dg.asset(
+        group_name=GROUP,
+        kinds={"altair", "parquet"},
+        owners=OWNERS,
+        code_version=code_version("study_correlation"),
+        ins={name: dg.AssetIn(dagster_type=kind) for name, kind in of_sets.items()},
+        description=(
+            "Correlation of each measure with the performance "
+            + ("of models trained on the sets." if trained else "figures named in the settings.")
+        ),
+    )
+    def study_correlation(
+        context: dg.AssetExecutionContext, workspace: dg.ResourceParam[Workspace], **found: dict[str, Any]
+    ) -> dg.MaterializeResult[StudyCorrelation]:
+        used = {f"{asset}[{name}]": one for asset, by_set in found.items() for name, one in by_set.items()}
+        with recorded(context, workspace, used) as step:
+            # In the order of the settings, independent of the order in which partitions were loaded.
+            measured, performance = (
+                {name: by_set[name] for name in planned if name in by_set}
+                for by_set in (found["study_measures"], found.get("study_performance", {}))
+            )
+            kept, outcome = correlated(workspace.root, measured, performance, settings)
+            folder = workspace.root / kept.folder
+            overall = [row for row in records(outcome.correlations) if row["group"] == ALL_SETS]
+            return step.result(
+                kept,
+                sets=kept.sets,
+                performance=kept.performance,
+                correlations=dg.MetadataValue.table([dg.TableRecord(row) for row in overall]),
+                novelsum=picture((folder / "scatter.png").read_bytes(), "NovelSum against performance"),
+                measures=picture((folder / "measures.png").read_bytes(), "Every measure against performance"),
+                path=dg.MetadataValue.path(str(folder)),
+            )
+
+    return [study_pool, study_set, study_measures, *trained, study_correlation]
 
 
 def _inputs(data: StudyData, study_set: StudySet | None = None) -> dict[str, Artifact]:
     used: dict[str, Artifact] = {"distinct_pool": data.snapshot, "embeddings": data.vector_set, "study_pool": data.pool}
     return {**used, f"study_set[{study_set.recipe.name}]": study_set} if study_set else used
-
-
-def _correlation_of_proxies(settings: Settings) -> dg.AssetsDefinition:
-    @dg.asset(
-        group_name=GROUP, kinds={"altair", "parquet"}, owners=OWNERS, code_version=code_version("study_correlation")
-    )
-    def study_correlation(
-        context: dg.AssetExecutionContext,
-        workspace: dg.ResourceParam[Workspace],
-        study_measures: dict[str, StudyMeasures],
-        study_performance: dict[str, StudyPerformance],
-    ) -> dg.MaterializeResult[StudyCorrelation]:
-        """Correlation of each measure with the performance of models trained on the sets."""
-        return _correlated(context, workspace, settings, study_measures, study_performance)
-
-    return study_correlation
-
-
-def _correlation_of_figures(settings: Settings) -> dg.AssetsDefinition:
-    @dg.asset(
-        group_name=GROUP, kinds={"altair", "parquet"}, owners=OWNERS, code_version=code_version("study_correlation")
-    )
-    def study_correlation(
-        context: dg.AssetExecutionContext,
-        workspace: dg.ResourceParam[Workspace],
-        study_measures: dict[str, StudyMeasures],
-    ) -> dg.MaterializeResult[StudyCorrelation]:
-        """Correlation of each measure with the performance figures named in the settings."""
-        return _correlated(context, workspace, settings, study_measures, {})
-
-    return study_correlation
-
-
-def _correlated(
-    context: dg.AssetExecutionContext,
-    workspace: Workspace,
-    settings: Settings,
-    measured: dict[str, StudyMeasures],
-    trained: dict[str, StudyPerformance],
-) -> dg.MaterializeResult[StudyCorrelation]:
-    used: dict[str, Artifact] = {f"study_measures[{name}]": one for name, one in measured.items()}
-    used |= {f"study_performance[{name}]": one for name, one in trained.items()}
-    with recorded(context, workspace, used) as step:
-        # In the order of the settings, independent of the order in which partitions were loaded.
-        names = [name for name in recipes(settings.study) if name in measured]
-        ordered = {name: measured[name] for name in names}
-        outcome = outcome_of(ordered, {name: trained[name] for name in names if name in trained}, settings)
-        inputs = [one.key for one in ordered.values()] + [trained[name].key for name in names if name in trained]
-        kept = keep_outcome(workspace.root, outcome, inputs)
-        folder = workspace.root / kept.folder
-        overall = [row for row in records(outcome.correlations) if row["group"] == ALL_SETS]
-        return step.result(
-            kept,
-            sets=kept.sets,
-            performance=kept.performance,
-            correlations=dg.MetadataValue.table([dg.TableRecord(row) for row in overall]),
-            novelsum=picture((folder / "scatter.png").read_bytes(), "NovelSum against performance"),
-            measures=picture((folder / "measures.png").read_bytes(), "Every measure against performance"),
-            path=dg.MetadataValue.path(str(folder)),
-        )

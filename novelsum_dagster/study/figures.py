@@ -6,9 +6,9 @@ Measures of diversity are filled, plain facts hollow; a gain whose interval cont
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from novelsum_dagster.study.findings import GROUPS, Found, Gain, estimate
+from novelsum_dagster.study.findings import GROUPS, Found, Gain
 
 if TYPE_CHECKING:
     import altair as alt
@@ -68,16 +68,10 @@ def gains_chart(gains: Sequence[Gain]) -> "alt.TopLevelMixin":
     order = list(dict.fromkeys(one.strategy for one in gains))
     panels: list[alt.LayerChart | alt.FacetChart] = []
     for kind in dict.fromkeys(one.kind for one in gains):
-        rows = [_row(one.strategy, one, against_random(one)) for one in gains if one.kind == kind]
+        rows = [_row(one.strategy, one, one.verdict) for one in gains if one.kind == kind]
         panel = _intervals(rows, order, "gain over random, bits per byte", alt.Scale(zero=True), names=not panels)
         panels.append(panel.properties(width=_GAINS, title=f"{kind} sources"))
     return alt.hconcat(*panels, spacing=18, **_LOOK)
-
-
-def against_random(one: Gain) -> Literal["better", "worse", "not distinguished"]:
-    """Return whether the whole interval of a gain lies above 0, below it, or neither."""
-    found = estimate(one)
-    return "better" if found.is_positive else "worse" if found.is_negative else "not distinguished"
 
 
 def _row(label: str, one: Found | Gain, tone: str) -> dict[str, Any]:

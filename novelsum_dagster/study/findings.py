@@ -21,8 +21,8 @@ from novelsum_dagster.study.correlation import ALL_SETS, NOT_SELECTING, SELECTIN
 from novelsum_dagster.study.statistics import (
     FEWEST,
     Cell,
-    Estimate,
     Floats,
+    Interval,
     Method,
     correlations,
     detectable_correlation,
@@ -74,7 +74,7 @@ PLAIN = {
 
 
 @dataclass(frozen=True)
-class Found:
+class Found(Interval):
     """One coefficient.
 
     Attributes:
@@ -105,7 +105,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Gain:
+class Gain(Interval):
     """The loss of random sets minus that of a strategy's sets, bits per byte, in one cell.
 
     `rank` is 1 for the largest gain; `share` is the gain as a fraction of random's loss.
@@ -124,6 +124,11 @@ class Gain:
     share: float
     low: float | None
     high: float | None
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "not distinguished"]:
+        """Whether the whole interval lies above 0, below it, or neither."""
+        return "better" if self.is_positive else "worse" if self.is_negative else "not distinguished"
 
 
 @dataclass(frozen=True)
@@ -481,8 +486,3 @@ def main_findings(found: Findings, kind: str, group: str, method: Method = "spea
         and one.representation in ("", OWN_REPRESENTATION)
     ]
     return sorted(chosen, key=lambda one: -2.0 if one.value is None else one.value, reverse=True)
-
-
-def estimate(one: Found | Gain) -> Estimate:
-    """Return a coefficient or gain with its interval alone."""
-    return Estimate(one.value, one.low, one.high)

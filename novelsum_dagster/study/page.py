@@ -6,7 +6,7 @@ Belongs here: the page's sentences and tables, writing the files. Does not: any 
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from novelsum_dagster.common.progress import counted
 from novelsum_dagster.report.templates import render
 from novelsum_dagster.settings import OWN_REPRESENTATION
 from novelsum_dagster.study.correlation import ALL_SETS, SELECTING
-from novelsum_dagster.study.figures import against_random, coefficients_chart, gains_chart
+from novelsum_dagster.study.figures import coefficients_chart, gains_chart
 from novelsum_dagster.study.findings import (
     EVERY_CELL,
     GIVEN,
@@ -29,10 +29,8 @@ from novelsum_dagster.study.findings import (
     Findings,
     Found,
     Gain,
-    estimate,
     main_findings,
 )
-from novelsum_dagster.study.statistics import Estimate
 from novelsum_dagster.study.tables import SEEN
 
 if TYPE_CHECKING:
@@ -42,6 +40,8 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 _NOVELSUM = "novelsum"
 _MOST_NAMED = 12
 """Most strategies named in a sentence."""
+_OVER = {ALL_SETS: "over all sets", SELECTING: "among selection strategies", WITHIN: "within strategies"}
+"""The groups of sets as a sentence names them."""
 _TABLES = ("correlations", "gains", "power", "detectable")
 
 
@@ -125,7 +125,7 @@ def summary(found: Findings) -> list[str]:
         _what_was_done(found),
         *_random_overall(found),
         *_closest(seen[ALL_SETS], SEEN),
-        *_of_novelsum(found),
+        *_of_novelsum(seen),
         *_plain_facts(seen[ALL_SETS]),
         *_how_many_hold(seen),
         *_what_could_be_seen(found),
@@ -176,34 +176,30 @@ def _cell_sentence(cell: dict[str, Any]) -> str:
 
 
 def _random_overall(found: Findings) -> Iterator[str]:
-    kinds = dict.fromkeys(one.kind for one in found.gains)
-    for kind in kinds:
+    for kind in dict.fromkeys(one.kind for one in found.gains):
         gains = [one for one in found.gains if one.kind == kind]
-        verdicts = [against_random(one) for one in gains]
-        better, worse = verdicts.count("better"), verdicts.count("worse")
-        always = sorted({one.strategy for one in gains})
-        wins = [
-            name for name in always if all(against_random(one) == "better" for one in gains if one.strategy == name)
-        ]
+        verdicts: dict[str, list[str]] = {}
+        for one in gains:
+            verdicts.setdefault(one.strategy, []).append(one.verdict)
+        every = [verdict for of_strategy in verdicts.values() for verdict in of_strategy]
+        wins = [strategy for strategy in sorted(verdicts) if set(verdicts[strategy]) == {"better"}]
         places = len({(one.pool, one.size) for one in gains})
         yield (
-            f"On {kind} sources, strategies beat random in {better} of {counted(len(gains), 'comparison')} and lose in"
-            f" {worse}; in the others the interval contains 0. "
-            + (
-                f"{_named(wins)} beat random"
-                if len(wins) > 1
-                else f"{wins[0]} beats random"
-                if wins
-                else "No strategy beats random"
-            )
+            f"On {kind} sources, strategies beat random in {every.count('better')} of"
+            f" {counted(len(gains), 'comparison')} and lose in {every.count('worse')}; in the others the interval"
+            f" contains 0. {_named(wins) if wins else 'No strategy'} {'beat' if len(wins) > 1 else 'beats'} random"
             + (f" in each of the {places} pools and sizes." if places > 1 else ".")
             + f" Of {len(gains)} intervals of 95 %, chance alone would put {0.025 * len(gains):.1f} above 0."
         )
 
 
+def _known(ranked: Sequence[Found], *, is_measure: bool = True) -> list[Found]:
+    """Return the coefficients of measures, or of plain facts, that are defined."""
+    return [one for one in ranked if one.is_measure == is_measure and one.value is not None]
+
+
 def _closest(ranked: Sequence[Found], kind: str) -> Iterator[str]:
-    measures = [one for one in ranked if one.is_measure and one.value is not None]
-    if measures:
+    if measures := _known(ranked):
         first, last = measures[0], measures[-1]
         yield (
             f"Over all sets, of {counted(len(measures), 'measure')}, {first.label} correlates best with performance on"
@@ -211,18 +207,20 @@ def _closest(ranked: Sequence[Found], kind: str) -> Iterator[str]:
         )
 
 
-def _of_novelsum(found: Findings) -> Iterator[str]:
-    by_group = {group: _main(found, SEEN, group, _NOVELSUM) for group in GROUPS}
-    known = {group: one for group, one in by_group.items() if one is not None and one.value is not None}
-    if known:
-        parts = [f"{_in_words(one)} {_over(group)}" for group, one in known.items()]
-        ranks = [f"{_rank(found, group)} {_over(group)}" for group in known]
+def _of_novelsum(seen: dict[str, list[Found]]) -> Iterator[str]:
+    parts, ranks = [], []
+    for group, ranked in seen.items():
+        measures = _known(ranked)
+        for rank, one in enumerate(measures, 1):
+            if one.measure == _NOVELSUM:
+                parts.append(f"{_in_words(one)} {_OVER[group]}")
+                ranks.append(f"{rank} of {len(measures)} {_OVER[group]}")
+    if parts:
         yield f"NovelSum: Spearman {_listed(parts)}. Its rank among the measures: {_listed(ranks)}."
 
 
 def _plain_facts(ranked: Sequence[Found]) -> Iterator[str]:
-    plain = [one for one in ranked if not one.is_measure and one.value is not None]
-    measures = [one for one in ranked if one.is_measure and one.value is not None]
+    plain, measures = _known(ranked, is_measure=False), _known(ranked)
     if not plain or not measures:
         return
     best, value = measures[0], measures[0].value or 0.0
@@ -241,10 +239,9 @@ def _plain_facts(ranked: Sequence[Found]) -> Iterator[str]:
 def _how_many_hold(seen: dict[str, list[Found]]) -> Iterator[str]:
     parts = []
     for group, ranked in seen.items():
-        measures = [estimate(one) for one in ranked if one.is_measure and one.value is not None]
-        if measures:
+        if measures := _known(ranked):
             above, below = sum(one.is_positive for one in measures), sum(one.is_negative for one in measures)
-            parts.append(f"{_over(group)} {above} above 0 and {below} below")
+            parts.append(f"{_OVER[group]} {above} above 0 and {below} below")
     if parts:
         yield f"Measures whose whole interval is on one side of 0: {'; '.join(parts)}."
 
@@ -267,42 +264,25 @@ def _what_could_be_seen(found: Findings) -> Iterator[str]:
 
 
 def _gain_sentence(gains: Sequence[Gain]) -> str:
-    first = gains[0]
-    by_verdict: dict[str, list[Gain]] = {"better": [], "not distinguished": [], "worse": []}
-    for one in gains:
-        by_verdict[against_random(one)].append(one)
-    beaten = [f"{one.strategy} ({_gain_in_words(one)})" for one in by_verdict["better"]]
-    parts = ["Better than random: " + _named(beaten) if beaten else "No strategy is better than random"]
-    if by_verdict["not distinguished"] and beaten:
-        parts.append(f"not distinguished: {_named([one.strategy for one in by_verdict['not distinguished']])}")
-    if by_verdict["worse"]:
-        worse = [f"{one.strategy} ({_gain_in_words(one)})" for one in by_verdict["worse"]]
-        parts.append(f"worse than random: {_named(worse)}")
-    return f"{first.kind.capitalize()} sources: {'; '.join(parts)}."
+    better = _named([_gain_in_words(one) for one in gains if one.verdict == "better"])
+    neither = _named([one.strategy for one in gains if one.verdict == "not distinguished"])
+    worse = _named([_gain_in_words(one) for one in gains if one.verdict == "worse"])
+    parts = [f"Better than random: {better}" if better else "No strategy is better than random"]
+    if neither and better:
+        parts.append(f"not distinguished: {neither}")
+    if worse:
+        parts.append(f"worse than random: {worse}")
+    return f"{gains[0].kind.capitalize()} sources: {'; '.join(parts)}."
 
 
 def _gain_in_words(one: Gain) -> str:
     interval = "" if one.low is None else f", {one.low:+.4f} to {one.high:+.4f}"
-    return f"{one.value:+.4f} bits per byte{interval}"
+    return f"{one.strategy} ({one.value:+.4f} bits per byte{interval})"
 
 
 def _in_words(one: Found) -> str:
     interval = "" if one.low is None else f" ({one.low:.2f} to {one.high:.2f})"
     return f"{one.value:.2f}{interval}"
-
-
-def _over(group: str) -> str:
-    return {ALL_SETS: "over all sets", SELECTING: "among selection strategies", WITHIN: "within strategies"}[group]
-
-
-def _rank(found: Findings, group: str) -> str:
-    measures = [one for one in main_findings(found, SEEN, group) if one.is_measure and one.value is not None]
-    place = next(at for at, one in enumerate(measures, 1) if one.measure == _NOVELSUM)
-    return f"{place} of {len(measures)}"
-
-
-def _main(found: Findings, kind: str, group: str, measure: str) -> Found | None:
-    return next((one for one in main_findings(found, kind, group) if one.measure == measure), None)
 
 
 def _named(names: Sequence[str]) -> str:
@@ -312,7 +292,7 @@ def _named(names: Sequence[str]) -> str:
 
 
 def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def _small(label: str) -> str:
@@ -386,7 +366,7 @@ def _gain_table(place: str, by_kind: dict[str, list[Gain]]) -> _Table:
 
 def _gain_cell(one: Gain) -> _Cell:
     interval = "" if one.low is None else f"{one.low:+.4f} to {one.high:+.4f}"
-    return _Cell(f"{one.value:+.4f}", interval, against_random(one) != "not distinguished")
+    return _Cell(f"{one.value:+.4f}", interval, one.verdict != "not distinguished")
 
 
 def _measure_sections(found: Findings) -> Iterator[_Section]:
@@ -401,132 +381,113 @@ def _measure_sections(found: Findings) -> Iterator[_Section]:
             f"Spearman with performance on {kind} sources, 95 % intervals. Filled: measures of diversity; hollow: plain"
             " facts of the sets.",
         )
-        tables = [_correlation_table(found, kind, ranked), _partial_table(found, kind, ranked)]
-        if by_representation := _representation_table(found, kind):
-            tables.append(by_representation)
+        tables = list(_coefficient_tables(found, kind, ranked))
         title = f"What predicts performance on {kind} sources"
         yield _Section(f"measures-{kind}", title, list(_closest(ranked, kind)), [figure], tables)
 
 
-def _correlation_table(found: Findings, kind: str, ranked: Sequence[Found]) -> _Table:
-    by_key = _by_key(found, kind)
-    rows = []
-    for one in ranked:
-        cells = [
-            _cell(by_key.get((one.measure, one.representation, group, method, "")))
-            for group in GROUPS
-            for method in ("spearman", "pearson")
-        ]
-        rows.append(_Row(one.label, cells, not one.is_measure))
-    return _Table(
-        f"Correlation with performance on {kind} sources; in italics, plain facts of the sets",
-        "predictor",
-        ["Spearman", "Pearson"] * len(GROUPS),
-        rows,
-        [(group, 2) for group in GROUPS],
-    )
-
-
-def _partial_table(found: Findings, kind: str, ranked: Sequence[Found]) -> _Table:
-    by_key = _by_key(found, kind)
-    rows = [
-        _Row(
-            one.label,
-            [
-                _cell(by_key.get((one.measure, one.representation, group, "spearman", given)))
-                for group in (ALL_SETS, SELECTING)
-                for given in GIVEN
-            ],
-            not one.is_measure,
-        )
-        for one in ranked
-    ]
-    return _Table(
-        f"Spearman with performance on {kind} sources, others held fixed",
-        "predictor",
-        [str(given or "nothing") for given in GIVEN] * 2,
-        rows,
-        [(group, len(GIVEN)) for group in (ALL_SETS, SELECTING)],
-    )
-
-
-def _representation_table(found: Findings, kind: str) -> _Table | None:
-    by_key = _by_key(found, kind)
-    names = [name for name in dict.fromkeys(one.representation for one in found.correlations) if name]
-    if len(names) < 2:
-        return None
-    labels = {one.measure: one.label for one in found.correlations if one.representation == OWN_REPRESENTATION}
-    rows = [
-        _Row(
-            label,
-            [
-                _cell(by_key.get((measure, name, group, "spearman", "")))
-                for group in (ALL_SETS, SELECTING)
-                for name in names
-            ],
-        )
-        for measure, label in labels.items()
-    ]
-    return _Table(
-        f"Spearman with performance on {kind} sources, by the vectors under which sets are measured",
-        "measure",
-        names * 2,
-        rows,
-        [(group, len(names)) for group in (ALL_SETS, SELECTING)],
-    )
-
-
-def _by_key(found: Findings, kind: str) -> dict[tuple[str, str, str, str, str], Found]:
-    return {
+def _coefficient_tables(found: Findings, kind: str, ranked: Sequence[Found]) -> Iterator[_Table]:
+    by_key: dict[tuple[str, ...], Found] = {
         (one.measure, one.representation, one.group, one.method, one.given): one
         for one in found.correlations
         if one.kind == kind and one.cell == EVERY_CELL
     }
 
+    def table(
+        title: str,
+        first: str,
+        shown: Iterable[Found],
+        groups: Sequence[str],
+        columns: Mapping[str, tuple[str, str, str | None]],
+    ) -> _Table:
+        """Return a row for each predictor shown; a column has its method, controls and representation, if another."""
+        rows = [
+            _Row(
+                one.label,
+                [
+                    _cell(
+                        by_key.get((one.measure, one.representation if under is None else under, group, method, given))
+                    )
+                    for group in groups
+                    for method, given, under in columns.values()
+                ],
+                not one.is_measure,
+            )
+            for one in shown
+        ]
+        heads = [(group, len(columns)) for group in groups]
+        return _Table(title, first, list(columns) * len(groups), rows, heads)
+
+    two = (ALL_SETS, SELECTING)
+    yield table(
+        f"Correlation with performance on {kind} sources; in italics, plain facts of the sets",
+        "predictor",
+        ranked,
+        GROUPS,
+        {"Spearman": ("spearman", "", None), "Pearson": ("pearson", "", None)},
+    )
+    yield table(
+        f"Spearman with performance on {kind} sources, others held fixed",
+        "predictor",
+        ranked,
+        two,
+        {given or "nothing": ("spearman", given, None) for given in GIVEN},
+    )
+    names = [name for name in dict.fromkeys(one.representation for one in found.correlations) if name]
+    if len(names) > 1:
+        own = {one.measure: one for one in found.correlations if one.representation == OWN_REPRESENTATION}
+        yield table(
+            f"Spearman with performance on {kind} sources, by the vectors under which sets are measured",
+            "measure",
+            own.values(),
+            two,
+            {name: ("spearman", "", name) for name in names},
+        )
+
 
 def _cell(one: Found | None) -> _Cell:
     if one is None or one.value is None:
         return _Cell("none")
-    found: Estimate = estimate(one)
     interval = "" if one.low is None else f"{one.low:.2f} to {one.high:.2f}"
-    return _Cell(f"{one.value:.2f}", interval, found.is_positive or found.is_negative)
+    return _Cell(f"{one.value:.2f}", interval, one.is_positive or one.is_negative)
 
 
 def _power_section(found: Findings) -> _Section:
-    power = _Table(
-        "Correlations that would be detected with a probability of 0.8 (two-sided test at 5 %)",
-        "group",
-        ["sets", "correlation"],
-        [
-            _Row(
-                one.group,
-                [_Cell(f"{one.sets:,}"), _Cell("none" if one.correlation is None else f"{one.correlation:.2f}")],
-            )
-            for one in found.power
-        ],
-        [],
-    )
-    tables = [power]
-    if found.detectable:
-        tables.append(
-            _Table(
-                f"Differences between a strategy and {RANDOM} that would be detected with a probability of 0.8",
-                "pool and size",
-                ["sources", "sets", "random sets", "bits per byte", "share"],
-                [
-                    _Row(
-                        f"{one.pool}, {one.size:,}",
-                        [
-                            _Cell(one.kind),
-                            _Cell(str(one.sets)),
-                            _Cell(str(one.random_sets)),
-                            _Cell("none" if one.difference is None else f"{one.difference:.4f}"),
-                            _Cell("none" if one.share is None else f"{one.share:.2%}"),
-                        ],
-                    )
-                    for one in found.detectable
-                ],
-                [],
-            )
+    correlations = [
+        _Row(one.group, [_Cell(f"{one.sets:,}"), _Cell(_number(one.correlation, ".2f"))]) for one in found.power
+    ]
+    differences = [
+        _Row(
+            f"{one.pool}, {one.size:,}",
+            [
+                _Cell(one.kind),
+                _Cell(str(one.sets)),
+                _Cell(str(one.random_sets)),
+                _Cell(_number(one.difference, ".4f")),
+                _Cell(_number(one.share, ".2%")),
+            ],
         )
-    return _Section("power", "What could have been detected", list(_what_could_be_seen(found)), [], tables)
+        for one in found.detectable
+    ]
+    tables = [
+        _Table(
+            "Correlations that would be detected with a probability of 0.8 (two-sided test at 5 %)",
+            "group",
+            ["sets", "correlation"],
+            correlations,
+            [],
+        ),
+        _Table(
+            f"Differences between a strategy and {RANDOM} that would be detected with a probability of 0.8",
+            "pool and size",
+            ["sources", "sets", "random sets", "bits per byte", "share"],
+            differences,
+            [],
+        ),
+    ]
+    shown = [table for table in tables if table.rows]
+    return _Section("power", "What could have been detected", list(_what_could_be_seen(found)), [], shown)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "none" if value is None else format(value, form)

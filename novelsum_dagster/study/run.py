@@ -39,7 +39,7 @@ from novelsum_dagster.study.sets import (
     train_on_set,
     training_file,
 )
-from novelsum_dagster.study.trainers import trainers
+from novelsum_dagster.study.trainers import train_on_sets
 from novelsum_dagster.study.views import StudyView, represented, views_of
 
 
@@ -100,10 +100,7 @@ def correlate(
     keep(found)
     if settings.study.performance is None:
         _train(found, settings, reporter, keep)
-    measured, trained = found.measures[OWN_REPRESENTATION], found.performance
-    outcome = outcome_of(measured, trained, settings)
-    inputs = [one.key for one in measured.values()] + [one.key for one in trained.values()]
-    return keep_outcome(root, outcome, inputs), outcome
+    return correlated(root, found.measures[OWN_REPRESENTATION], found.performance, settings)
 
 
 def write_sets(
@@ -130,21 +127,30 @@ def write_sets(
     return len(chosen)
 
 
-def outcome_of(measured: dict[str, StudyMeasures], trained: dict[str, StudyPerformance], settings: Settings) -> Outcome:
+def correlated(
+    root: Path, measured: dict[str, StudyMeasures], trained: dict[str, StudyPerformance], settings: Settings
+) -> tuple[StudyCorrelation, Outcome]:
     """Join measures with the performance file of the settings or, if they name none, with the trained models.
+
+    The outcome is written under the storage folder `root`.
 
     Raises:
         InputError: for a performance file that does not fit.
     """
-    if settings.study.performance is not None:
+    study = settings.study
+    if study.performance is not None:
         path = performance_path(settings)
-        return joined(measured, read_performance(path, list(measured)), f"figures of {path.name}")
-    training = settings.study.training
-    name = training.model or "a language model of 1.3 million weights, trained from scratch"
-    seeds = settings.study.seeds_of_training
-    each = "a set" if len(seeds) == 1 else f"a set and each of {counted(len(seeds), 'training seed')}"
-    words = f"{name}, {training.tokens:,} tokens {each}: z-score of held-out bits per byte, mean over sources"
-    return joined(measured, proxy_performance(trained, settings.study.unseen), words)
+        performance, source = read_performance(path, list(measured)), f"figures of {path.name}"
+    else:
+        name = study.training.model or "a language model of 1.3 million weights, trained from scratch"
+        seeds = len(study.seeds_of_training)
+        each = "a set" if seeds == 1 else f"a set and each of {counted(seeds, 'training seed')}"
+        performance = proxy_performance(trained, study.unseen)
+        source = (
+            f"{name}, {study.training.tokens:,} tokens {each}: z-score of held-out bits per byte, mean over sources"
+        )
+    outcome = joined(measured, performance, source)
+    return keep_outcome(root, outcome, [one.key for one in (*measured.values(), *trained.values())]), outcome
 
 
 def performance_path(settings: Settings) -> Path:
@@ -194,28 +200,23 @@ def _measured(
 
 def _train(found: Studied, settings: Settings, reporter: Reporter, keep: Callable[[Studied], None]) -> None:
     """Train on every set with the first seed, then on every set with the next; fills `found.trainings`."""
-    study, root = settings.study, found.data.root
+    study, data = settings.study, found.data
     left = {
-        seed: {
-            name: one
-            for name, one in found.sets.items()
-            if not (root / training_file(one, study.training, seed)).exists()
-        }
+        seed: [
+            one for one in found.sets.values() if not (data.root / training_file(one, study.training, seed)).exists()
+        ]
         for seed in study.seeds_of_training
     }
-    tokens, count = study.training.tokens, sum(map(len, left.values()))
-    done = 0
-    with (
-        reporter.step(f"training {counted(count, 'model')}, in tokens") as progress,
-        trainers(found.data, study.training, settings.device, study.training_workers) as workers,
-    ):
+    count = sum(map(len, left.values()))
+    before, whole = 0, count * study.training.tokens
+    with reporter.step(f"training {counted(count, 'model')}, in tokens") as progress:
         for seed, sets in left.items():
 
-            def report(trained: int, _: int, before: int = done * tokens) -> None:
-                progress(before + trained, count * tokens)
+            def report(trained: int, _: int, before: int = before) -> None:
+                progress(before + trained, whole)
 
-            workers.train(sets, seed, report)
-            done += len(sets)
+            train_on_sets(data, sets, study.training, seed, report, settings.device, study.training_workers)
+            before += len(sets) * study.training.tokens
             for name, one in found.sets.items():
-                found.trainings.setdefault(name, {})[seed] = train_on_set(found.data, one, study.training, seed)
+                found.trainings.setdefault(name, {})[seed] = train_on_set(data, one, study.training, seed)
             keep(found)

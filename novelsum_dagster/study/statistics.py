@@ -33,13 +33,11 @@ _ROUNDING = 1e-12
 """Deviations up to this, relative to the largest value, count as rounding."""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval; None if it is not defined."""
+class Interval:
+    """A 95 % interval; its ends are None if it is not defined."""
 
-    value: float | None
-    low: float | None = None
-    high: float | None = None
+    low: float | None
+    high: float | None
 
     @property
     def is_positive(self) -> bool:
@@ -50,6 +48,15 @@ class Estimate:
     def is_negative(self) -> bool:
         """Whether the whole interval lies below 0."""
         return self.high is not None and self.high < 0
+
+
+@dataclass(frozen=True)
+class Estimate(Interval):
+    """A value with its 95 % interval; None if it is not defined."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
 
 
 NOTHING = Estimate(None)

@@ -7,9 +7,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 
 from novelsum_dagster.common.progress import Progress
 from novelsum_dagster.settings import Training
@@ -17,67 +16,47 @@ from novelsum_dagster.study.pool import StudyData
 from novelsum_dagster.study.sets import StudySet, train_on_set
 
 
-class Trainers:
-    """Trains models of a study, several at a time if there are workers.
+def train_on_sets(
+    data: StudyData,
+    sets: Collection[StudySet],
+    training: Training,
+    seed: int,
+    progress: Progress,
+    device: str,
+    workers: int,
+) -> None:
+    """Train a model on each set; its result is stored where `train_on_set` finds it.
 
     Args:
         data: the study's pool.
+        sets: those to train on.
         training: settings.
+        seed: of training.
+        progress: called with tokens trained on, of all sets, and all.
         device: as the setting `device`.
-        workers: processes; None: in this one, with all its threads.
+        workers: models at a time; 1 trains in this process, with all its threads.
+
+    Raises:
+        InputError: as `train_on_set` does; the trainings that workers have begun are done and stored first.
     """
-
-    def __init__(self, data: StudyData, training: Training, device: str, workers: ProcessPoolExecutor | None) -> None:
-        self._data, self._training, self._device, self._workers = data, training, device, workers
-
-    def train(self, sets: Mapping[str, StudySet], seed: int, progress: Progress) -> None:
-        """Train a model on each set; its result is stored where `train_on_set` finds it.
-
-        Args:
-            sets: by name.
-            seed: of training.
-            progress: called with tokens trained on, of all sets, and all.
-
-        Raises:
-            InputError: as `train_on_set` does.
-        """
-        tokens = self._training.tokens
-        whole = tokens * len(sets)
-        if self._workers is not None:
-            waiting = [self._workers.submit(_train, one, seed) for one in sets.values()]
-            for done, future in enumerate(as_completed(waiting), 1):
-                future.result()
-                progress(done * tokens, whole)
-            return
-        for done, one in enumerate(sets.values()):
+    tokens, whole = training.tokens, training.tokens * len(sets)
+    if workers == 1 or not sets:
+        for done, one in enumerate(sets):
 
             def report(trained: int, _: int, before: int = done * tokens) -> None:
                 progress(before + trained, whole)
 
-            train_on_set(self._data, one, self._training, seed, report, self._device)
-
-
-@contextmanager
-def trainers(data: StudyData, training: Training, device: str, workers: int) -> Iterator[Trainers]:
-    """Yield a trainer of a study's models.
-
-    Its processes end with the block, once the trainings that they have begun are done and stored.
-
-    Args:
-        data: the study's pool.
-        training: settings.
-        device: as the setting `device`.
-        workers: models at a time; 1 trains in this process.
-    """
-    if workers == 1:
-        yield Trainers(data, training, device, None)
+            train_on_set(data, one, training, seed, report, device)
         return
     # A worker reads the pool itself instead of receiving this process's copy.
     unread = StudyData(data.root, data.snapshot, data.vector_set, data.pool)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _begin, (unread, training, device)) as executor:
         try:
-            yield Trainers(data, training, device, executor)
+            waiting = [executor.submit(_train, one, seed) for one in sets]
+            for done, future in enumerate(as_completed(waiting), 1):
+                future.result()
+                progress(done * tokens, whole)
         finally:
             executor.shutdown(cancel_futures=True)
 
