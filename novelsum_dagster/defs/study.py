@@ -26,7 +26,7 @@ from novelsum_dagster.study.sets import (
     study_evaluator,
     train_on_set,
 )
-from novelsum_dagster.study.views import build_view, represented, views_of
+from novelsum_dagster.study.views import build_view, views_of
 from novelsum_dagster.workspace import Workspace
 
 GROUP = "study"
@@ -74,7 +74,7 @@ def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
             step.reporter.step(f"choosing {recipe.name}") as progress,
         ):
             by = next((one for one in settings.study.representations if one.name == recipe.representation), None)
-            view = None if by is None else represented(data, build_view(data, by, settings, step.reporter))
+            view = None if by is None else build_view(data, by, settings, step.reporter)
             chosen = build_set(data, recipe, settings.novelsum, progress, view)
             return step.result(chosen, **recipe.described)
 
@@ -99,8 +99,8 @@ def study_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         with recorded(context, workspace, _inputs(data, study_set)) as step:
             evaluator = study_evaluator(data, settings)
             found = measure_set(data, study_set, settings, evaluator, step.reporter)
-            for one in views_of(data, settings, step.reporter).values():
-                view = represented(data, one)  # Its measures stay in the storage folder, for the tables.
+            for view in views_of(data, settings, step.reporter).values():
+                # These measures stay in the storage folder, for the tables.
                 measure_set(data, study_set, settings, study_evaluator(data, settings, view), step.reporter, view)
             return step.result(found, **{name: one.value for name, one in found.values.items()})
 

@@ -63,6 +63,9 @@ MEASURES: dict[str, Measure] = {
 }
 """All measures by the name used in tables and files; `g_vendi` is only measured if the settings name a model."""
 
+OF_TEXTS = frozenset({"ttr", "vocd_d", "g_vendi"})
+"""Measures of the texts themselves, the same under any vectors."""
+
 
 @dataclass(frozen=True)
 class Value:

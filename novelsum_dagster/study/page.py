@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from novelsum_dagster.common.files import write_bytes, write_json
+from novelsum_dagster.common.files import replacing, write_bytes, write_json
 from novelsum_dagster.common.progress import counted
 from novelsum_dagster.report.templates import render
 from novelsum_dagster.settings import OWN_REPRESENTATION
@@ -107,9 +107,8 @@ def write_study_page(found: Findings, path: Path) -> None:
     records = found.records()
     for name in _TABLES:
         if records[name]:
-            sink = pa.BufferOutputStream()
-            pa_csv.write_csv(pa.Table.from_pylist(records[name]), sink)
-            write_bytes(sink.getvalue().to_pybytes(), path.parent / f"{name}.csv")
+            with replacing(path.parent / f"{name}.csv") as temporary:
+                pa_csv.write_csv(pa.Table.from_pylist(records[name]), temporary)
     write_json(records, path.parent / "outcome.json")
     figures = [figure for section in sections for figure in section.figures]
     for figure in figures:

@@ -11,39 +11,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 
 from novelsum_dagster.report.charts import png
+from novelsum_dagster.study.look import FAINT, GREY, INK, look
 
 if TYPE_CHECKING:
     import altair as alt
 
-_INK, _GREY, _LINE, _POOL, _SELECTED = "#1f2933", "#52606d", "#e4e7eb", "#c3cad1", "#0b4f8a"
+_POOL, _SELECTED = "#c3cad1", "#0b4f8a"
 _SHADES = ["#e0894a", "#f5cda6", "#ffffff"]
-_FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
 _COLUMN, _ROW, _TALL_ROW, _LABELS = 78, 24, 40, 230
 _PANEL = 112
 _POOL_STRIDE = 3
 """Only one in this number of points of the pool is drawn, as otherwise dots would merge."""
 _DOT, _LARGE_DOT = 7, 26
 
-_LOOK: dict[str, Any] = {
-    "background": "white",
-    "padding": 12,
-    "config": {
-        "font": _FONT,
-        "view": {"stroke": _LINE},
-        "axis": {
-            "labelColor": _INK, "labelFontSize": 12, "labelLimit": 320, "labelPadding": 6,
-            "titleColor": _INK, "titleFontSize": 12, "ticks": False, "domain": False,
-        },
-        "title": {
-            "anchor": "start", "offset": 12, "color": _INK, "fontSize": 16,
-            "subtitleColor": _GREY, "subtitleFontSize": 12, "subtitlePadding": 6,
-        },
-    },
-}  # fmt: skip
-"""Configuration passed in when a picture is assembled: altair's `configure` methods would each copy all panels."""
+_AXIS = {"ticks": False, "domain": False, "labelPadding": 6}
 
 Cell = dict[str, Any]
 
@@ -78,7 +61,7 @@ def ranking_png(scores: pa.Table, pairs: pa.Table, note: str) -> bytes:
             note,
         ],
     )
-    return png(alt.vconcat(*parts, spacing=14, title=title, **_LOOK))
+    return png(alt.vconcat(*parts, spacing=14, title=title, **look(**_AXIS)))
 
 
 def _on_two_lines(label: str) -> str:
@@ -141,18 +124,18 @@ def _block(cells: list[Cell], columns: list[str], title: str | None) -> "alt.Lay
     heads = alt.Axis(
         orient="top", labelExpr="split(datum.label, '|')", labelAngle=0, labelFontWeight="bold", labelPadding=20
     )
-    base = alt.Chart(_data(pa.Table.from_pylist(cells))).encode(
+    base = alt.Chart(alt.InlineData(values=cells)).encode(
         x=alt.X("column:N", sort=columns, title=None, axis=None if title else heads),
         y=alt.Y("row:N", sort=rows, title=None, axis=alt.Axis(minExtent=_LABELS, maxExtent=_LABELS)),
     )
     shade = alt.Color("share:Q", legend=None, scale=alt.Scale(domain=[0, 0.5, 1], range=_SHADES, interpolate="rgb"))
-    boxes = base.mark_rect(stroke=_LINE).encode(color=shade)
-    text = base.mark_text(lineBreak="|", dy=0 if title else -7, lineHeight=15, fontSize=12, color=_INK)
+    boxes = base.mark_rect(stroke=FAINT).encode(color=shade)
+    text = base.mark_text(lineBreak="|", dy=0 if title else -7, lineHeight=15, fontSize=12, color=INK)
     block = alt.layer(boxes, text.encode(text="text:N"))
     block = block.properties(width=_COLUMN * len(columns), height=height * len(rows))
     if title is None:
         return block
-    return block.properties(title=alt.TitleParams(title, frame="bounds", fontSize=12, color=_GREY, offset=4))
+    return block.properties(title=alt.TitleParams(title, frame="bounds", fontSize=12, color=GREY, offset=4))
 
 
 def selections_png(points: pa.Table, captions: Mapping[str, str]) -> bytes:
@@ -180,7 +163,7 @@ def selections_png(points: pa.Table, captions: Mapping[str, str]) -> bytes:
             f" Light: the pool, one sample in {_POOL_STRIDE}."
         ],
     )
-    return png(alt.vconcat(*grid, spacing=6, title=title, **_LOOK))
+    return png(alt.vconcat(*grid, spacing=6, title=title, **look(**_AXIS)))
 
 
 def _panel(
@@ -198,9 +181,10 @@ def _panel(
     chosen = points.filter(pc.equal(points["selection"], name)).group_by(["x", "y"], use_threads=False)
     dots = chosen.aggregate([("x", "count")])
     area = alt.condition("datum.x_count > 1", alt.value(_LARGE_DOT), alt.value(_DOT))
+    under, over = (alt.Chart(alt.InlineData(values=table.to_pylist())) for table in (shown, dots))
     panel = alt.layer(
-        alt.Chart(_data(shown)).mark_circle(size=4, color=_POOL, opacity=1).encode(x=x, y=y),
-        alt.Chart(_data(dots)).mark_circle(color=_SELECTED, opacity=0.85).encode(x=x, y=y, size=area),
+        under.mark_circle(size=4, color=_POOL, opacity=1).encode(x=x, y=y),
+        over.mark_circle(color=_SELECTED, opacity=0.85).encode(x=x, y=y, size=area),
     ).properties(width=_PANEL, height=_PANEL)
     if caption is None:
         return panel
@@ -214,15 +198,3 @@ def _panel(
         subtitlePadding=3,
     )
     return panel.properties(title=heading)
-
-
-def _data(table: pa.Table) -> "alt.InlineData":
-    """Return a table as text, which altair passes on without validating each row."""
-    import altair as alt
-
-    sink = pa.BufferOutputStream()
-    pa_csv.write_csv(table, sink)
-    kinds = {field.name: "string" if pa.types.is_string(field.type) else "number" for field in table.schema}
-    return alt.InlineData(
-        values=sink.getvalue().to_pybytes().decode(), format=alt.CsvDataFormat(type="csv", parse=kinds)
-    )

@@ -5,7 +5,7 @@ Belongs here: the split, stored on disk, and reading it back. Does not: other ve
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -155,6 +155,7 @@ class Represented:
         snapshot, vector_set: the pool, and its vectors.
         file: table with the mean squared distances, one row per sample of the pool or per sample offered.
         offered: bool, (n,), which samples of the pool sets are chosen from.
+        kept: how many of the pool's samples have no text of this kind and use the text that they have in the pool.
     """
 
     root: Path
@@ -162,7 +163,8 @@ class Represented:
     snapshot: PoolSnapshot
     vector_set: VectorSet
     file: str
-    offered: NDArray[np.bool_]
+    offered: NDArray[np.bool_] = field(compare=False)
+    kept: int = 0
 
     @cached_property
     def vectors(self) -> NDArray[np.float32]:

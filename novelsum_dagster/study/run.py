@@ -40,7 +40,7 @@ from novelsum_dagster.study.sets import (
     training_file,
 )
 from novelsum_dagster.study.trainers import train_on_sets
-from novelsum_dagster.study.views import StudyView, represented, views_of
+from novelsum_dagster.study.views import views_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Studied:
     """
 
     data: StudyData
-    views: dict[str, StudyView]
+    views: dict[str, Represented]
     sets: dict[str, StudySet]
     measures: dict[str, dict[str, StudyMeasures]]
     facts: dict[str, StudyFacts]
@@ -160,7 +160,7 @@ def performance_path(settings: Settings) -> Path:
 
 def _chosen(
     root: Path, snapshot: PoolSnapshot, vectors: VectorSet, settings: Settings, reporter: Reporter
-) -> tuple[StudyData, dict[str, StudyView], dict[str, StudySet]]:
+) -> tuple[StudyData, dict[str, Represented], dict[str, StudySet]]:
     study = settings.study
     with reporter.step("study pool") as progress:
         pool = build_study_pool(root, snapshot, vectors, settings.novelsum, study, progress)
@@ -170,11 +170,10 @@ def _chosen(
         )
     data = StudyData(root, snapshot, vectors, pool)
     views = views_of(data, settings, reporter)
-    seen = {name: represented(data, view) for name, view in views.items()}
     chosen = {}
     for name, recipe in recipes(study).items():
         with reporter.step(f"choosing {name}") as progress:
-            chosen[name] = build_set(data, recipe, settings.novelsum, progress, seen.get(recipe.representation))
+            chosen[name] = build_set(data, recipe, settings.novelsum, progress, views.get(recipe.representation))
     return data, views, chosen
 
 
@@ -182,10 +181,8 @@ def _measured(
     root: Path, snapshot: PoolSnapshot, vectors: VectorSet, settings: Settings, reporter: Reporter
 ) -> Studied:
     data, views, chosen = _chosen(root, snapshot, vectors, settings, reporter)
-    seen: dict[str, Represented | None] = {OWN_REPRESENTATION: None}
-    seen |= {name: represented(data, view) for name, view in views.items()}
     measures: dict[str, dict[str, StudyMeasures]] = {}
-    for representation, view in seen.items():
+    for representation, view in {OWN_REPRESENTATION: None, **views}.items():
         evaluator = study_evaluator(data, settings, view)
         measures[representation] = {
             name: measure_set(data, one, settings, evaluator, reporter, view) for name, one in chosen.items()

@@ -16,12 +16,11 @@ import pyarrow.compute as pc
 from novelsum_dagster.diversity.measures import MEASURES
 from novelsum_dagster.report.charts import png
 from novelsum_dagster.study.correlation import ALL_SETS, SELECTING, Correlation, Method
+from novelsum_dagster.study.look import BLUE, GREY, INK, RED, look
 
 if TYPE_CHECKING:
     import altair as alt
 
-_INK, _GREY, _FAINT, _LINE = "#1f2933", "#52606d", "#e4e7eb", "#9aa5b1"
-_FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
 _STAR = "M0,-1.2L0.3,-0.4L1.15,-0.38L0.48,0.15L0.72,0.98L0,0.5L-0.72,0.98L-0.48,0.15L-1.15,-0.38L-0.3,-0.4Z"
 _SALTIRE = "M0,-.4L.55,-1L1,-.55L.4,0L1,.55L.55,1L0,.4L-.55,1L-1,.55L-.4,0L-1,-.55L-.55,-1Z"
 _HEXAGON = "M-0.5,-0.87L0.5,-0.87L1,0L0.5,0.87L-0.5,0.87L-1,0Z"
@@ -32,9 +31,9 @@ _CHOSEN = [
     ("#777711", _HEXAGON), ("#7a4a12", _HOURGLASS),
 ]  # fmt: skip
 """Fill and shape of the strategies in turn: colour-blind safe palettes (Okabe and Ito's, and Tol's)."""
-_NOT_CHOSEN = {"random": ("#1f2933", "circle"), "duplicate": ("#7b8794", "square")}
+_NOT_CHOSEN = {"random": (INK, "circle"), "duplicate": ("#7b8794", "square")}
 """Outline and shape."""
-_DOTS: dict[Method, tuple[str, str]] = {"pearson": ("#0072b2", "circle"), "spearman": ("#d55e00", "diamond")}
+_DOTS: dict[Method, tuple[str, str]] = {"pearson": (BLUE, "circle"), "spearman": (RED, "diamond")}
 _FILLED, _HOLLOW, _SMALLER = 175, 85, 0.45
 """Areas of filled and of hollow marks, and their scale for many sets; filled ones lose some area to a white edge."""
 _WIDTH, _HEIGHT = 640, 440
@@ -71,7 +70,7 @@ def scatter_png(sets: pa.Table, correlations: Sequence[Correlation], measure: st
     )
     axis = f"{label} ({'lower' if lower else 'higher'} is more diverse)"
     points = _points(sets, measure, axis, "performance")
-    return png(points.properties(width=_WIDTH, height=_HEIGHT, title=title, **_LOOK))
+    return png(points.properties(width=_WIDTH, height=_HEIGHT, title=title, **look()))
 
 
 def scatters_png(sets: pa.Table, correlations: Sequence[Correlation], labels: Mapping[str, str]) -> bytes:
@@ -105,7 +104,7 @@ def scatters_png(sets: pa.Table, correlations: Sequence[Correlation], labels: Ma
         ],
         offset=20,
     )
-    grid = alt.concat(*panels, columns=_PANELS_A_ROW, spacing=22, title=title, **_LOOK)
+    grid = alt.concat(*panels, columns=_PANELS_A_ROW, spacing=22, title=title, **look())
     return png(grid.resolve_scale(fill="shared", stroke="shared", shape="shared", size="shared"))
 
 
@@ -137,7 +136,7 @@ def correlations_png(correlations: Sequence[Correlation], labels: Mapping[str, s
         ],
         offset=20,
     )
-    return png(alt.hconcat(*panels, spacing=36, title=title, **_LOOK).resolve_scale(color="shared", shape="shared"))
+    return png(alt.hconcat(*panels, spacing=36, title=title, **look()).resolve_scale(color="shared", shape="shared"))
 
 
 def _points(
@@ -251,7 +250,7 @@ def _coefficients(
         yOffset=alt.YOffset("method:N", scale=alt.Scale(domain=methods, paddingOuter=0.6)),
         color=alt.Color(**of_method(0)),
     )
-    zero = alt.Chart(alt.InlineData(values=[{"at": 0}])).mark_rule(color=_GREY, strokeWidth=1.5)
+    zero = alt.Chart(alt.InlineData(values=[{"at": 0}])).mark_rule(color=GREY, strokeWidth=1.5)
     layers = [
         zero.encode(x=alt.X("at:Q", scale=scale)),
         drawn.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=scale), x2="high:Q"),
@@ -259,9 +258,9 @@ def _coefficients(
     ]
     for name, at in _COLUMNS.items():
         place = alt.value(_INTERVALS_WIDTH + at)
-        column = alt.Chart(alt.InlineData(values=texts)).mark_text(align="right", fontSize=12, color=_INK)
+        column = alt.Chart(alt.InlineData(values=texts)).mark_text(align="right", fontSize=12, color=INK)
         head = alt.Chart(alt.InlineData(values=[{"head": name}])).mark_text(
-            align="right", baseline="bottom", fontSize=12, color=_GREY
+            align="right", baseline="bottom", fontSize=12, color=GREY
         )
         layers += [column.encode(x=place, y=y, text=f"{name}:N"), head.encode(x=place, y=alt.value(-6), text="head:N")]
     heading = alt.TitleParams(group.capitalize(), fontSize=13, offset=6, frame="group")
@@ -330,24 +329,3 @@ def _number(r: float | None) -> str:
 
 def _lower_is_diverse(measure: str) -> bool:
     return measure in MEASURES and not MEASURES[measure].higher_is_diverse
-
-
-_AXIS = {"labelColor": _INK, "labelFontSize": 12, "titleColor": _INK, "titleFontSize": 12, "titleFontWeight": "normal"}
-_LOOK: dict[str, Any] = {
-    "background": "white",
-    "padding": 14,
-    "config": {
-        "font": _FONT,
-        "view": {"stroke": _FAINT},
-        "axis": {
-            **_AXIS, "gridColor": _FAINT, "domainColor": _LINE, "tickColor": _LINE, "titlePadding": 8,
-            "labelLimit": 260,
-        },
-        "legend": {"labelFontSize": 12, "labelColor": _INK, "labelLimit": 260, "rowPadding": 5, "columnPadding": 22},
-        "title": {
-            "anchor": "start", "offset": 14, "color": _INK, "fontSize": 16,
-            "subtitleColor": _GREY, "subtitleFontSize": 12, "subtitlePadding": 6, "subtitleLineHeight": 17,
-        },
-    },
-}  # fmt: skip
-"""Configuration passed in when a picture is assembled: altair's `configure` methods would each copy all plots."""

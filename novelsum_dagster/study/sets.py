@@ -79,16 +79,6 @@ class StudySet(Artifact):
         return np.asarray(pq.read_table(root / self.file, columns=["row"], partitioning=None)["row"].to_numpy())
 
 
-class Measurement(BaseModel):
-    """One measure of one set, with its interval."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    value: float
-    low: float
-    high: float
-
-
 class GridValue(BaseModel):
     """NovelSum at one setting."""
 
@@ -106,7 +96,7 @@ class StudyMeasures(Artifact):
     study_set: str
     recipe: Recipe
     measured: int
-    values: dict[str, Measurement]
+    values: dict[str, Value]
     grid: tuple[GridValue, ...]
 
 
@@ -271,7 +261,7 @@ def measure_set(
             study_set=study_set.key,
             recipe=study_set.recipe,
             measured=len(rows),
-            values={name: Measurement(**vars(value)) for name, value in found.values.items()},
+            values=found.values,
             grid=tuple(GridValue(**powers._asdict(), value=one.value) for powers, one in found.grid.items()),
         )
 
@@ -285,14 +275,19 @@ def study_evaluator(data: StudyData, settings: Settings, view: Represented | Non
     view those alone.
     """
     novelsum, study, seed = settings.novelsum, settings.study, settings.study.seeds[0]
-    if view is not None:
-        return Evaluator(view.vectors, novelsum, settings.measures, seed=seed, device=settings.device)
     grid = Grid(
         tuple(dict.fromkeys([novelsum.neighbors, *study.neighbors])),
         tuple(dict.fromkeys([novelsum.density_power, *study.density_powers])),
         tuple(dict.fromkeys([novelsum.proximity_power, *study.proximity_powers])),
     )
-    return Evaluator(data.own.vectors, novelsum, settings.measures, grid=grid, seed=seed, device=settings.device)
+    return Evaluator(
+        (view or data.own).vectors,
+        novelsum,
+        settings.measures,
+        grid=grid if view is None else None,
+        seed=seed,
+        device=settings.device,
+    )
 
 
 def training_file(study_set: StudySet, training: Training, seed: int) -> str:

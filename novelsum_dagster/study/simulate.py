@@ -21,8 +21,8 @@ from threadpoolctl import threadpool_limits
 from novelsum_dagster.common.files import write_bytes, write_csv_and_table, write_table
 from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.diversity.density import density
-from novelsum_dagster.diversity.measures import MEASURES as ALL_MEASURES
-from novelsum_dagster.diversity.measures import Evaluator, Measure
+from novelsum_dagster.diversity.measures import MEASURES as EVERY_MEASURE
+from novelsum_dagster.diversity.measures import OF_TEXTS, Evaluator
 from novelsum_dagster.diversity.novelsum import novelsum
 from novelsum_dagster.settings import Measures, NovelSum
 from novelsum_dagster.study.pictures import ranking_png, selections_png
@@ -79,13 +79,12 @@ class Pool:
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        """What measures its selections."""
+        """What measures selections against the pool; density is the pool's, as selections would be sparse by choice."""
         return Evaluator(self.rows, NovelSum(), Measures(inertia_clusters=INERTIA_CLUSTERS), device="cpu")
 
 
-MEASURES: dict[str, Measure] = {
-    key: measure for key, measure in ALL_MEASURES.items() if key not in ("ttr", "vocd_d", "g_vendi")
-}
+MEASURES = {key: known for key, known in EVERY_MEASURE.items() if key not in OF_TEXTS}
+"""The measures that are compared: those of vectors."""
 
 SELECTIONS: dict[str, str] = {
     "spread out": "evenly over the\npool, by k-center",

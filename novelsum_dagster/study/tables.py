@@ -25,6 +25,7 @@ import numpy as np
 
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import write_bytes
+from novelsum_dagster.diversity.measures import OF_TEXTS
 from novelsum_dagster.settings import OWN_REPRESENTATION, Settings
 from novelsum_dagster.study.correlate import csv_number, csv_rows
 from novelsum_dagster.study.run import Studied
@@ -32,8 +33,6 @@ from novelsum_dagster.study.sets import Recipe
 
 SEEN, UNSEEN = "seen", "unseen"
 """Kinds of sources: seen, with samples in the sets, and unseen, without."""
-OF_TEXTS = frozenset({"ttr", "vocd_d", "g_vendi"})
-"""Measures of the texts themselves, which have no representation."""
 _PACKAGES = ("novelsum-dagster", "torch", "transformers", "tokenizers", "numpy", "faiss-cpu", "scikit-learn")
 
 COLUMNS = {

@@ -66,7 +66,7 @@ def embedding_of(representation: Representation, settings: Embedding) -> Embeddi
         raise InputError(problems(error, f"study.representations.{representation.name}")) from None
 
 
-def build_view(data: StudyData, representation: Representation, settings: Settings, reporter: Reporter) -> StudyView:
+def build_view(data: StudyData, representation: Representation, settings: Settings, reporter: Reporter) -> Represented:
     """Embed a study's samples under another rule, those that the store lacks, and search density among them.
 
     Args:
@@ -102,21 +102,17 @@ def build_view(data: StudyData, representation: Representation, settings: Settin
         write_table(pa.table(found), root / file)
         return StudyView(key=key, snapshot=snapshot, vectors=vectors, file=file, kept=kept)
 
-    return once(root, f"study/view={key}/study_view.json", StudyView, build)
+    view = once(root, f"study/view={key}/study_view.json", StudyView, build)
+    return Represented(root, key, view.snapshot, view.vectors, view.file, data.own.offered, view.kept)
 
 
-def views_of(data: StudyData, settings: Settings, reporter: Reporter) -> dict[str, StudyView]:
+def views_of(data: StudyData, settings: Settings, reporter: Reporter) -> dict[str, Represented]:
     """Return every representation that the settings name besides the pool's own, by name.
 
     Raises:
         InputError, ValueError: as `build_view` does.
     """
     return {one.name: build_view(data, one, settings, reporter) for one in settings.study.representations}
-
-
-def represented(data: StudyData, view: StudyView) -> Represented:
-    """Return the samples that sets are chosen from under a representation."""
-    return Represented(data.root, view.key, view.snapshot, view.vectors, view.file, data.own.offered)
 
 
 def _snapshot(pool: PoolSnapshot, texts: StudyTexts) -> PoolSnapshot:

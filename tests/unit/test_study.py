@@ -26,7 +26,7 @@ from novelsum_dagster.diversity.dcscore import dcscore
 from novelsum_dagster.diversity.density import Search, densities
 from novelsum_dagster.diversity.distances import distsum_l2, facility_location, knn_distance
 from novelsum_dagster.diversity.lexical import ttr, vocd_d
-from novelsum_dagster.diversity.measures import MEASURES, Samples, measure_sets
+from novelsum_dagster.diversity.measures import MEASURES, Samples, Value, measure_sets
 from novelsum_dagster.diversity.moments import distsum_cosine, log_determinant, radius, vendi_score
 from novelsum_dagster.embedding.encoder import token_counter
 from novelsum_dagster.embedding.store import VectorSet, embed, pool_vectors
@@ -50,7 +50,6 @@ from novelsum_dagster.study.run import correlate
 from novelsum_dagster.study.sets import (
     UNSEEDED,
     GridValue,
-    Measurement,
     Recipe,
     StudyMeasures,
     StudyPerformance,
@@ -350,7 +349,7 @@ def test_measures_of_equal_samples_are_kept_and_read_back(data: StudyData) -> No
     first, second = _measured(data, one), _measured(data, one)
     assert first == second
     assert first.values["novelsum"].value == 0
-    assert all(math.isfinite(number) for value in first.values.values() for number in value.model_dump().values())
+    assert all(math.isfinite(number) for value in first.values.values() for number in vars(value).values())
 
 
 # Performance.
@@ -377,7 +376,7 @@ def _of(name: str, strategy: Strategy, **values: float) -> StudyMeasures:
         study_set=name,
         recipe=Recipe(name=name, strategy=strategy, size=3, seed=1),
         measured=3,
-        values={key: Measurement(value=value, low=value, high=value) for key, value in values.items()},
+        values={key: Value(value, value, value) for key, value in values.items()},
         grid=(
             GridValue(neighbors=1, density_power=0, proximity_power=0, value=-value),
             GridValue(neighbors=1, density_power=0, proximity_power=1, value=0),

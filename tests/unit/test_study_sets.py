@@ -39,7 +39,7 @@ from novelsum_dagster.study.run import Studied, correlate
 from novelsum_dagster.study.sets import Recipe, build_set, recipes, study_evaluator
 from novelsum_dagster.study.tables import read_tables, tables_of, write_tables
 from novelsum_dagster.study.training import train_and_evaluate
-from novelsum_dagster.study.views import build_view, embedding_of, represented
+from novelsum_dagster.study.views import build_view, embedding_of
 from tests.pools import alpaca, write_jsonl
 from tests.tiny import tiny_model
 
@@ -210,22 +210,21 @@ def test_an_unseen_source_that_is_not_there_is_named(made: Made, name: str) -> N
 
 def test_a_view_has_the_vectors_of_other_texts(made: Made, data: StudyData) -> None:
     view = build_view(data, STUDY.representations[0], made.settings, QUIET)
-    seen = represented(data, view)
     prompts = {f"{one['instruction']}\n{one['output']}": one["instruction"] for one in _records(made)}
     expected = [prompts[text] for text in data.texts]
     encoder = load_encoder(made.settings.embedding, "float32", "cpu")
-    wanted = np.empty_like(seen.vectors)
+    wanted = np.empty_like(view.vectors)
     for rows, vectors in encoder.batches(expected):
         wanted[rows] = vectors
-    np.testing.assert_allclose(seen.vectors, wanted, atol=1e-5)
+    np.testing.assert_allclose(view.vectors, wanted, atol=1e-5)
     assert view.kept == 0
-    assert not np.allclose(seen.vectors, data.own.vectors)
-    assert len(seen.factor(4, 0.5)) == len(seen.vectors)
+    assert not np.allclose(view.vectors, data.own.vectors)
+    assert len(view.factor(4, 0.5)) == len(view.vectors)
     assert build_view(data, STUDY.representations[0], made.settings, QUIET) == view
 
 
 def test_a_view_can_be_whitened_and_reduced(made: Made, data: StudyData) -> None:
-    seen = represented(data, build_view(data, STUDY.representations[1], made.settings, QUIET))
+    seen = build_view(data, STUDY.representations[1], made.settings, QUIET)
     assert seen.vectors.shape == (51, 6)
 
 
@@ -250,7 +249,7 @@ def test_samples_without_such_text_keep_theirs(tmp_path: Path) -> None:
     )
     view = build_view(data, settings.study.representations[0], settings, QUIET)
     assert view.kept == 20
-    np.testing.assert_allclose(represented(data, view).vectors, data.own.vectors, atol=1e-6)
+    np.testing.assert_allclose(view.vectors, data.own.vectors, atol=1e-6)
     (tmp_path / "one.jsonl").write_text('{"text": "Another file."}\n')
     with pytest.raises(InputError, match=r"one\.jsonl has changed since the pool was read; run again: novelsum run"):
         other = Representation(name="response", text="response")
@@ -268,7 +267,7 @@ def test_sets_of_a_variant_are_what_select_picks(made: Made, data: StudyData) ->
     factor = data.own.factor(4, 0.5)
     expected = select("novelselect", data.own.vectors, 8, density_factor=factor, seed=8, density_side="column")
     assert column.rows(made.root).tolist() == np.asarray(expected.indices).tolist()
-    seen = represented(data, build_view(data, STUDY.representations[0], made.settings, QUIET))
+    seen = build_view(data, STUDY.representations[0], made.settings, QUIET)
     by_prompt = build_set(data, planned["kmeans-by_prompt-8-s8"], novelsum, view=seen)
     expected = select("kmeans", seen.vectors, 8, density_factor=seen.factor(4, 0.5), seed=8, clusters=3)
     assert by_prompt.rows(made.root).tolist() == np.asarray(expected.indices).tolist()
@@ -356,7 +355,7 @@ def test_all_sets_are_measured_under_every_representation(made: Made, data: Stud
         assert list(by_set) == list(recipes(STUDY))
         lexical = {"ttr", "vocd_d"} & set().union(*(one.values for one in by_set.values()))
         assert (lexical != set()) == (representation == "own")
-    seen = represented(data, studied.views["whitened"])
+    seen = studied.views["whitened"]
     one = studied.sets["random-8-s8"]
     rows = one.rows(made.root)
     evaluator = study_evaluator(data, made.settings, seen)
