@@ -26,7 +26,7 @@ _POOL_STRIDE = 3
 """Only one in this number of points of the pool is drawn, as otherwise dots would merge."""
 _DOT, _LARGE_DOT = 7, 26
 
-_AXIS = {"ticks": False, "domain": False, "labelPadding": 6}
+_AXIS: dict[str, Any] = {"ticks": False, "domain": False, "labelPadding": 6}
 
 Cell = dict[str, Any]
 
