@@ -183,14 +183,7 @@ class Findings:
 
     def records(self) -> dict[str, Any]:
         """Return everything as a JSON-able value."""
-        return {
-            "pools": self.pools,
-            "cells": self.cells,
-            **{
-                name: [asdict(one) for one in getattr(self, name)]
-                for name in ("correlations", "gains", "power", "detectable")
-            },
-        }
+        return asdict(self)
 
 
 def findings(tables: Mapping[str, Rows], draws: int, progress: Progress = no_progress) -> Findings:

@@ -69,17 +69,13 @@ class Studied:
         return {name: performance_of(trained) for name, trained in self.trainings.items() if trained}
 
 
-def _nothing(found: Studied) -> None:
-    """Do nothing; the default of `keep`."""
-
-
 def correlate(
     root: Path,
     snapshot: PoolSnapshot,
     vectors: VectorSet,
     settings: Settings,
     reporter: Reporter,
-    keep: Callable[[Studied], None] = _nothing,
+    keep: Callable[[Studied], None] = lambda _: None,
 ) -> tuple[StudyCorrelation, Outcome]:
     """Run the study that the settings describe; finished work is not repeated.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from novelsum_dagster.common.progress import counted
 from novelsum_dagster.diversity.measures import MEASURES
 from novelsum_dagster.report.charts import png
 from novelsum_dagster.study.correlation import ALL_SETS, SELECTING, Correlation, Method
@@ -234,8 +235,8 @@ def _coefficients(
                 ends = (one.r, one.r) if one.low is None or one.high is None else (one.low, one.high)
                 rows.append({"row": number, "method": method.title(), "r": one.r, "low": ends[0], "high": ends[1]})
         in_numbers = [_NONE if one is None or one.r is None else _number(one.r) for one in found.values()]
-        counted = str(max((one.sets for one in found.values() if one), default=0))
-        texts.append({"row": number, **dict(zip(_COLUMNS, [*in_numbers, counted], strict=True))})
+        sets = str(max((one.sets for one in found.values() if one), default=0))
+        texts.append({"row": number, **dict(zip(_COLUMNS, [*in_numbers, sets], strict=True))})
     y = alt.Y("row:O", title=None, axis=_names(names), scale=alt.Scale(domain=list(range(len(measures)))))
     x = alt.X("r:Q", title="correlation with performance", scale=scale, axis=alt.Axis(format=".1~f", tickCount=6))
     legend = alt.Legend(title=None, orient="bottom", symbolSize=90, symbolStrokeWidth=0, offset=14)
@@ -297,7 +298,7 @@ def _heading(correlations: Sequence[Correlation], measure: str, sets: int) -> st
     """Return the coefficients over all sets, with the number of sets if the measure lacks some."""
     found = {method: _one(correlations, measure, ALL_SETS, method) for method in _DOTS}
     measured = max((one.sets for one in found.values() if one), default=0)
-    lacking = "" if measured == sets else f" ({_counted(measured)})"
+    lacking = "" if measured == sets else f" ({counted(measured, 'set')})"
     if all(one is None or one.r is None for one in found.values()):
         return f"correlation not defined{lacking}"
     parts = [f"{method.title()} {_number(one.r if one else None)}" for method, one in found.items()]
@@ -311,13 +312,9 @@ def _in_words(correlations: Sequence[Correlation], measure: str, group: str) -> 
     for one in found:
         ends = "" if one.low is None or one.high is None else f" ({_number(one.low)} to {_number(one.high)})"
         parts.append(f"{one.method.title()} {_number(one.r)}{ends}")
-    counted = _counted(max((one.sets for one in found), default=0))
-    whose = f"All {counted}" if group == ALL_SETS else f"{group.capitalize()}, {counted}"
+    sets = counted(max((one.sets for one in found), default=0), "set")
+    whose = f"All {sets}" if group == ALL_SETS else f"{group.capitalize()}, {sets}"
     return f"{whose}: {', '.join(parts) or 'no coefficient'}"
-
-
-def _counted(sets: int) -> str:
-    return f"{sets} set" if sets == 1 else f"{sets} sets"
 
 
 def _number(r: float | None) -> str:

@@ -384,26 +384,27 @@ def _judged(values: list[_Value]) -> list[_Judged]:
 def _scores(judged: list[_Judged]) -> pa.Table:
     rows = []
     for name, measure in MEASURES.items():
-        own = [row for row in judged if row.measure == name]
-        for pool, dimensions in [*PAIRS, (ALL, None)]:
-            within = [row for row in own if pool == ALL or (row.pool, row.dimensions) == (pool, dimensions)]
-            place = {"measure": name, "label": measure.label, "pool": pool, "dimensions": dimensions}
-            rows.append({**place, **_score(within)})
+        for place in [*PAIRS, (ALL, None)]:
+            by_repeat: dict[int, list[bool]] = {}
+            for one in judged:
+                if one.measure == name and place in ((one.pool, one.dimensions), (ALL, None)):
+                    by_repeat.setdefault(one.repeat, []).append(one.right)
+            right, pairs = sum(map(sum, by_repeat.values())), sum(map(len, by_repeat.values()))
+            shares = [float(np.mean(of_repeat)) for of_repeat in by_repeat.values()]
+            rows.append(
+                {
+                    "measure": name,
+                    "label": measure.label,
+                    "pool": place[0],
+                    "dimensions": place[1],
+                    "right": right,
+                    "pairs": pairs,
+                    "share": right / pairs,
+                    "lowest": min(shares),
+                    "highest": max(shares),
+                }
+            )
     return pa.Table.from_pylist(rows)
-
-
-def _score(judged: list[_Judged]) -> dict[str, float]:
-    shares = []
-    for repeat in sorted({row.repeat for row in judged}):
-        shares.append(float(np.mean([row.right for row in judged if row.repeat == repeat])))
-    right = sum(row.right for row in judged)
-    return {
-        "right": right,
-        "pairs": len(judged),
-        "share": right / len(judged),
-        "lowest": min(shares),
-        "highest": max(shares),
-    }
 
 
 def _points(pool: Pool, selections: dict[str, Points]) -> list[pa.Table]:

@@ -67,11 +67,10 @@ def tables_of(found: Studied, settings: Settings, pool: str) -> dict[str, Rows]:
         settings: of the study.
         pool: its name.
     """
-    recipes = {name: one.recipe for name, one in found.sets.items()}
     return {
-        "trials": _trials(found, recipes, settings.study.unseen, pool),
+        "trials": _trials(found, settings.study.unseen, pool),
         "measures": _measures(found, pool),
-        "sets": _sets(found, recipes, settings.study.unseen, pool),
+        "sets": _sets(found, settings.study.unseen, pool),
         "studies": [{"pool": pool, "fact": name, "value": value} for name, value in _facts(found, settings).items()],
     }
 
@@ -137,10 +136,10 @@ def _place(recipe: Recipe, pool: str) -> dict[str, Any]:
     }
 
 
-def _trials(found: Studied, recipes: Mapping[str, Recipe], unseen: str | None, pool: str) -> Rows:
+def _trials(found: Studied, unseen: str | None, pool: str) -> Rows:
     return [
         {
-            **_place(recipes[name], pool),
+            **_place(found.sets[name].recipe, pool),
             "training_seed": seed,
             "source": source,
             "kind": UNSEEN if source == unseen else SEEN,
@@ -167,10 +166,10 @@ def _measures(found: Studied, pool: str) -> Rows:
     ]
 
 
-def _sets(found: Studied, recipes: Mapping[str, Recipe], unseen: str | None, pool: str) -> Rows:
+def _sets(found: Studied, unseen: str | None, pool: str) -> Rows:
     rows = []
     for name, facts in found.facts.items():
-        recipe = recipes[name]
+        recipe = found.sets[name].recipe
         rows.append(
             {
                 **_place(recipe, pool),
