@@ -8,7 +8,7 @@ PYTHON ?= $(or $(RUNS),$(error none of python3.13, python3.12 and python3.11 run
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup lock demo ui test test-slow test-all test-ui lint wheel format audit image up down clean
+.PHONY: setup lock demo ui test test-slow test-all test-ui lint docs wheel format audit image up down clean
 
 setup: $(READY)
 
@@ -59,6 +59,13 @@ lint: $(READY)
 	$(BIN)/lint-imports
 	$(BIN)/sqlfluff lint novelsum_dagster dbt_like_sql
 	$(BIN)/hadolint docker/Dockerfile
+	$(BUILD_DOCS)
+
+# To site/, which opens from the disk; any warning fails. The variable silences a notice of MkDocs' theme.
+BUILD_DOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs: $(READY)
+	$(BUILD_DOCS)
 
 wheel: $(READY)
 	tests/check-wheel
@@ -103,4 +110,4 @@ docker/secrets:
 	done
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo site
