@@ -33,7 +33,7 @@ def main() -> None:
         samples = Samples(files.vectors, files.snapshot.samples(files.root, ["text"])["text"].to_pylist())
     found = _measured(samples, arguments.size, arguments.draws)
     print(f"{arguments.draws} sets of {arguments.size:,} of {len(samples.vectors):,} samples\n")
-    print("| measure | mean | spread of the draws | spread told | told / true |\n|---|---|---|---|---|")
+    print("| measure | mean | spread of the draws | spread stated | stated / true |\n|---|---|---|---|---|")
     for key, known in ((key, MEASURES[key]) for key in found[0].values):
         values = [one.values[key] for one in found]
         true = float(np.std([value.value for value in values], ddof=1))

@@ -88,7 +88,8 @@ def main() -> None:
     rows = unit_rows(perturbed_pool(np.load(arguments.embeddings, allow_pickle=False), _LISTS))
     constants = measure([Source(path=str(Path(path).resolve())) for path in paths], rows)
     cores = usable_processors()
-    print(f"{date.today()}, {platform.machine()}, {cores} cores, {platform.python_version()}, d = {rows.shape[1]}\n")
+    machine = f"{platform.machine()}, {cores} cores, Python {platform.python_version()}"
+    print(f"{date.today()}, {machine}, d = {rows.shape[1]}\n")
     _print_constants(constants)
     _print_steps(constants, arguments.k, cores, arguments.price)
     _print_memory(rows.shape[1], arguments.k)

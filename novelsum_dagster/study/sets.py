@@ -17,7 +17,7 @@ from novelsum_dagster.artifacts.artifact import Artifact
 from novelsum_dagster.common.files import content_key, write_table
 from novelsum_dagster.common.progress import Progress, Reporter, no_progress
 from novelsum_dagster.diversity.lexical import Occurrences
-from novelsum_dagster.diversity.measures import Evaluator, Samples
+from novelsum_dagster.diversity.measures import Evaluator, Samples, Value
 from novelsum_dagster.diversity.novelsum import Grid
 from novelsum_dagster.selection.scoring import Scoring, Side
 from novelsum_dagster.selection.strategies import select
