@@ -1,5 +1,9 @@
 """The documentation says what the code does. `python -m tests.unit.test_docs` rewrites docs/settings.md."""
 
+import ast
+import importlib
+import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -7,15 +11,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from novelsum_dagster.cli.files import FileOptions
-from novelsum_dagster.cli.oneshot import embedded_files
-from novelsum_dagster.common.progress import LogReporter
+from novelsum_dagster import diversity, selection, settings
 from novelsum_dagster.lineage.models import models
 from novelsum_dagster.quality.suites import SUITES
-from novelsum_dagster.settings import CACHE_VARIABLE, Quota, Settings, Source, load_settings
+from novelsum_dagster.settings import Quota, Settings, Source, load_settings
 from tests import study_tables
-from tests.pools import alpaca, write_jsonl
-from tests.tiny import tiny_model
+from tests.blocks import blocks as code_blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = """# Settings
@@ -30,7 +31,7 @@ key. [curation.yaml](../curation.yaml) is an example.
 
 
 LISTS: dict[str, type[BaseModel]] = {"pool.sources": Source, "selection.quotas": Quota}
-PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
 def settings_page() -> str:
@@ -65,8 +66,7 @@ def test_every_setting_is_documented() -> None:
 
 
 def test_the_example_settings_are_valid() -> None:
-    settings = load_settings(ROOT / "curation.yaml")
-    assert settings.selection.k == 300
+    assert load_settings(ROOT / "curation.yaml").selection.k == 300
 
 
 def _outside_code(page: Path) -> str:
@@ -78,10 +78,6 @@ def _anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", _outside_code(page), re.MULTILINE)
     plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in plain}
-
-
-def _python(page: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -103,27 +99,51 @@ def test_the_index_names_every_page() -> None:
         assert f"]({page}" in index, page
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if _python(page)])
-def test_python_blocks_compile(page: str) -> None:
-    for block in _python(page):
-        compile(block, page, "exec")
+def _referenced() -> set[str]:
+    """Return the full names that the pages of the Python reference describe."""
+    pages = (path.read_text() for path in (ROOT / "docs" / "reference").glob("*.md"))
+    return {name for page in pages for name in re.findall(r"^::: (\S+)$", page, re.MULTILINE)}
 
 
-def test_the_lines_of_the_readme_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    options = FileOptions(model=tiny_model())
-    pool = options.pool([write_jsonl(tmp_path / "pool.jsonl", alpaca(130))])
-    with embedded_files(pool, options.embedding(), LogReporter(lambda line: None)) as files:
-        found: dict[str, Any] = {"embeddings": files.vectors}
-    exec(_python("README.md")[0], found)
-    assert len(set(found["picks"].indices.tolist())) == 100
-    assert float(capsys.readouterr().out) > 0
+def _object(name: str) -> Any:
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def test_the_reference_has_every_public_name() -> None:
+    known = [_object(name) for name in _referenced()]
+    exported = [getattr(package, name) for package in (diversity, selection) for name in package.__all__]
+    sections = [kind for kind in vars(settings).values() if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    for public in [*exported, *(kind for kind in sections if kind.__module__ == settings.__name__)]:
+        assert any(public is one for one in known) or public.__name__.startswith("_"), public
+
+
+def test_the_reference_has_what_the_examples_import() -> None:
+    notebook = json.loads((ROOT / "examples" / "measure_two_sets.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    blocks = [block.code for block in code_blocks() if block.language == "python"]
+    known = [_object(name) for name in _referenced()]
+    for code in [*cells, *blocks, *(path.read_text() for path in ROOT.glob("examples/**/*.py"))]:
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("novelsum_dagster"):
+                for name in node.names:
+                    assert any(_object(f"{node.module}.{name.name}") is one for one in known), name.name
+
+
+def test_documented_arguments_exist() -> None:
+    for name in _referenced():
+        documented = re.search(
+            r"^Args:\n(.*?)(?:\n\n|\Z)", inspect.getdoc(_object(name)) or "", re.MULTILINE | re.DOTALL
+        )
+        if documented:
+            names = re.findall(r"^    (\w[\w, ]*):", documented[1], re.MULTILINE)
+            found = {argument for paired in names for argument in paired.split(", ")}
+            assert found <= set(inspect.signature(_object(name)).parameters), name
 
 
 def test_the_readme_fits_on_a_few_screens() -> None:
-    assert len((ROOT / "README.md").read_text().split()) < 900
+    shown = re.sub("<!--.*?-->", "", (ROOT / "README.md").read_text())
+    assert len(shown.split()) < 900
 
 
 def test_the_numbers_of_checks_and_models_are_right() -> None:
