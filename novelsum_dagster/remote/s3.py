@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from io import BytesIO
+from io import BufferedRandom, BufferedReader, BytesIO
 from pathlib import Path
 from threading import Lock
-from typing import IO, Any
+from typing import Any
 
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import is_name, replacing
@@ -29,6 +29,7 @@ _SHA256 = "sha256"
 """Name of an object's metadata field with its SHA-256."""
 _MISSING = ("404", "NoSuchKey")
 """Error codes of requests for an object that does not exist."""
+_File = BufferedRandom | BufferedReader | BytesIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ class Remote:
         with replacing(path) as temporary, temporary.open("r+b") as file, self._explained(name, "be read"):
             self._fetch(name, file, sha256)
 
-    def _fetch(self, name: str, file: IO[bytes], sha256: str | None = None) -> None:
+    def _fetch(self, name: str, file: _File, sha256: str | None = None) -> None:
         """Download an object into an empty file, and verify it."""
         from s3transfer.exceptions import S3DownloadFailedError
 
@@ -269,7 +270,7 @@ class Remote:
         raise InputError(f"{where} cannot {what}: {problem}; {advice}") from None
 
 
-def _digest(file: IO[bytes]) -> str:
+def _digest(file: _File) -> str:
     """Return the SHA-256 of an open file."""
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()
