@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from novelsum_dagster.common.processors import usable_processors
 from novelsum_dagster.diversity import density
-from novelsum_dagster.diversity.novelsum import Options, novelsum_with_densities
+from novelsum_dagster.diversity.novelsum import NovelSumOptions, novelsum_with_densities
 from novelsum_dagster.diversity.vectors import unit_rows
 from novelsum_dagster.engine.ray_engine import RayEngine
 from novelsum_dagster.selection import Picks, novelselect
-from novelsum_dagster.selection.novelselect import Options
+from novelsum_dagster.selection.novelselect import NovelSelectOptions
 from novelsum_dagster.selection.partitioned import partitioned
 from novelsum_dagster.settings import Ray
 
@@ -68,7 +68,10 @@ def main() -> None:
     in_parts = partial(partitioned, rows, k, partitions=arguments.partitions, density_factor=factor)
     for name, work in (
         ("one after the other", in_parts),
-        ("side by side on Ray", partial(in_parts, spread=engine.spread, options=Options(search_on=engine.search))),
+        (
+            "side by side on Ray",
+            partial(in_parts, spread=engine.spread, options=NovelSelectOptions(search_on=engine.search)),
+        ),
     ):
         parts, seconds = _timed(work)
         _line(f"in {arguments.partitions} parts, {name}", seconds, parts, here, rows, factor, may_differ=True)
@@ -141,7 +144,7 @@ def _line(
 
 
 def _novelsum(rows: NDArray[np.float32], factor: NDArray[np.float64], picks: NDArray[np.int64]) -> float:
-    (found,) = novelsum_with_densities(rows[picks], {(10, 0.5): factor[picks]}, Options()).values()
+    (found,) = novelsum_with_densities(rows[picks], {(10, 0.5): factor[picks]}, NovelSumOptions()).values()
     return found.value
 
 

@@ -195,10 +195,12 @@ class _Selection:
 
     def _lacks(self, kept: NDArray[np.int64]) -> bool:
         """Return whether the floor of the sample's label is unmet after these picks, in any column."""
-        of_sample = ((quota, str(quota.labels[self._sample])) for quota in self._quotas)
-        return any(
-            (np.asarray(quota.labels)[kept] == label).sum() < quota.floors.get(label, 0) for quota, label in of_sample
-        )
+        for quota in self._quotas:
+            labels = np.asarray(quota.labels)
+            floor = quota.floors.get(str(labels[self._sample]), 0)
+            if (labels[kept] == labels[self._sample]).sum() < floor:
+                return True
+        return False
 
     def _until_picked(self, kept: NDArray[np.int64], end: int) -> tuple[NDArray[np.int64] | None, int]:
         """Extend without floors; return the picks up to and including the sample, or None if it is not picked by `end`.

@@ -20,7 +20,7 @@ from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.progress import Reporter
 from novelsum_dagster.diversity.distinct import distinct_pool
 from novelsum_dagster.diversity.measures import Comparison, Evaluator, Samples, measure_sets
-from novelsum_dagster.diversity.novelsum import Factors, Grid, Options, density_factors
+from novelsum_dagster.diversity.novelsum import Factors, Grid, NovelSumOptions, density_factors
 from novelsum_dagster.diversity.vectors import distinct_rows
 from novelsum_dagster.embedding.cut import Cut
 from novelsum_dagster.embedding.encoder import token_counter
@@ -34,7 +34,7 @@ from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.report.explanation import RANDOM, SELECTED, Compared, random_rows
 from novelsum_dagster.report.explanation import compare as compare_measures
 from novelsum_dagster.selection.chosen import PoolSelection, require_possible
-from novelsum_dagster.selection.novelselect import Options as NovelSelectOptions
+from novelsum_dagster.selection.novelselect import NovelSelectOptions
 from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.subset import SAMPLE_COLUMNS, picks_table
 from novelsum_dagster.settings import Embedding, Measures, NovelSum, Pool, Selection, cache_path
@@ -147,7 +147,7 @@ def choose(
     """
     require_possible(files.snapshot, files.root, selection)
     with reporter.step("density") as progress:
-        factors, _ = density_factors(files.vectors, None, Options.of(settings, device=device), progress)
+        factors, _ = density_factors(files.vectors, None, NovelSumOptions.of(settings, device=device), progress)
     (factor,) = factors.values()
     with reporter.step("selecting") as progress:
         options = NovelSelectOptions(Scoring.of(selection, settings), device=device, progress=progress)

@@ -43,7 +43,7 @@ def new_app(explained: str) -> typer.Typer:
 def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
     """Replace each parameter whose type is a dataclass by the fields of that dataclass, as options of the command."""
     signature = inspect.signature(command, eval_str=True)
-    groups = {
+    groups: dict[str, type[Any]] = {
         name: parameter.annotation
         for name, parameter in signature.parameters.items()
         if is_dataclass(parameter.annotation)

@@ -22,7 +22,7 @@ from novelsum_dagster.report.explanation import Explanation
 from novelsum_dagster.report.novelsum_report import REPORT_COLUMNS, NovelSumReport, build_report
 from novelsum_dagster.selection.chosen import PoolSelection
 from novelsum_dagster.selection.extension import EXTENDS
-from novelsum_dagster.selection.novelselect import Options
+from novelsum_dagster.selection.novelselect import NovelSelectOptions
 from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.subset import Subset, rows_of
 from novelsum_dagster.settings import Settings
@@ -164,7 +164,7 @@ def _fresh(
         return None
     selection = workspace.settings.selection.model_copy(update={"k": then.k, "seed": then.seed, "extend_by": None})
     with step.reporter.step("fresh selection") as progress:
-        options = Options(
+        options = NovelSelectOptions(
             scoring=Scoring.recorded(then.options, then.proximity_power),
             device=workspace.settings.device,
             progress=progress,

@@ -24,8 +24,8 @@ from novelsum_dagster.diversity.moments import Moments, distsum_cosine, log_dete
 from novelsum_dagster.diversity.novelsum import (
     Factors,
     Grid,
+    NovelSumOptions,
     NovelSumResult,
-    Options,
     Powers,
     density_factors,
     novelsum_with_densities,
@@ -158,7 +158,7 @@ class Evaluator:
     ) -> None:
         self.reference = reference
         self._device = cuda_or_cpu(device)
-        self.options = Options.of(novelsum, grid, device=self._device)
+        self.options = NovelSumOptions.of(novelsum, grid, device=self._device)
         self.measures = measures
         self._seed = seed
         self._features: dict[str, NDArray[np.float32]] = {}

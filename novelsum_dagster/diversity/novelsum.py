@@ -65,7 +65,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Options:
+class NovelSumOptions:
     """How NovelSum is computed.
 
     Attributes:
@@ -89,7 +89,7 @@ class Options:
         require_choice("aggregate", self.aggregate, Aggregate)
 
     @classmethod
-    def of(cls, settings: NovelSum, grid: Grid | None = None, *, device: str = "cpu") -> "Options":
+    def of(cls, settings: NovelSum, grid: Grid | None = None, *, device: str = "cpu") -> "NovelSumOptions":
         """Return the options that the settings describe, with another grid if one is given."""
         search = Search.of(settings, device)
         return cls(grid or Grid.of(settings), search, settings.self_distance, settings.density_side, settings.aggregate)
@@ -170,7 +170,7 @@ def novelsum(
     """
     grid = Grid((neighbors,), (density_power,), (proximity_power,))
     search = Search(neighbor_policy, index, min_recall, device=device)
-    options = Options(grid, search, self_distance, density_side, aggregate)
+    options = NovelSumOptions(grid, search, self_distance, density_side, aggregate)
     return next(iter(_novelsums(target, reference, options, progress).values()))
 
 
@@ -204,12 +204,12 @@ def novelsum_grid(
     """
     grid = Grid(tuple(neighbors), tuple(density_powers), tuple(proximity_powers))
     search = Search(neighbor_policy, index, min_recall, device=device)
-    options = Options(grid, search, self_distance, density_side, aggregate)
+    options = NovelSumOptions(grid, search, self_distance, density_side, aggregate)
     return _novelsums(target, reference, options, progress)
 
 
 def _novelsums(
-    target: ArrayLike, reference: ArrayLike | None, options: Options, progress: Progress
+    target: ArrayLike, reference: ArrayLike | None, options: NovelSumOptions, progress: Progress
 ) -> dict[Powers, NovelSumResult]:
     rows = as_rows(target, "target")
     factors, _ = density_factors(rows, reference, options)
@@ -217,7 +217,7 @@ def _novelsums(
 
 
 def density_factors(
-    target: ArrayLike, reference: ArrayLike | None, options: Options, progress: Progress = no_progress
+    target: ArrayLike, reference: ArrayLike | None, options: NovelSumOptions, progress: Progress = no_progress
 ) -> tuple[dict[tuple[int, float], NDArray[np.float64]], int]:
     """Return density factors by (K, beta), float64, (n,), and the fewest neighbours that the largest K had.
 
@@ -244,7 +244,7 @@ def density_factors(
 
 
 def novelsum_with_densities(
-    target: ArrayLike, factors: Factors, options: Options, progress: Progress = no_progress
+    target: ArrayLike, factors: Factors, options: NovelSumOptions, progress: Progress = no_progress
 ) -> dict[Powers, NovelSumResult]:
     """Return NovelSum for every density factor and alpha.
 

@@ -24,7 +24,7 @@ from novelsum_dagster.diversity.growth import Nearest, nearest_in_pool
 from novelsum_dagster.diversity.novelsum import (
     Aggregate,
     DensitySide,
-    Options,
+    NovelSumOptions,
     SelfDistance,
     novelsum_with_densities,
 )
@@ -190,7 +190,7 @@ def build_novelty(
     table = density_table.table(root)
     variant = {name: getattr(settings, name) for name in ("self_distance", "density_side", "aggregate")}
     factors = {(density_table.neighbors, density_table.density_power): table["density_factor"].to_numpy()}
-    found = novelsum_with_densities(vectors, factors, Options.of(settings, device=device), progress)
+    found = novelsum_with_densities(vectors, factors, NovelSumOptions.of(settings, device=device), progress)
     result = next(iter(found.values()))
     described = {"density": density_table.key, "proximity_power": settings.proximity_power, **variant}
     key = _write(root, "novelty", {"id": table["id"], "novelty": result.novelty}, described)

@@ -147,8 +147,8 @@ def _rows_by_id(pool: PoolAt, path: Path, ids: list[str | None], settings: Embed
         row = missing[0]
         what = f"has no {name}" if values[row] is None else f"has {name} {values[row]!r}, which {path} does not have"
         raise InputError(
-            f"embedding.vectors_id: {pool.snapshot.record_at(pool.root, row)} {what}; {len(missing):,} of {len(values):,}"
-            " samples have no vector. Add their vectors, or remove these records from the sources"
+            f"embedding.vectors_id: {pool.snapshot.record_at(pool.root, row)} {what}; {len(missing):,} of"
+            f" {len(values):,} samples have no vector. Add their vectors, or remove these records from the sources"
         )
     return [place[value] for value in values if value is not None]
 

@@ -127,9 +127,10 @@ def _transform(pool: PoolAt, found: VectorSet, store: VectorStore, settings: Emb
         try:
             rows = fitted.apply(vectors[part])
         except NoDirection as error:
+            record = pool.snapshot.record_at(pool.root, start + error.row)
             raise InputError(
-                f"embedding.{name}: the vector of {pool.record(start + error.row)} equals the mean of the pool's, so"
-                " nothing is left of it; remove the record from the sources, or remove the setting"
+                f"embedding.{name}: the vector of {record} equals the mean of the pool's, so nothing is left of it;"
+                " remove the record from the sources, or remove the setting"
             ) from error
         work.committed(*store.add(ids[part], rows, found.dtype))
     fitted.save(store.folder / _MAP)

@@ -277,7 +277,7 @@ class LineageStore:
     def start_step(self, run_id: str, step: str) -> int:
         """Record the start of a step; return the number of the attempt, from 1."""
         with self._changing(run_id) as tables:
-            attempt = 1 + sum(row["step"] == step for row in tables["steps"])
+            attempt = 1 + len([row for row in tables["steps"] if row["step"] == step])
             tables["steps"].append(
                 {
                     "run_id": run_id,

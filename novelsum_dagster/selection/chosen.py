@@ -22,7 +22,7 @@ from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.selection.extension import EXTENDS, Earlier, present_ids
 from novelsum_dagster.selection.inputs import check_k
 from novelsum_dagster.selection.limits import Quota, Wanted
-from novelsum_dagster.selection.novelselect import Options, novelselect_by
+from novelsum_dagster.selection.novelselect import NovelSelectOptions, novelselect_by
 from novelsum_dagster.selection.partitioned import partitioned
 from novelsum_dagster.selection.picks import Picks
 from novelsum_dagster.selection.scoring import Scoring
@@ -49,7 +49,7 @@ class PoolSelection:
     snapshot: PoolSnapshot
     vectors: NDArray[np.float32]
     selection: Selection
-    options: Options
+    options: NovelSelectOptions
     earlier: Earlier | None = None
     spread: Spread = in_turn
 
@@ -136,7 +136,7 @@ class PoolSelection:
         return write_subset(self.snapshot, self.root, picks, self.vectors, described, reached)
 
 
-def with_config(settings: Settings, config: Mapping[str, Any]) -> tuple[Selection, Options]:
+def with_config(settings: Settings, config: Mapping[str, Any]) -> tuple[Selection, NovelSelectOptions]:
     """Return the settings of a selection and its score and powers, with the values that the launchpad overrides.
 
     Raises:
@@ -148,7 +148,7 @@ def with_config(settings: Settings, config: Mapping[str, Any]) -> tuple[Selectio
     except ValidationError as error:
         raise InputError(problems(error, "selection")) from None
     scoring = replace(Scoring.of(selection, settings.novelsum), proximity_power=config["proximity_power"])
-    return selection, Options(scoring, density_power=config["density_power"])
+    return selection, NovelSelectOptions(scoring, density_power=config["density_power"])
 
 
 def require_possible(snapshot: PoolSnapshot, root: Path, selection: Selection) -> None:

@@ -72,7 +72,7 @@ def local_search(
 
 
 @dataclass(frozen=True)
-class Options:
+class NovelSelectOptions:
     """How NovelSelect scores candidates, and where and how carefully it works.
 
     Attributes:
@@ -94,7 +94,7 @@ class Options:
     progress: Progress = no_progress
 
 
-PUBLISHED_OPTIONS = Options()
+PUBLISHED_OPTIONS = NovelSelectOptions()
 """The published score, in this process."""
 
 
@@ -171,7 +171,7 @@ def novelselect(
         NotEnoughMemory: before work starts.
         VerificationError: if `verify` finds a better candidate.
     """
-    options = Options(
+    options = NovelSelectOptions(
         scoring=Scoring(density_side, proximity_power, measured_side, self_distance, swap_rounds),
         neighbors=neighbors,
         density_power=density_power,
@@ -190,7 +190,7 @@ def novelselect(
 def novelselect_by(
     embeddings: ArrayLike,
     wanted: Wanted,
-    options: Options,
+    options: NovelSelectOptions,
     density_factor: ArrayLike | None = None,
     quality: ArrayLike | None = None,
 ) -> Picks:
@@ -261,7 +261,7 @@ class _Run:
     """One running selection: queries the search, applies the limits, fills the log of picks."""
 
     def __init__(
-        self, search: Search, limits: Limits, options: Options, saved: Checkpoint | None, log: PickLog
+        self, search: Search, limits: Limits, options: NovelSelectOptions, saved: Checkpoint | None, log: PickLog
     ) -> None:
         self.log = log
         self._search, self._limits, self._options, self._saved = search, limits, options, saved

@@ -20,7 +20,7 @@ from novelsum_dagster.diversity.vectors import as_rows, require_directions
 from novelsum_dagster.selection.checkpoint import Checkpoint, selection_key
 from novelsum_dagster.selection.inputs import check_density_factor, check_k, check_quality
 from novelsum_dagster.selection.limits import Wanted
-from novelsum_dagster.selection.novelselect import PUBLISHED_OPTIONS, Options, local_search, novelselect_by
+from novelsum_dagster.selection.novelselect import PUBLISHED_OPTIONS, NovelSelectOptions, local_search, novelselect_by
 from novelsum_dagster.selection.picks import PickLog, Picks, Remaining
 
 
@@ -31,7 +31,7 @@ def partitioned(
     partitions: int,
     density_factor: NDArray[np.float64],
     quality: NDArray[np.float64] | None = None,
-    options: Options = PUBLISHED_OPTIONS,
+    options: NovelSelectOptions = PUBLISHED_OPTIONS,
     spread: Spread = in_turn,
 ) -> Picks:
     """Pick k samples among the picks of equal parts of the pool, each of which picks k samples or all that it has.
@@ -106,7 +106,7 @@ class _Part:
     """The selection settings that all parts share."""
 
     k: int
-    options: Options
+    options: NovelSelectOptions
 
     def picks(
         self, rows: NDArray[Any], factor: NDArray[np.float64], quality: NDArray[np.float64] | None

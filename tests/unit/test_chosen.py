@@ -14,7 +14,7 @@ from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.selection import STRATEGIES, novelselect
 from novelsum_dagster.selection.chosen import PoolSelection, require_possible
-from novelsum_dagster.selection.novelselect import Options
+from novelsum_dagster.selection.novelselect import NovelSelectOptions
 from novelsum_dagster.selection.picks import Picks
 from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.subset import describe, remaining_table
@@ -45,7 +45,7 @@ FACTOR = np.random.default_rng(1).uniform(0.5, 3, 60)
 
 def _choose(snapshot: PoolSnapshot, root: Path, **settings: Any) -> Picks:
     selection = Selection.model_validate(settings)
-    options = Options(Scoring.of(selection, NovelSum()))
+    options = NovelSelectOptions(Scoring.of(selection, NovelSum()))
     return PoolSelection(root / "storage", snapshot, VECTORS, selection, options).picks(FACTOR)
 
 

@@ -252,7 +252,7 @@ def _group(program: str) -> Any:
     if program == "dg":
         from dagster_dg_cli.cli import create_dg_cli
 
-        return create_dg_cli()
+        return create_dg_cli()  # type: ignore[no-untyped-call]
     return pytest.importorskip("ray.scripts.scripts").cli
 
 

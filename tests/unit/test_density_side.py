@@ -16,7 +16,7 @@ from novelsum_dagster.diversity.vectors import unit_rows
 from novelsum_dagster.selection import Picks, novelselect, standing
 from novelsum_dagster.selection.checkpoint import selection_key
 from novelsum_dagster.selection.limits import Quota
-from novelsum_dagster.selection.novelselect import Options
+from novelsum_dagster.selection.novelselect import NovelSelectOptions
 from novelsum_dagster.selection.partitioned import partitioned
 from novelsum_dagster.selection.scoring import PUBLISHED, Scoring, Side
 from novelsum_dagster.selection.search import column as search_column
@@ -355,7 +355,7 @@ def test_trajectories_and_scores_at_the_end_are_those_of_the_selection(side: Sid
 def test_partitions_select_by_the_side(large: Large, side: Side) -> None:
     rows, factor = large.rows[:400], large.factor[:400]
     exact = novelselect(rows, 30, density_factor=factor, density_side=side).indices
-    options = Options(Scoring(side), verify=3)
+    options = NovelSelectOptions(Scoring(side), verify=3)
     picks = partitioned(rows, 30, partitions=4, density_factor=factor, options=options).indices
     both = partitioned(rows, 30, partitions=4, density_factor=factor).indices
     assert len(set(picks.tolist())) == 30

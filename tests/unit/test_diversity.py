@@ -7,7 +7,7 @@ import pytest
 
 from novelsum_dagster.diversity import density, novelsum
 from novelsum_dagster.diversity.density import density_factor
-from novelsum_dagster.diversity.novelsum import Options, novelsum_with_densities
+from novelsum_dagster.diversity.novelsum import NovelSumOptions, novelsum_with_densities
 
 # The package has a function of the same name.
 novelsum_module = importlib.import_module("novelsum_dagster.diversity.novelsum")
@@ -87,7 +87,7 @@ def test_zero_rows_are_named() -> None:
     rows = _rows(20)
     rows[7] = 0
     with pytest.raises(ValueError, match="row 7 is all zeros"):
-        novelsum_with_densities(rows, {(10, 0.5): np.ones(20)}, Options())
+        novelsum_with_densities(rows, {(10, 0.5): np.ones(20)}, NovelSumOptions())
 
 
 def test_unequal_dimensions_are_refused() -> None:

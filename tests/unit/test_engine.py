@@ -29,7 +29,7 @@ from novelsum_dagster.embedding.store import embed, load_vectors
 from novelsum_dagster.engine.engine import LocalEngine, engine_of
 from novelsum_dagster.engine.ray_engine import RayEngine
 from novelsum_dagster.selection import Picks, novelselect
-from novelsum_dagster.selection.novelselect import Options, local_search
+from novelsum_dagster.selection.novelselect import NovelSelectOptions, local_search
 from novelsum_dagster.selection.partitioned import partitioned
 from novelsum_dagster.selection.scoring import Side
 from novelsum_dagster.selection.search.base import Candidates, Round
@@ -157,7 +157,7 @@ def test_lost_workers_change_nothing(engine: RayEngine) -> None:
 def test_parts_on_workers_are_those_of_this_process(engine: RayEngine) -> None:
     options: dict[str, Any] = {"partitions": 5, "density_factor": FACTOR, "quality": QUALITY}
     here = partitioned(ROWS, 30, **options)
-    on_ray = Options(search_on=engine.search)
+    on_ray = NovelSelectOptions(search_on=engine.search)
     _require_same(partitioned(ROWS, 30, spread=engine.spread, options=on_ray, **options), here)
 
 

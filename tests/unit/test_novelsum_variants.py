@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from novelsum_dagster.diversity.density import Search
 from novelsum_dagster.diversity.novelsum import (
     Grid,
-    Options,
+    NovelSumOptions,
     Powers,
     novelsum,
     novelsum_grid,
@@ -125,7 +125,7 @@ def test_among_equal_distances_the_lower_index_ranks_first(device: str) -> None:
     axes = np.eye(8)[[0, 1, 2, 3, 1, 4, 0, 5, 6, 7]]
     factor = np.random.default_rng(0).uniform(0.1, 10, 10)
     for own in SELVES:
-        options = Options(
+        options = NovelSumOptions(
             search=Search(device=device),
             self_distance=own,  # type: ignore[arg-type]
             density_side="column",
@@ -141,7 +141,7 @@ def test_scaled_copies_tie_and_keep_their_own_factors(n: int, device: str) -> No
     base = _rows(n)
     rows = np.concatenate([base, 4 * base[::-1]])
     factor = np.random.default_rng(0).uniform(0.1, 10, 2 * n)
-    options = Options(search=Search(device=device), density_side="column")
+    options = NovelSumOptions(search=Search(device=device), density_side="column")
     found = novelsum_with_densities(rows, {(1, 0.5): factor}, options)
     expected = _plain_novelty(
         np.concatenate([base, base[::-1]]), factor, 1.0, "included", "column", "mean"
@@ -210,7 +210,7 @@ def test_variants_that_must_agree_do() -> None:
 def test_known_factors_give_the_same() -> None:
     rows = _rows(40)
     factor = _plain_factor(rows, rows, 10, 0.5, "published")
-    options = Options(Grid(proximity_powers=(2.0,)))
+    options = NovelSumOptions(Grid(proximity_powers=(2.0,)))
     (found,) = novelsum_with_densities(rows, {(10, 0.5): factor}, options).values()
     assert found.value == pytest.approx(novelsum(rows, proximity_power=2.0).value, rel=1e-5)
 
@@ -332,7 +332,7 @@ def test_factors_that_overflow_are_refused(variant: tuple[str, str]) -> None:
 @pytest.mark.parametrize("factor", [np.ones(19), np.ones((20, 1)), np.full(20, np.nan), np.float64(1)])
 def test_known_factors_are_one_finite_value_a_sample(factor: Any) -> None:
     with pytest.raises(ValueError, match=r"density factors .* expected 20 finite values"):
-        novelsum_with_densities(_rows(20), {(10, 0.5): factor}, Options())
+        novelsum_with_densities(_rows(20), {(10, 0.5): factor}, NovelSumOptions())
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu:0"])

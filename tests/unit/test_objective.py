@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 
 from novelsum_dagster.common import memory
 from novelsum_dagster.common.memory import NotEnoughMemory
-from novelsum_dagster.diversity.novelsum import DensitySide, Grid, Options, SelfDistance, novelsum_with_densities
+from novelsum_dagster.diversity.novelsum import (
+    DensitySide,
+    Grid,
+    NovelSumOptions,
+    SelfDistance,
+    novelsum_with_densities,
+)
 from novelsum_dagster.diversity.vectors import unit_rows
 from novelsum_dagster.embedding.encoder import token_counter
 from novelsum_dagster.pool.ingest import build_snapshot
@@ -55,7 +61,7 @@ def _novelsum(rows: NDArray[np.float32], factor: NDArray[np.float64], picks: lis
     if not picks:
         return 0.0
     grid = Grid(proximity_powers=(scoring.proximity_power,))
-    options = Options(grid, self_distance=scoring.self_distance, density_side=scoring.measured_side)
+    options = NovelSumOptions(grid, self_distance=scoring.self_distance, density_side=scoring.measured_side)
     (found,) = novelsum_with_densities(rows[picks], {(0, 0.0): factor[picks]}, options).values()
     return found.value
 

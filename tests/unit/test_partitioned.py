@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from novelsum_dagster.common.spread import in_turn
 from novelsum_dagster.selection import Picks, novelselect
-from novelsum_dagster.selection.novelselect import Options
+from novelsum_dagster.selection.novelselect import NovelSelectOptions
 from novelsum_dagster.selection.partitioned import partitioned
 from novelsum_dagster.selection.subset import describe
 from novelsum_dagster.settings import Selection
@@ -40,7 +40,7 @@ def test_parts_that_pick_all_they_have_give_the_exact_selection(quality: np.ndar
 
 
 def test_every_pick_is_one_of_its_part_by_itself() -> None:
-    picks = partitioned(ROWS, K, partitions=4, density_factor=FACTOR, options=Options(verify=3))
+    picks = partitioned(ROWS, K, partitions=4, density_factor=FACTOR, options=NovelSelectOptions(verify=3))
     forward = [part[novelselect(ROWS[part], K, density_factor=FACTOR[part]).indices] for part in _parts(4)]
     merged = np.sort(np.concatenate(forward))
     last = novelselect(ROWS[merged], K, density_factor=FACTOR[merged])
@@ -55,7 +55,7 @@ def test_every_pick_is_one_of_its_part_by_itself() -> None:
 
 def test_the_seed_deals_the_pool_out() -> None:
     one, again, other = (
-        partitioned(ROWS, K, partitions=4, density_factor=FACTOR, options=Options(seed=seed)).indices
+        partitioned(ROWS, K, partitions=4, density_factor=FACTOR, options=NovelSelectOptions(seed=seed)).indices
         for seed in (1, 1, 2)
     )
     assert np.array_equal(one, again) and not np.array_equal(np.sort(one), np.sort(other))
@@ -84,7 +84,7 @@ class _Stopped(Exception):
 
 @pytest.mark.parametrize("after", [2 * K, 4 * K + 20])
 def test_it_goes_on_where_it_was_broken_off(tmp_path: Path, after: int) -> None:
-    options = Options(checkpoint=tmp_path / "checkpoint.parquet")
+    options = NovelSelectOptions(checkpoint=tmp_path / "checkpoint.parquet")
 
     def stop(done: int, total: int) -> None:
         assert total == 5 * K
@@ -110,7 +110,7 @@ def test_finished_parts_of_another_selection_are_refused(tmp_path: Path) -> None
         if done > K:
             raise _Stopped
 
-    options = Options(checkpoint=tmp_path / "checkpoint.parquet")
+    options = NovelSelectOptions(checkpoint=tmp_path / "checkpoint.parquet")
     with pytest.raises(_Stopped):
         partitioned(ROWS, K, partitions=4, density_factor=FACTOR, options=replace(options, progress=stop))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.parts.parquet"]

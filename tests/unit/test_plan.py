@@ -33,7 +33,7 @@ import numpy as np
 import psutil
 from novelsum_dagster.diversity.growth import nearest_in_pool
 from novelsum_dagster.diversity.density import density
-from novelsum_dagster.diversity.novelsum import Options, novelsum_with_densities
+from novelsum_dagster.diversity.novelsum import NovelSumOptions, novelsum_with_densities
 from novelsum_dagster.diversity.tables import build_density
 from novelsum_dagster.embedding.encoder import Model
 from novelsum_dagster.embedding.store import VectorStore, load_vectors
@@ -81,7 +81,7 @@ def work(samples, name):
     if step == "density by lists":
         return density(vectors, index="ivf", min_recall=0.5)
     if step == "sample_novelty":
-        return novelsum_with_densities(vectors, {(10, 0.5): factor}, Options())
+        return novelsum_with_densities(vectors, {(10, 0.5): factor}, NovelSumOptions())
     if step == "selected_subset in parts":
         return partitioned(vectors, min(k, samples), partitions=8, density_factor=factor)
     return select(step.partition(" ")[2], vectors, min(k, samples), density_factor=factor)

@@ -25,7 +25,7 @@ from novelsum_dagster.pool.fields import field_values
 from novelsum_dagster.pool.ingest import build_snapshot
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.selection.chosen import PoolSelection
-from novelsum_dagster.selection.novelselect import Options
+from novelsum_dagster.selection.novelselect import NovelSelectOptions
 from novelsum_dagster.selection.picks import Picks
 from novelsum_dagster.selection.scoring import Scoring
 from novelsum_dagster.selection.search.exact import standing
@@ -65,7 +65,7 @@ class Made:
     def picks(self, **settings: Any) -> Picks:
         """Select from scratch."""
         chosen = Selection.model_validate(settings)
-        options = Options(Scoring.of(chosen, NovelSum()))
+        options = NovelSelectOptions(Scoring.of(chosen, NovelSum()))
         return PoolSelection(self.root, self.pool, VECTORS, chosen, options).picks(density_factor(SQUARED, 0.5))
 
     def run(self, name: str, **settings: Any) -> Picks:
