@@ -65,8 +65,10 @@ OWN_REPRESENTATION = "own"
 """In a study's tables: the vectors of the pool itself, by the section `embedding`."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 Label = Annotated[str, BeforeValidator(str)]
 """A value of a column; numbers are compared as text."""
+SelectionSide = Literal["both", "column", "row", "objective"]
 Strategy = Literal["novelselect", "random", "farthest", "kmeans", "kcenter", "qdit", "repr_filter", "gist", "duplicate"]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Pooling = Literal["auto", "mean", "last_token", "position_weighted_mean"]
@@ -82,7 +84,10 @@ def _is_commit(revision: str) -> str:
     return revision
 
 
-Commit = Annotated[str, AfterValidator(_is_commit)]
+Revision = Annotated[
+    Annotated[str, AfterValidator(_is_commit)] | None,
+    Field(description="Commit of a hub model, all 40 hexadecimal digits; required for one."),
+]
 
 
 class _Section(BaseModel):
@@ -134,10 +139,8 @@ class NearDuplicates(_Section):
         description="minhash: 5-byte shingles (UTF-8), except those of shared templates; embedding: cosine of vectors;"
         " both: embedding among the samples that minhash leaves; or off.",
     )
-    threshold: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.8, description="Minimum Jaccard similarity of a pair, by minhash."
-    )
-    similarity: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="Minimum cosine of a pair, by embedding.")
+    threshold: PositiveFraction = Field(0.8, description="Minimum Jaccard similarity of a pair, by minhash.")
+    similarity: PositiveFraction = Field(0.9, description="Minimum cosine of a pair, by embedding.")
     keep: Literal["first", "longest", "quality"] = Field(
         "first",
         description="Kept of a group: the first in the pool, the longest, or the one of highest selection.quality.",
@@ -184,9 +187,7 @@ class Embedding(_Section):
     """The embedding model, and the text that it reads."""
 
     model: str = Field(PACKAGED_MODEL, description="The packaged model, a local folder, or a hub name.")
-    revision: Commit | None = Field(
-        None, description="Commit of a hub model, all 40 hexadecimal digits; required for one."
-    )
+    revision: Revision = None
     max_tokens: PositiveInt = Field(256, description="Tokens of a text that the model reads at once.")
     text: TextChoice = Field(
         "turns",
@@ -255,7 +256,7 @@ class NovelSum(_Section):
     density_index: Literal["auto", "exact", "ivf"] = Field(
         "auto", description="Neighbour search; auto: ivf in pools over 50,000 samples, else exact."
     )
-    min_recall: Annotated[float, Field(gt=0, le=1)] = Field(
+    min_recall: PositiveFraction = Field(
         0.99, description="Minimum fraction of the true neighbours that ivf must find; 1: exact."
     )
     density_power: NonNegative = Field(0.5, description="beta, weight of the density factor.")
@@ -277,9 +278,7 @@ class GVendi(_Section):
     model: str | None = Field(
         None, description="Causal language model whose gradients are compared: a folder, or a hub name."
     )
-    revision: Commit | None = Field(
-        None, description="Commit of a hub model, all 40 hexadecimal digits; required for one."
-    )
+    revision: Revision = None
     context: Annotated[int, Field(ge=8)] = Field(
         128, description="Tokens at the start of a text that the model must predict."
     )
@@ -366,7 +365,7 @@ class Selection(_Section):
         None,
         description="If the pool has changed: keep the earlier subset and add this many samples to it.",
     )
-    density_side: Literal["both", "column", "row", "objective"] = Field(
+    density_side: SelectionSide = Field(
         "both",
         description="Whose density NovelSelect's score uses; both: candidate and pick (published code); column:"
         " pick (the paper's equation); row: candidate; objective: the increase of NovelSum itself.",
@@ -458,9 +457,7 @@ class Training(_Section):
     model: str | None = Field(
         None, description="Causal language model to fine-tune: folder or hub name; default: a small one from scratch."
     )
-    revision: Commit | None = Field(
-        None, description="Commit of a hub model, all 40 hexadecimal digits; required for one."
-    )
+    revision: Revision = None
     tokens: PositiveInt = Field(500_000, description="Tokens that each model is trained on.")
     context: Annotated[int, Field(ge=8)] = Field(128, description="Tokens in a training sequence.")
     batch_size: PositiveInt = Field(4, description="Sequences per step.")
@@ -494,7 +491,7 @@ class Variant(_Section):
 
     name: FileWord = Field(description="Part of the sets' names, e.g. column in novelselect-column-1000-s42.")
     strategy: Strategy = Field(description="Selection strategy.")
-    density_side: Literal["both", "column", "row", "objective"] = Field("both", description="As of selection.")
+    density_side: SelectionSide = Field("both", description="As of selection.")
     swap_rounds: NonNegativeInt = Field(0, description="As of selection.")
     representation: str | None = Field(None, description="Vectors used for selecting; default: those of the pool.")
     kmeans: KMeans = KMeans()

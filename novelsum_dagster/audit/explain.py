@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from novelsum_dagster.audit.run_fields import label_of_sample, labels_of_picks, quality_of_sample
 from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.progress import counted
 from novelsum_dagster.diversity.density import density_factor
 from novelsum_dagster.lineage.query import Connection, all_rows, one_row
 from novelsum_dagster.lineage.runs import Run
@@ -479,11 +480,8 @@ def _why_in(run: Run, picked: dict[str, Any], facts: dict[str, Any]) -> list[str
     if covers.get("samples") == 1:
         words.append("It is not the nearest pick of any other sample.")
     elif covers.get("samples"):
-        others = covers["samples"] - 1
-        words.append(
-            f"It is the nearest pick of {others:,} other {'sample' if others == 1 else 'samples'}, up to distance"
-            f" {covers['farthest']:.4f}."
-        )
+        others = counted(covers["samples"] - 1, "other sample")
+        words.append(f"It is the nearest pick of {others}, up to distance {covers['farthest']:.4f}.")
     return words
 
 

@@ -40,6 +40,7 @@ def why(
     """
     from novelsum_dagster.audit.explain import explain
     from novelsum_dagster.lineage.runs import find_run
+    from novelsum_dagster.report.tables import shortened
     from novelsum_dagster.workspace import Workspace
 
     workspace = Workspace(settings_in(settings))
@@ -58,7 +59,7 @@ def why(
         print_json(answer)
         return
     if "id" in found.sample:
-        print(f"{found.sample['id']}\n{_shortened(found.sample['text'], 300)}\n")
+        print(f"{found.sample['id']}\n{shortened(' '.join(found.sample['text'].split()), 300)}\n")
     for sentence in found.words:
         print(sentence)
 
@@ -228,8 +229,3 @@ def _print_measures(found: Any) -> None:
 
 def _code(run: Any) -> str:
     return run.git_revision[:12] if run.git_revision else str(run.package_version)
-
-
-def _shortened(text: str, length: int) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= length else line[: length - 1] + "…"

@@ -4,7 +4,6 @@ Belongs here: arguments, and Streamlit's process. Does not: the page and the exp
 """
 
 import os
-import socket
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +12,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from novelsum_dagster.cli.terminal import SettingsFile, run_group, say, settings_in
+from novelsum_dagster.cli.terminal import SettingsFile, is_port_in_use, run_group, say, settings_in
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.extras import install_command, lacks, require_extra
 from novelsum_dagster.explore import RUN_VARIABLE
@@ -76,10 +75,9 @@ def page_beside(address: str, taken: int) -> list[list[str]]:
     port = place.port or 80
     if port == taken:
         raise InputError(f"--port {port} is the explore page's (explore_url in the settings); name another")
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            say(f"Port {port} is in use: links to the explore page open the program that listens there.")
-            return []
+    if is_port_in_use(port):
+        say(f"Port {port} is in use: links to the explore page open the program that listens there.")
+        return []
     return [streamlit_command(port)]
 
 

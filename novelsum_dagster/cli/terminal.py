@@ -43,7 +43,7 @@ def new_app(explained: str) -> typer.Typer:
 def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
     """Replace each parameter whose type is a dataclass by the fields of that dataclass, as options of the command."""
     signature = inspect.signature(command, eval_str=True)
-    groups: dict[str, type[Any]] = {
+    groups: dict[str, Any] = {
         name: parameter.annotation
         for name, parameter in signature.parameters.items()
         if is_dataclass(parameter.annotation)
@@ -165,15 +165,20 @@ def folder_to_write(option: str, folder: Path) -> Path:
     return folder
 
 
+def is_port_in_use(port: int) -> bool:
+    """Return whether a program listens on a port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def require_free_port(port: int) -> None:
     """Require that no program listens on a port of this machine.
 
     Raises:
         InputError: if one does.
     """
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise InputError(f"--port {port}: another program listens there; choose another port, or stop that program")
+    if is_port_in_use(port):
+        raise InputError(f"--port {port}: another program listens there; choose another port, or stop that program")
 
 
 def run_group(command: list[str], *beside: list[str]) -> int:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from novelsum_dagster.explore.pool_map import PoolMap
+from novelsum_dagster.report.tables import shortened
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go  # type: ignore[import-untyped]
@@ -143,7 +144,7 @@ def _tip(pool: PoolMap, row: int, text: str) -> str:
 
 
 def _escaped(text: str, length: int) -> str:
-    return html.escape(text if len(text) <= length else text[: length - 1] + "…")
+    return html.escape(shortened(text, length))
 
 
 def _layout() -> dict[str, Any]:

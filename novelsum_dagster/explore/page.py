@@ -31,18 +31,6 @@ from novelsum_dagster.settings import load_settings, settings_path
 
 # No docstrings below names here: streamlit may show them on the page.
 _DAMAGE = (ValueError, OSError, duckdb.Error, pa.ArrowException)
-_VIEWS = (
-    "Map",
-    "Picks",
-    "Near misses",
-    "Sources",
-    "Lengths",
-    "Rejects",
-    "Near-duplicates",
-    "Measures",
-    "Runs",
-    "Compare",
-)
 _HINT = (
     "This lineage has no table for this yet: the models of the audit are built at the end of a run. The next"
     " `novelsum run` builds them."
@@ -74,9 +62,10 @@ def main() -> None:
         run = _run(key)
         filters = _filters(key)
         _header(key, run)
-        view = st.segmented_control("View", _VIEWS, default="Map", key="view", label_visibility="collapsed") or "Map"
+        views = _views()
+        view = st.segmented_control("View", list(views), default="Map", key="view", label_visibility="collapsed")
         st.session_state.sample = st.session_state.get("sample")
-        _views()[view](key, filters)
+        views[view or "Map"](key, filters)
 
 
 def _views() -> dict[str, Callable[[_Key, dict[str, Any]], None]]:
