@@ -103,7 +103,8 @@ def lazy_greedy(
         if best is None:
             return log.head(rank)
         queue.drop_first()
-        log.put(rank, Found(*best, *(queue.first() or ())))
+        second, second_score = queue.first() or (-1, np.nan)
+        log.put(rank, Found(*best, second, second_score))
         queue.add(best[0])
         if rank % _REPORT_EVERY == 0:
             progress(rank, k)
