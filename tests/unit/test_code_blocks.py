@@ -8,8 +8,10 @@ import argparse
 import ast
 import importlib
 import importlib.util
+import os
 import re
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -56,7 +58,14 @@ class Curated:
         return self.values.get(word, word)
 
     def novelsum(self, *arguments: str) -> Done:
-        return called(self.folder, *arguments, **{CACHE_VARIABLE: str(self.folder / "cache")})
+        variables = {CACHE_VARIABLE: str(self.folder / "cache")}
+        if arguments[0] == "run":  # A process holds the storage as long as it lives, and gc waits for that.
+            command = [sys.executable, "-m", "novelsum_dagster", *arguments]
+            done = subprocess.run(
+                command, cwd=self.folder, env={**os.environ, **variables}, capture_output=True, text=True
+            )
+            return Done(done.returncode, done.stdout, done.stderr)
+        return called(self.folder, *arguments, **variables)
 
     def lineage(self) -> duckdb.DuckDBPyConnection:
         return duckdb.connect(str(self.folder / "curated" / "lineage.duckdb"), read_only=True)

@@ -294,7 +294,7 @@ def test_the_page_shows_every_view_and_a_sample(app: AppTest, root: Path) -> Non
     app.text_input(key="query").set_value(_picks(root)[0]).run()
     assert app.code[0].value.startswith("sample number")
     assert any("Picked as number 1 of 20" in text.value for text in app.text)
-    for view in page._VIEWS:
+    for view in page._views():
         app.button_group(key="view").set_value([view]).run()
         assert not app.exception, view
         assert not app.error, view

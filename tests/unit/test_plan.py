@@ -267,6 +267,7 @@ def test_vectors_that_do_not_fit_are_refused_before_they_are_read(
     monkeypatch.setattr(memory, "available_memory", lambda: needed)
     assert load_vectors(tmp_path / found.folder, ["a", "b"]).shape == (2, found.dimension)
     monkeypatch.setattr(memory, "available_memory", lambda: needed - 1)
+    store.embed(tmp_path, Embedding(dtype="float32"), ["c"], ["three"], "pool", device="cpu")
     with pytest.raises(NotEnoughMemory, match="holding 2 vectors of 384 dimensions"):
         load_vectors(tmp_path / found.folder, ["a", "b"])
 
