@@ -73,7 +73,7 @@ class Descriptions(griffe.Extension):
 
     def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
         """Replace the call of `Field`."""
-        if not isinstance(attr.value, griffe.ExprCall) or attr.value.canonical_path != "pydantic.Field":
+        if not isinstance(attr.value, griffe.ExprCall) or str(attr.value.function) != "Field":
             return
         default, *others = attr.value.arguments
         for argument in others:
