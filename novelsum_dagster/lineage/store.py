@@ -309,10 +309,12 @@ class LineageStore:
 
     def close_run(self, run_id: str, error: str) -> None:
         """Mark the unfinished steps of a dead run as failed, with this error; without a run file, nothing is done."""
-        with suppress(InputError), self._changing(run_id) as tables:
-            for row in tables["steps"]:
-                if row["status"] == RUNNING:
-                    _end(row, None, error)
+        with suppress(InputError):
+            with self._changing(run_id) as tables:
+                for row in tables["steps"]:
+                    if row["status"] == RUNNING:
+                        _end(row, None, error)
+            self._bring_up_to_date()
 
     @contextmanager
     def _changing(self, run_id: str) -> "Iterator[dict[str, list[dict[str, Any]]]]":
