@@ -124,7 +124,9 @@ def run(settings: SettingsFile = None, as_json: AsJson = False) -> None:
         print(f"\n{changed}")
     if cut := _what_was_cut(chosen):
         say(cut)
-    print("\nOpen the Dagster UI: novelsum ui" + (f" --settings {settings}" if settings else ""))
+    option = f" --settings {settings}" if settings else ""
+    print(f"\nRun {result.run_id}. Why a sample was picked, or not: novelsum why ID{option}")
+    print(f"Open the Dagster UI: novelsum ui{option}")
 
 
 @app.command()
