@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +28,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.settings import CACHE_VARIABLE, load_settings
 from tests.blocks import PAGES, ROOT, Block, blocks, commands
 from tests.machines import Done, called
@@ -67,8 +69,8 @@ class Curated:
             return Done(done.returncode, done.stdout, done.stderr)
         return called(self.folder, *arguments, **variables)
 
-    def lineage(self) -> duckdb.DuckDBPyConnection:
-        return duckdb.connect(str(self.folder / "curated" / "lineage.duckdb"), read_only=True)
+    def lineage(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        return LineageStore(self.folder / "curated").reading()
 
 
 @pytest.fixture(scope="module")
