@@ -314,7 +314,7 @@ def _verdict(compared: Sequence[Compared]) -> str:
 
 
 def _causes(facts: Facts) -> dict[str, str]:
-    """Return the facts in which a subset differs from a random one by more than chance, by name, each in words."""
+    """Return the facts in which a subset differs from a random one by more than chance, by name, each as a sentence."""
     crowding, drift, coverage = facts.crowding, facts.drift, facts.coverage
     found = {}
     if crowding.low > 0 and crowding.selected - crowding.random >= LEAST:
@@ -375,7 +375,7 @@ def recommend(causes: Mapping[str, str], facts: Facts, settings: Settings) -> Re
     """Return the first of the settings that may help which is not in the settings already and goes with them, or None.
 
     Args:
-        causes: that were found, by name, each in words.
+        causes: that were found, by name, each as a sentence.
         facts: of the subset.
         settings: with which it was selected.
     """
