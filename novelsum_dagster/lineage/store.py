@@ -140,23 +140,21 @@ class LineageStore:
         if not self.path.exists() and not self._run_files():
             raise InputError(f"{self.path}: {_NO_LINEAGE}")
         with _naming_damage(self.path, self.path):
-            self._bring_up_to_date()
-            with closing(_connect(self.path, read_only=True)) as connection:
-                yield connection
-
-    def _bring_up_to_date(self) -> None:
-        """Import changed run files; rebuild views of another path, or a schema of an earlier version."""
-        if self.path.exists():
-            with closing(_connect(self.path, read_only=True)) as connection:
-                is_usable = self._is_usable(connection)
-                if is_usable and not self._changed(connection):
-                    return
+            is_usable = False
+            if self.path.exists():
+                with closing(_connect(self.path, read_only=True)) as connection:
+                    is_usable = self._is_usable(connection)
+                    if is_usable and not self._changed(connection):
+                        yield connection
+                        return
             if is_usable:
                 with suppress(InputError, OSError), self.exclusive(_READER_SECONDS), self.writing():
                     pass
-                return
-        with self.writing():
-            pass
+            else:
+                with self.writing():
+                    pass
+            with closing(_connect(self.path, read_only=True)) as connection:
+                yield connection
 
     @contextmanager
     def writing(self, from_empty: bool = False) -> "Iterator[duckdb.DuckDBPyConnection]":
@@ -300,7 +298,8 @@ class LineageStore:
                 if (row["step"], row["attempt"]) == (step, attempt):
                     _end(row, output, error)
         if error or "run_outputs" in tables:
-            self._bring_up_to_date()
+            with self.reading():
+                pass
 
     def keep_run(self, run_id: str, outputs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         """Record the rows of a run's outputs, by table; rows written by an earlier run are left unchanged."""
@@ -314,7 +313,8 @@ class LineageStore:
                 for row in tables["steps"]:
                     if row["status"] == RUNNING:
                         _end(row, None, error)
-            self._bring_up_to_date()
+            with self.reading():
+                pass
 
     @contextmanager
     def _changing(self, run_id: str) -> "Iterator[dict[str, list[dict[str, Any]]]]":
