@@ -41,6 +41,8 @@ _STEPS = ("raw_pool", "embeddings", "distinct_pool", "density", "selected_subset
 """Assets from which a subset is built, in order."""
 _LATER = ("distinct_pool",)
 """Those of them that are missing in runs of earlier releases."""
+_LATER_FILES = ("eligibility.parquet",)
+"""Files that subsets of earlier releases lack."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,8 @@ def _compared(made: Provenance, run: Run, scratch: Path, subset: Subset) -> dict
     """Return by name whether the files are equal; those whose last digits depend on the processor are left out."""
     then = {name.removeprefix(f"{run.folder}/"): file.sha256 for name, file in made.files.items()}
     now = {name.removeprefix(f"{subset.folder}/"): file_hash(scratch / name) for name in subset.stored_files(scratch)}
-    names = [name for name in dict.fromkeys([*then, *now]) if name not in MACHINE_DEPENDENT]
+    left_out = {*MACHINE_DEPENDENT, *(name for name in _LATER_FILES if name not in then)}
+    names = [name for name in dict.fromkeys([*then, *now]) if name not in left_out]
     return {name: then[name] == now[name] if name in then and name in now else None for name in names}
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from novelsum_dagster.audit.explain import Explanation
 from novelsum_dagster.audit.run_fields import can_read, pool_of
 from novelsum_dagster.common.devices import cuda_or_cpu
 from novelsum_dagster.common.progress import Progress, no_progress
@@ -44,14 +45,56 @@ class SmallestK:
     more_than: int | None = None
     none_because: str | None = None
 
-    @property
-    def words(self) -> str:
-        """The same as a sentence."""
-        if self.k is not None:
-            return f"The smallest k that lets it in is {self.k:,}."
-        if self.more_than is not None:
-            return f"Not picked up to k = {self.more_than:,}, where the search stopped."
-        return f"No smallest k is given: {self.none_because}."
+
+def with_smallest_k(
+    connection: Connection, root: Path, found: Explanation, progress: Progress = no_progress
+) -> Explanation:
+    """Return an explanation with the smallest k that lets the sample in, or why there is none.
+
+    Adds the facts `smallest_k`, `smallest_k_is_more_than` and `no_smallest_k_because`, of which one is not None.
+
+    Args:
+        connection: to the lineage, for reading.
+        root: the storage folder.
+        found: the explanation.
+        progress: as `smallest_k` calls it.
+
+    Raises:
+        InputError: as `smallest_k` does.
+    """
+    if found.outcome == "chosen":
+        answer = _of_pick(found)
+    elif found.outcome == "left out":
+        answer = smallest_k(connection, root, found.run, found.sample["id"], progress)
+    else:
+        answer = SmallestK(none_because="it is not in the pool")
+    return found.with_facts(
+        smallest_k=answer.k, smallest_k_is_more_than=answer.more_than, no_smallest_k_because=answer.none_because
+    )
+
+
+def _of_pick(found: Explanation) -> SmallestK:
+    if reason := _no_k(found.run):
+        return SmallestK(none_because=reason)
+    if found.facts["chosen_by"] not in ("score", "seed"):
+        return SmallestK(none_because="it was not picked by score")
+    if any(quota.get("floors") for quota in found.run.options.get("quotas", ())):
+        return SmallestK(none_because="the run has floors, which reserve other places for a smaller k")
+    return SmallestK(k=found.facts["rank"])
+
+
+def _no_k(run: Run) -> str | None:
+    """Return why no k can be given for any sample of a run; None if one can."""
+    options = run.options
+    if run.strategy != "novelselect":
+        return f"{run.strategy} scores no candidates, so it cannot be extended"
+    if options.get("token_budget") is not None:
+        return "the run counts tokens (selection.token_budget), not samples"
+    if options.get("partitions") is not None:
+        return "the run selected in parts (selection.partitions), whose picks differ for each k"
+    if options.get("swap_rounds"):
+        return "the run exchanged picks at the end (selection.swap_rounds); a larger k exchanges others"
+    return None
 
 
 def smallest_k(
@@ -71,16 +114,8 @@ def smallest_k(
         InputError: if vectors are missing or files damaged.
     """
     options = run.options
-    if run.strategy != "novelselect":
-        return SmallestK(none_because=f"{run.strategy} scores no candidates, so it cannot be extended")
-    if options.get("token_budget") is not None:
-        return SmallestK(none_because="the run counts tokens (selection.token_budget), not samples")
-    if options.get("partitions") is not None:
-        return SmallestK(none_because="the run selected in parts (selection.partitions), whose picks differ for each k")
-    if options.get("swap_rounds"):
-        return SmallestK(
-            none_because="the run exchanged picks at the end (selection.swap_rounds); a larger k exchanges others"
-        )
+    if reason := _no_k(run):
+        return SmallestK(none_because=reason)
     if id_ in options.get("must_exclude", ()):
         return SmallestK(none_because="the settings exclude it (selection.must_exclude), whatever k is")
     if options.get("extends") and any(quota.get("floors") for quota in options.get("quotas", ())):

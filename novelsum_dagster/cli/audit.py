@@ -5,17 +5,12 @@ Belongs here: their arguments, text output and JSON. Does not: the answers (`nov
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 
 from novelsum_dagster.cli.terminal import AsJson, SettingsFile, new_reporter, print_json, print_table, say, settings_in
-
-if TYPE_CHECKING:
-    from novelsum_dagster.audit.explain import Explanation
-    from novelsum_dagster.lineage.query import Connection
 
 _Run = Annotated[str | None, typer.Option("--run", "-r", help="Run, or the beginning of its id. Default: the newest.")]
 _SHOWN = 10
@@ -39,6 +34,7 @@ def why(
     Example: [bold]novelsum why 4f0c91[/], [bold]novelsum why pool.jsonl:17[/], [bold]novelsum why "binary search"[/]
     """
     from novelsum_dagster.audit.explain import explain
+    from novelsum_dagster.audit.smallest_k import with_smallest_k
     from novelsum_dagster.lineage.runs import find_run
     from novelsum_dagster.report.tables import shortened
     from novelsum_dagster.workspace import Workspace
@@ -47,7 +43,8 @@ def why(
     with workspace.lineage.reading() as connection:
         found = explain(connection, workspace.root, find_run(connection, run), sample)
         if smallest_k:
-            found = _with_smallest_k(connection, workspace.root, found)
+            with new_reporter().step("extending the selection") as progress:
+                found = with_smallest_k(connection, workspace.root, found, progress)
     if as_json:
         answer = {
             "run": found.run.run_id,
@@ -62,22 +59,6 @@ def why(
         print(f"{found.sample['id']}\n{shortened(' '.join(found.sample['text'].split()), 300)}\n")
     for sentence in found.words:
         print(sentence)
-
-
-def _with_smallest_k(connection: "Connection", root: Path, found: "Explanation") -> "Explanation":
-    """Return an explanation with the smallest k that lets the sample in."""
-    from novelsum_dagster.audit.smallest_k import smallest_k
-
-    if found.outcome == "chosen":
-        rank = found.facts["rank"]
-        return replace(found, words=(*found.words, f"The smallest k that lets it in is its rank, {rank:,}."))
-    if found.outcome != "left out":
-        return replace(found, words=(*found.words, "No k lets it in: it is not in the pool."))
-    with new_reporter().step("extending the selection") as progress:
-        answer = smallest_k(connection, root, found.run, found.sample["id"], progress)
-    first, *others = found.words
-    facts = {**found.facts, "smallest_k": answer.k, "smallest_k_is_more_than": answer.more_than}
-    return replace(found, facts=facts, words=(first, answer.words, *others))
 
 
 def diff(

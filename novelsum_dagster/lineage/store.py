@@ -83,7 +83,13 @@ _VIEWS = {
     ),
     "remaining": (
         outputs_glob("selections", "remaining.parquet"),
-        "id VARCHAR, score DOUBLE, after_picks BIGINT, is_exact BOOLEAN, selection VARCHAR",
+        "id VARCHAR, score DOUBLE, after_picks BIGINT, is_exact BOOLEAN, eligible_picks BIGINT, barred_by VARCHAR,"
+        " selection VARCHAR",
+    ),
+    "eligibility": (
+        outputs_glob("selections", "eligibility.parquet"),
+        "rank BIGINT, chosen_by VARCHAR, eligible BIGINT, must_exclude BIGINT, budget BIGINT, cap BIGINT, floor BIGINT,"
+        " partition BIGINT, selection VARCHAR",
     ),
 }
 """Views over Parquet: the glob of the files, and the columns of a view without files.

@@ -18,6 +18,26 @@ from novelsum_dagster.selection.picks import PickLog, Picks
 
 
 @dataclass(frozen=True)
+class Barred:
+    """Why a sample may not be picked.
+
+    Attributes:
+        by: one of `picks.BARS`.
+        left: what is left of the budget, or of k.
+        cost: of the sample; 1 where k counts.
+        column, label: of the cap that is reached, or of the floors for which the rest is reserved; None for others.
+        reserved: how much of what is left is reserved for floors of other labels; None unless that is the reason.
+    """
+
+    by: str
+    left: float
+    cost: float
+    column: str | None = None
+    label: Hashable = None
+    reserved: float | None = None
+
+
+@dataclass(frozen=True)
 class Quota:
     """Caps and floors on how many picks have each label.
 
@@ -115,8 +135,9 @@ class Limits:
         self._counts_samples = cost is None
         self._limit = "k" if self._counts_samples else "the budget"
         self._cost = np.ones(n) if cost is None else cost
-        self._open = np.ones(n, np.bool_)
-        self._open[must_exclude] = False
+        self._excluded = np.zeros(n, np.bool_)
+        self._excluded[must_exclude] = True
+        self._open = ~self._excluded
         self._groups = [_Group(quota, self._open, self._cost) for quota in quotas]
         if not np.isfinite(self.budget):
             raise ValueError(f"budget is {budget}; a finite number is needed")
@@ -178,7 +199,21 @@ class Limits:
         if not self._changed and min(lowest, self.left) >= self._dearest:
             return None
         self._changed = False
-        return self._allowed()
+        return self.eligible()
+
+    def bars(self) -> dict[str, NDArray[np.bool_]]:
+        """Return which samples that are not picked each limit of `picks.BARS` rules out now, bool, (n,)."""
+        affordable = self._cost <= self.left
+        full, reserved = np.zeros((2, len(self._open)), np.bool_)
+        for group in self._groups:
+            full |= group.is_full()
+            reserved |= self._cost > group.unreserved(self.left)[group.codes]
+        return {
+            "must_exclude": self._excluded,
+            "budget": self._open & ~affordable,
+            "cap": self._open & full,
+            "floor": self._open & affordable & reserved,
+        }
 
     def spent(self) -> tuple[int, int]:
         """Return the amount spent, and the budget."""
@@ -191,25 +226,41 @@ class Limits:
             ValueError: if no sample is eligible.
         """
         drawn = int(np.random.RandomState(seed).randint(0, len(self._open)))
-        allowed = np.flatnonzero(self._allowed())
+        allowed = np.flatnonzero(self.eligible())
         if not len(allowed):
             raise ValueError("the limits leave no eligible sample; raise the budget or the caps")
         return int(allowed[np.searchsorted(allowed, drawn) % len(allowed)])
 
+    def barred(self, row: int) -> Barred | None:
+        """Return why a sample that is not picked may not be picked now; None if it may."""
+        left, cost = self.left, float(self._cost[row])
+        if self._excluded[row]:
+            return Barred("must_exclude", left, cost)
+        if cost > left:
+            return Barred("budget", left, cost)
+        for group in self._groups:
+            if group.is_full_for(row):
+                return Barred("cap", left, cost, group.name, group.label(row))
+        for group in self._groups:
+            unreserved = float(group.unreserved(left)[group.codes[row]])
+            if cost > unreserved:
+                return Barred("floor", left, cost, group.name, group.label(row), left - unreserved)
+        return None
+
     def _refusal(self, pick: int) -> str:
-        """Return why a sample may not be picked now, as the predicate of a sentence; empty if it may."""
+        """Return why a given sample may not be picked now, as the predicate of a sentence; empty if it may."""
         if not self._open[pick]:
             return "is also excluded (or listed twice); remove it from one of the lists"
-        if self._cost[pick] > self.left and self._counts_samples:
+        barred = self.barred(pick)
+        if barred is None:
+            return ""
+        if barred.column is not None:
+            return f"violates the caps and floors on {barred.column} ({barred.label!r}); relax them or remove the row"
+        if self._counts_samples:
             return f"does not fit: the rows before it fill k, {self.budget:,.0f}; raise k or list fewer rows"
-        if self._cost[pick] > self.left:
-            cost = f"{self._cost[pick]:,.0f}"
-            return f"costs {cost}, but {self.left:,.0f} of the budget are left; raise the budget or remove the row"
-        for group in self._groups:
-            if self._cost[pick] > group.ceiling(self.left)[group.codes[pick]]:
-                label = group.label(pick)
-                return f"violates the caps and floors on {group.name} ({label!r}); relax them or remove the row"
-        return ""
+        return (
+            f"costs {barred.cost:,.0f}, but {self.left:,.0f} of the budget are left; raise the budget or remove the row"
+        )
 
     def require_kept(self) -> None:
         """Raise a ValueError unless all floors are reached and, without a budget, k samples are picked."""
@@ -221,7 +272,8 @@ class Limits:
                 + "; they contradict each other: relax one"
             )
 
-    def _allowed(self) -> NDArray[np.bool_]:
+    def eligible(self) -> NDArray[np.bool_]:
+        """Return which samples may be picked now, bool, (n,)."""
         allowed = self._open & (self._cost <= self.left)
         for group in self._groups:
             allowed &= self._cost <= group.ceiling(self.left)[group.codes]
@@ -299,14 +351,27 @@ class _Group:
         """Return the lowest cost of filling the unmet floors."""
         return float(sum(self._lacking(code).sum() for code in self._members))
 
+    def is_full_for(self, row: int) -> bool:
+        """Return whether the cap of a sample's label is reached."""
+        return bool(self._cap_left[self.codes[row]] <= 0)
+
+    def is_full(self) -> NDArray[np.bool_]:
+        """Return which samples have a label whose cap is reached: bool, (n,)."""
+        return np.asarray((self._cap_left <= 0)[self.codes])
+
     def ceiling(self, left: float) -> NDArray[np.float64]:
         """Return the highest cost that a pick of each label may have: float64, (labels,)."""
+        ceiling = self.unreserved(left)
+        ceiling[self._cap_left <= 0] = -np.inf
+        return ceiling
+
+    def unreserved(self, left: float) -> NDArray[np.float64]:
+        """Return what is left for a pick of each label once the floors of all others are paid: float64, (labels,)."""
         lacking = {code: self._lacking(code) for code in self._members}
         ceiling = np.full(len(self._names), left - sum(costs.sum() for costs in lacking.values()))
         for code, costs in lacking.items():
             # A pick of this label replaces the most expensive sample reserved for its floor.
             ceiling[code] += costs[-1] if len(costs) else 0
-        ceiling[self._cap_left <= 0] = -np.inf
         return ceiling
 
     def unmet(self) -> list[str]:

@@ -20,9 +20,19 @@ from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.diversity.novelsum import DensitySide, SelfDistance, rank_weights
 from novelsum_dagster.diversity.vectors import as_rows, unit_rows
 from novelsum_dagster.selection.checkpoint import Checkpoint, selection_key
+from novelsum_dagster.selection.eligibility import eligibility
 from novelsum_dagster.selection.inputs import check_quality, factor_or_density
 from novelsum_dagster.selection.limits import Limits, Quota, Wanted
-from novelsum_dagster.selection.picks import Found, PickLog, Picks, Remaining, recorded
+from novelsum_dagster.selection.picks import (
+    ChosenBy,
+    Eligibility,
+    Exchanges,
+    Found,
+    PickLog,
+    Picks,
+    Remaining,
+    recorded,
+)
 from novelsum_dagster.selection.scoring import PUBLISHED, Scoring, Side
 from novelsum_dagster.selection.search.base import Candidates, Search
 
@@ -254,7 +264,32 @@ def novelselect_by(
             )
     if saved:
         saved.remove()
-    return recorded(picks, units, factor, qualities, remaining=_of_all(remaining, picks), exchanges=exchanges)
+    eligible = None
+    if exchanges is None or not exchanges.count:
+        eligible = eligibility(wanted.limits(n), picks.indices, max(kept, 1))
+    return recorded(
+        picks,
+        units,
+        factor,
+        qualities,
+        chosen_by=_chosen_by(wanted, kept, len(picks.indices), exchanges),
+        remaining=_of_all(remaining, picks, eligible),
+        exchanges=exchanges,
+        eligibility=eligible,
+    )
+
+
+def _chosen_by(wanted: Wanted, given: int, k: int, exchanges: Exchanges | None) -> list[ChosenBy]:
+    """Return how each pick was made; `given` were not chosen here."""
+    initial = wanted.initial.indices if isinstance(wanted.initial, Picks) else np.atleast_1d(wanted.initial)
+    found: list[ChosenBy] = ["score"] * k
+    found[:given] = ["kept" if rank < len(initial) else "must_include" for rank in range(given)]
+    if not given:
+        found[0] = "seed"
+    if exchanges is not None:
+        for rank in np.flatnonzero(exchanges.by_exchange):
+            found[rank] = "exchange"
+    return found
 
 
 class _Run:
@@ -319,8 +354,11 @@ class _Run:
             self._saved.save(self.log.head(self._search.picked))
 
 
-def _of_all(remaining: Remaining, picks: PickLog) -> Remaining:
-    """Return the last score or bound of every sample; for picks, the score by which they won."""
+def _of_all(remaining: Remaining, picks: PickLog, eligible: Eligibility | None) -> Remaining:
+    """Return the last score or bound of every sample; for picks, the score by which they won; NaN if never eligible."""
     score, at, is_exact = remaining.score.copy(), remaining.at.copy(), remaining.is_exact.copy()
+    if eligible is not None:
+        never = eligible.eligible_picks == 0
+        score[never], at[never], is_exact[never] = np.nan, 0, False
     score[picks.indices], at[picks.indices], is_exact[picks.indices] = picks.score, np.arange(len(picks.indices)), True
     return Remaining(score, at, is_exact)

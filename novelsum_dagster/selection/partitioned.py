@@ -21,7 +21,7 @@ from novelsum_dagster.selection.checkpoint import Checkpoint, selection_key
 from novelsum_dagster.selection.inputs import check_density_factor, check_k, check_quality
 from novelsum_dagster.selection.limits import Wanted
 from novelsum_dagster.selection.novelselect import PUBLISHED_OPTIONS, NovelSelectOptions, local_search, novelselect_by
-from novelsum_dagster.selection.picks import PickLog, Picks, Remaining
+from novelsum_dagster.selection.picks import BARS, PickLog, Picks, Remaining
 
 
 def partitioned(
@@ -149,9 +149,21 @@ def _in_pool(last: Picks, merged: NDArray[np.int64], n: int) -> Picks:
     known = last.remaining
     if known is not None:
         score[merged], at[merged], is_exact[merged] = known.score, known.at, known.is_exact
+    eligible = last.eligibility
+    if eligible is not None:
+        eligible_picks, barred = np.zeros(n, np.int64), np.full(n, BARS.index("partition"))
+        eligible_picks[merged], barred[merged] = eligible.eligible_picks, eligible.barred
+        outside = np.where(eligible.eligible > 0, n - len(merged), 0)
+        eligible = replace(
+            eligible,
+            ruled_out={**eligible.ruled_out, "partition": outside},
+            eligible_picks=eligible_picks,
+            barred=barred,
+        )
     return replace(
         last,
         indices=merged[last.indices],
         runner_up=np.where(last.runner_up >= 0, merged[last.runner_up], -1),
         remaining=Remaining(score, at, is_exact),
+        eligibility=eligible,
     )

@@ -3,7 +3,9 @@
 Belongs here: what a strategy returns (`PickLog`), the record made of it (`Picks`). Does not: any strategy.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,6 +102,51 @@ class Exchanges:
     by_exchange: NDArray[np.bool_]
 
 
+BARS = ("must_exclude", "budget", "cap", "floor", "partition")
+"""What may rule a sample out, in the order in which it is reported.
+
+| value | the sample |
+|---|---|
+| must_exclude | is excluded by the settings |
+| budget | costs more than is left of the budget |
+| cap | has a label whose picks have reached its cap |
+| floor | costs more than is left once the floors of other labels are paid |
+| partition | was not picked within its part of the pool (`partitions`) |
+"""
+ChosenBy = Literal["score", "seed", "drawn", "threshold", "must_include", "kept", "exchange"]
+"""How a pick was made.
+
+| value | the pick |
+|---|---|
+| score | had the best score of the eligible samples |
+| seed | is the first one, drawn at random with the seed |
+| drawn | was drawn at random with the seed, as every pick of the strategies random, duplicate and kmeans |
+| threshold | was farther from the picks before it than the threshold of the strategy repr_filter |
+| must_include | is required by the settings |
+| kept | is kept from the earlier subset that this one extends |
+| exchange | replaced another pick at the end (`swap_rounds`) |
+"""
+
+
+@dataclass(frozen=True)
+class Eligibility:
+    """The limits of a selection of k picks out of n samples.
+
+    Attributes:
+        eligible: int64, (k,), how many samples were eligible at each pick, the pick included; 0 for the first pick and
+            for picks that were given, for which no scores were compared.
+        ruled_out: by an element of `BARS`, int64, (k,), how many samples it ruled out at each pick; a sample may count
+            for several.
+        eligible_picks: int64, (n,), at how many picks made by score each sample was eligible, its own included.
+        barred: int64, (n,), the place in `BARS` of the first that ruled a sample out at the last pick; -1 for none.
+    """
+
+    eligible: NDArray[np.int64]
+    ruled_out: dict[str, NDArray[np.int64]]
+    eligible_picks: NDArray[np.int64]
+    barred: NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class Picks:
     """k picks out of n samples, in pick order; every array has shape (k,).
@@ -115,6 +162,9 @@ class Picks:
         quality: float64, the pick's quality; NaN if none was given.
         remaining: last score or bound of every sample in NovelSelect; None for the other strategies.
         exchanges: the exchanges made at the end; None if none were requested.
+        chosen_by: how each pick was made (`ChosenBy`).
+        eligibility: which samples were eligible at each pick; None for strategies without limits, and for picks that
+            were exchanged.
     """
 
     indices: NDArray[np.int64]
@@ -127,6 +177,8 @@ class Picks:
     quality: NDArray[np.float64]
     remaining: Remaining | None = None
     exchanges: Exchanges | None = None
+    chosen_by: tuple[ChosenBy, ...] = ()
+    eligibility: Eligibility | None = None
 
 
 def recorded(
@@ -135,8 +187,10 @@ def recorded(
     density_factor: NDArray[np.float64],
     quality: NDArray[np.float64] | None = None,
     *,
+    chosen_by: Sequence[ChosenBy],
     remaining: Remaining | None = None,
     exchanges: Exchanges | None = None,
+    eligibility: Eligibility | None = None,
 ) -> Picks:
     """Return the picks with the part of their record that is computed from them.
 
@@ -145,8 +199,10 @@ def recorded(
         unit_rows: float32, (n, d), all rows.
         density_factor: float64, (n,).
         quality: float64, (n,), if given.
+        chosen_by: how each pick was made.
         remaining: of all samples.
         exchanges: the exchanges made at the end.
+        eligibility: of all samples at all picks.
     """
     indices = log.indices
     nearest_pick, nearest_distance = nearest_earlier(unit_rows[indices])
@@ -158,6 +214,8 @@ def recorded(
         quality=np.full(len(indices), np.nan) if quality is None else quality[indices],
         remaining=remaining,
         exchanges=exchanges,
+        chosen_by=tuple(chosen_by),
+        eligibility=eligibility,
     )
 
 

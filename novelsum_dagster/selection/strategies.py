@@ -19,7 +19,7 @@ from novelsum_dagster.selection.inputs import Inputs, check_density_factor, chec
 from novelsum_dagster.selection.kcenter import kcenter
 from novelsum_dagster.selection.kmeans import kmeans
 from novelsum_dagster.selection.novelselect import novelselect
-from novelsum_dagster.selection.picks import Picks, recorded
+from novelsum_dagster.selection.picks import ChosenBy, Picks, recorded
 from novelsum_dagster.selection.qdit import qdit
 from novelsum_dagster.selection.random_draw import duplicate, random
 from novelsum_dagster.selection.repr_filter import repr_filter
@@ -37,6 +37,13 @@ STRATEGIES: dict[str, Callable[..., Any]] = {
 }
 """The strategies by name. All but `novelselect` are functions of `Inputs` and their own options that return a
 `PickLog`."""
+_NOT_BY_SCORE: dict[str, ChosenBy] = {
+    "random": "drawn",
+    "kmeans": "drawn",
+    "duplicate": "drawn",
+    "repr_filter": "threshold",
+}
+"""How picks were made that were not made by score; by default, the first is drawn with the seed."""
 _GIVEN_TO_ALL = {"inputs", "embeddings", "k", "density_factor", "quality", "seed", "progress"}
 
 
@@ -86,4 +93,6 @@ def select(
     qualities = None if quality is None else check_quality(quality, n)
     units = unit_rows(rows)
     log = STRATEGIES[strategy](Inputs(units, size, qualities, seed, progress), **options)
-    return recorded(log, units, factor, qualities)
+    by_score = np.zeros(size, np.bool_) if strategy == "repr_filter" else ~np.isnan(log.score)
+    other = _NOT_BY_SCORE.get(strategy, "seed")
+    return recorded(log, units, factor, qualities, chosen_by=["score" if one else other for one in by_score])

@@ -5,6 +5,7 @@ Belongs here: writing one selection as a content-addressed folder. Does not: how
 | file | content |
 |---|---|
 | picks.parquet | a row per pick, in order: rank (from 1), id, place, score, runner-up, nearest earlier pick, density |
+| eligibility.parquet | a row per pick: how it was made, how many samples were eligible, how many each limit ruled out |
 | remaining.parquet | NovelSelect only: one row per sample of the pool, with its last score or upper bound |
 | covering.parquet | one row per sample of the pool, with its three nearest picks and their distances |
 | picks_vectors.parquet | the picks' vectors, in pick order |
@@ -37,7 +38,7 @@ from novelsum_dagster.common.files import (
 from novelsum_dagster.pool.export import chosen_records, write_by_source, write_records
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.selection.covering import NEAREST, Covering, covering
-from novelsum_dagster.selection.picks import Picks, Remaining
+from novelsum_dagster.selection.picks import BARS, Eligibility, Picks, Remaining
 from novelsum_dagster.selection.strategies import STRATEGIES
 from novelsum_dagster.settings import Selection
 
@@ -142,14 +143,47 @@ def picks_table(samples: pa.Table, picks: Picks) -> pa.Table:
     return pa.table(columns)
 
 
-def remaining_table(ids: pa.ChunkedArray, remaining: Remaining) -> pa.Table:
-    """Return the last score or bound of every sample as a table: id, score, after_picks, is_exact, in pool order."""
+def eligibility_table(picks: Picks) -> pa.Table:
+    """Return how every pick was made and what was eligible then, as a table: rank, chosen_by, eligible, one of `BARS`.
+
+    `chosen_by` is one of `ChosenBy`. The counts are null where no scores were compared, and for strategies without
+    limits.
+    """
+    known, size = picks.eligibility, len(picks.indices)
+    is_known = np.zeros(size, np.bool_) if known is None else known.eligible > 0
+    counts = {} if known is None else {"eligible": known.eligible, **known.ruled_out}
+    return pa.table(
+        {
+            "rank": np.arange(1, size + 1),
+            "chosen_by": pa.array(picks.chosen_by, pa.string()),
+            **{
+                name: pa.array(counts.get(name, np.zeros(size, np.int64)), mask=~is_known)
+                for name in ("eligible", *BARS)
+            },
+        }
+    )
+
+
+def remaining_table(ids: pa.ChunkedArray, remaining: Remaining, eligibility: Eligibility | None) -> pa.Table:
+    """Return the last score or bound of every sample as a table, in pool order.
+
+    Columns: id, score, after_picks, is_exact; eligible_picks, at how many picks made by score it was eligible, and
+    barred_by, the one of `BARS` that ruled it out at the last pick. Those two are null after exchanges.
+    """
+    known = {"eligible_picks": pa.nulls(len(ids), pa.int64()), "barred_by": pa.nulls(len(ids), pa.string())}
+    if eligibility is not None:
+        names = pa.array([*BARS, None], pa.string())
+        known = {
+            "eligible_picks": eligibility.eligible_picks,
+            "barred_by": names.take(pa.array(eligibility.barred % len(names))),
+        }
     return pa.table(
         {
             "id": ids,
             "score": _numbers(remaining.score),
             "after_picks": remaining.at,
             "is_exact": remaining.is_exact,
+            **known,
         }
     )
 
@@ -220,12 +254,14 @@ def write_subset(
             },
             folder / "manifest.json",
         )
-        # None of these is in the manifest: MACHINE_DEPENDENT.
+        # None of these is in the manifest: MACHINE_DEPENDENT, and `eligibility.parquet`, which earlier releases lack.
         write_table(covering_table(samples["id"], covering(vectors, picks.indices)), folder / "covering.parquet")
         chosen_vectors = pa.FixedSizeListArray.from_arrays(vectors[picks.indices].ravel(), vectors.shape[1])
         write_table(pa.table({"id": ids, "vector": chosen_vectors}), folder / "picks_vectors.parquet")
         if picks.remaining:
-            write_table(remaining_table(samples["id"], picks.remaining), folder / "remaining.parquet")
+            table = remaining_table(samples["id"], picks.remaining, picks.eligibility)
+            write_table(table, folder / "remaining.parquet")
+        write_table(eligibility_table(picks), folder / "eligibility.parquet")
         place_folder(folder, root / output_folder("selections", key))
     return Subset(key=key, folder=output_folder("selections", key), settings=chosen)
 

@@ -214,7 +214,11 @@ def test_a_chosen_sample(audited: Audited, pool: Pool) -> None:
         assert all(nearest[one] == row["rank"] - 1 for one in examples)
         words = " ".join(found["words"])
         assert f"Picked as number {row['rank']} of 12 by novelselect." in words
-        assert f"{row['score']:.6g} was the highest; {runner_up[:8]} came second by {row['margin']:.3g}" in words
+        eligible = len(pool.ids) - row["rank"] + 1
+        assert (found["chosen_by"], found["eligible"], found["ruled_out"]) == ("score", eligible, {})
+        assert (
+            f"{row['score']:.6g} was the highest of {eligible} eligible samples; {runner_up[:8]} came second" in words
+        )
         covers = found["covers"]["samples"]
         near = f"is the nearest pick of {covers - 1} other" if covers > 1 else "not the nearest pick of any other"
         assert near in words and " 1 other samples" not in words
@@ -225,7 +229,8 @@ def test_the_first_pick(audited: Audited) -> None:
     row = audited.picks("base")[0]
     found = audited.why(row["id"])
     assert (found["rank"], found["score"], found["runner_up"], found["nearest_pick_id"]) == (1, None, None, None)
-    assert "The first pick is drawn at random (seed 42), or required by the settings." in found["words"]
+    assert found["chosen_by"] == "seed" and found["eligible"] is None
+    assert "drawn at random (seed 42)" in found["words"][0]
 
 
 @pytest.mark.parametrize("run", ["base", "more"])
@@ -256,7 +261,7 @@ def test_a_sample_that_was_left_out(audited: Audited, run: str) -> None:
         assert closest["score"] == pytest.approx(closest["share"] * closest["winning_score"])
         assert f"came closest at pick {closest['rank']}" in " ".join(found["words"])
         # With a pool so small, all that may stand before it are scored.
-        assert found["at_most_before_it"] == end.rank[at] - 1
+        assert (found["at_most_before_it"], found["before_it_is_exact"]) == (end.rank[at] - 1, True)
         is_next = order[len(pool.picks)] == sample
         assert (found["at_most_before_it"] == 0) == is_next
         assert (f"It would be the next pick: k = {len(pool.picks) + 1} lets it in." in found["words"]) == is_next
@@ -264,7 +269,7 @@ def test_a_sample_that_was_left_out(audited: Audited, run: str) -> None:
         distance = 1 - units[pool.picks] @ units[sample]
         assert [one["rank"] - 1 for one in found["covered_by"]] == np.argsort(distance)[:3].tolist()
         assert [one["id"] for one in found["covered_by"]] == [pool.ids[pool.picks[r]] for r in np.argsort(distance)[:3]]
-        assert found["ruled_out"] == []
+        assert (found["barred"], found["scored_picks"]) == ([], found["eligible_picks"])
     assert firsts == 1
 
 
@@ -274,7 +279,9 @@ def test_it_is_a_bound_also_where_it_is_not_computed(
     exact = {row: audited.why(pool.ids[row])["at_most_before_it"] for row in _left_out(pool)[::4]}
     monkeypatch.setattr("novelsum_dagster.audit.explain._MOST_PAIRS", 0)
     for row, rank in exact.items():
-        assert rank <= audited.why(pool.ids[row])["at_most_before_it"] <= len(pool.ids) - 12 - 1
+        found = audited.why(pool.ids[row])
+        assert rank <= found["at_most_before_it"] <= len(pool.ids) - 12 - 1
+        assert found["before_it_is_exact"] == (found["at_most_before_it"] == 0)
 
 
 def test_a_larger_k_lets_the_next_pick_in(audited: Audited, pool: Pool) -> None:
@@ -302,10 +309,9 @@ def test_the_smallest_k_that_lets_a_sample_in(audited: Audited) -> None:
         assert f"The smallest k that lets it in is {row['rank']}." in audited.ask(*asked).out.splitlines()
     chosen = ("why", audited.picks("base")[3]["id"], "--smallest-k", "--run", audited.runs["base"], "--json")
     answer = json.loads(audited.ask(*chosen).out)
-    assert "smallest_k" not in answer
-    assert answer["words"][-1] == "The smallest k that lets it in is its rank, 4."
+    assert answer["smallest_k"] == 4
     done = audited.ask("why", "one.jsonl:4", "--smallest-k", "--run", audited.runs["limits"])
-    assert "No smallest k is given: the run counts tokens (selection.token_budget), not samples." in done.out
+    assert "selection.token_budget" in done.out
 
 
 def test_ways_to_name_a_sample(audited: Audited, pool: Pool) -> None:
@@ -402,47 +408,52 @@ def test_near_duplicates(audited: Audited) -> None:
 def test_limits_are_named(audited: Audited, before: tuple[Path, str, list[Done]]) -> None:
     picks = audited.picks("limits")
     found = audited.why(before[1], "limits")
-    assert "the settings exclude it (selection.must_exclude)" in found["ruled_out"]
-    assert found["last_known"]["score"] is None
+    assert [(one["by"], one["first"], one["last"]) for one in found["barred"]] == [("must_exclude", 2, len(picks))]
+    assert (found["closest"], found["last_known"]["score"]) == (None, None)
+    assert any("selection.must_exclude" in sentence for sentence in found["words"])
     rows = audited.rows(
         "SELECT id, form, source, tokens FROM samples JOIN run_outputs USING (snapshot) WHERE run_id = ?",
         audited.runs["limits"],
     )
     form = {id_: form for id_, form, _, _ in rows}
-    of_messages = [row["rank"] for row in picks if form[row["id"]] == "messages"]
-    assert len(of_messages) == 3
-    left = 700 - sum(row["tokens"] for row in picks)
-    chosen = {row["id"] for row in picks}
     near = dict(audited.rows("SELECT DISTINCT id, partner_id FROM near_duplicates"))
+    chosen = [row["id"] for row in picks]
     assert not [1 for id_, _, source, _ in rows if source == SOURCE and id_ in chosen]
+    left = [700 - sum(row["tokens"] for row in picks[:made]) for made in range(len(picks))]
+    messages = [sum(form[id_] == "messages" for id_ in chosen[:made]) for made in range(len(picks))]
+    assert max(messages) == 3
     for id_, its_form, source, tokens in rows:
-        if id_ in chosen or id_ in near:
+        if id_ in chosen or id_ in near or id_ == before[1]:
             continue
-        done = audited.ask("why", id_, "--run", audited.runs["limits"], "--json")
-        found = json.loads(done.out)
-        assert found["ruled_out"] == [
-            *(["the settings exclude it (selection.must_exclude)"] if id_ == before[1] else []),
-            *(
-                [f"the cap of 3 on form messages was reached at pick {of_messages[2]}"]
-                if its_form == "messages"
-                else []
-            ),
-            *([f"the cap on source {SOURCE} is 0"] if source == SOURCE else []),
-            *([f"it has {tokens} tokens, but only {left} of the budget of 700 were left"] if tokens > left else []),
+        found = audited.why(id_, "limits")
+        reasons = [
+            next((one for one in found["barred"] if one["first"] <= made + 1 <= one["last"]), None)
+            for made in range(1, len(picks))
         ]
-        # The selection goes on as long as a sample may be picked, so something rules out each that is left.
-        assert found["ruled_out"]
+        for made, reason in enumerate(reasons, 1):
+            expected = set()
+            if tokens > left[made]:
+                expected.add(("budget", None, None))
+            if its_form == "messages" and messages[made] == 3:
+                expected.add(("cap", "form", 3))
+            if source == SOURCE:
+                expected.add(("cap", "source", 0))
+            assert (reason is None) == (not expected)
+            assert reason is None or (reason["by"], reason["column"], reason["cap"]) in expected
+        # The selection goes on as long as a sample may be picked.
+        assert reasons[-1] is None or found["barred"][-1]["last"] == len(picks)
+        assert found["eligible_picks"] == reasons.count(None)
+        assert (found["closest"] is None) == (found["eligible_picks"] == 0)
         assert found["at_most_before_it"] is None
         words = " ".join(found["words"])
-        assert all(f"Excluded because {reason}." in words for reason in found["ruled_out"])
-        assert "next pick" not in words and "With a quality" not in words
+        assert "next pick" not in words and words.count("was not eligible: ") == len(found["barred"])
 
 
 def test_a_strategy_without_scores(audited: Audited) -> None:
     picks = audited.picks("random")
     found = audited.why(picks[4]["id"], "random")
     assert (found["outcome"], found["rank"], found["score"]) == ("chosen", 5, None)
-    assert "this strategy scores no candidates" in " ".join(found["words"])
+    assert found["chosen_by"] == "drawn" and "drawn at random (seed 7)" in found["words"][0]
     chosen = {row["id"] for row in picks}
     other = next(row["id"] for row in audited.picks("base") if row["id"] not in chosen)
     found = audited.why(other, "random")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from novelsum_dagster.selection import Picks, Quota, novelselect
+from novelsum_dagster.selection.picks import BARS
 from tests.plain import Allowed, plain_novelselect
 
 FEW = settings(max_examples=80, deadline=None)
@@ -160,6 +161,56 @@ def test_two_columns_give_the_plain_picks_or_are_refused(plan: Plan) -> None:
     picks = plan.picks()
     assert picks.indices.tolist() == plain
     assert_kept(plan, picks)
+
+
+@FEW
+@given(plans(columns=2), st.integers(0, 10**6))
+def test_the_record_says_what_was_eligible_and_what_ruled_out_the_others(plan: Plan, where: int) -> None:
+    n = len(plan.rows)
+    included = np.random.default_rng(where).permutation(n)[: where % 3].tolist()
+    try:
+        picks = plan.picks(must_include=included)
+    except ValueError:
+        return
+    record, chosen, given = picks.eligibility, picks.indices.tolist(), max(len(included), 1)
+    assert record is not None
+    assert (
+        picks.chosen_by
+        == (*["must_include"] * len(included), *["seed"] * (not included), *["score"] * n)[: len(chosen)]
+    )
+    eligible_picks = np.zeros(n, int)
+    for rank in range(given, len(chosen)):
+        allowed = plan.allowed()(chosen[:rank])
+        eligible_picks += allowed
+        assert record.eligible[rank] == allowed.sum()
+        barred = _barred(plan, chosen[:rank])
+        assert {bar: int(counts[rank]) for bar, counts in record.ruled_out.items()} == {
+            bar: len(barred.get(bar, ())) for bar in BARS
+        }
+        assert set().union(*barred.values()) == set(np.flatnonzero(~allowed)) - set(chosen[:rank])
+        if rank == len(chosen) - 1:
+            for row in range(n):
+                bars = {bar for bar, rows in barred.items() if row in rows}
+                number = int(record.barred[row])
+                assert (None if number < 0 else BARS[number]) == next((bar for bar in BARS if bar in bars), None)
+    assert not record.eligible[:given].any()
+    if len(chosen) > given:
+        np.testing.assert_array_equal(record.eligible_picks, eligible_picks)
+
+
+def _barred(plan: Plan, picked: list[int]) -> dict[str, set[int]]:
+    """Return the samples that each limit rules out after some picks, each limit looked at alone."""
+    left, open_ = plan.budget - plan.cost[picked].sum(), set(range(len(plan.rows))) - set(picked) - set(plan.excluded)
+    barred = {"must_exclude": set(plan.excluded), "budget": {i for i in open_ if plan.cost[i] > left}}
+    barred |= {"cap": set(), "floor": set()}
+    for quota in plan.quotas:
+        labels = np.asarray(quota.labels)
+        counts = Counter(labels[picked].tolist())
+        barred["cap"] |= {i for i in open_ if counts[labels[i]] >= quota.caps.get(labels[i], len(labels))}
+        barred["floor"] |= {
+            i for i in open_ - barred["budget"] if plan.filling(quota, [*picked, i]) > left - plan.cost[i]
+        }
+    return barred
 
 
 def _lacks(quota: Quota, picked: list[int]) -> bool:
