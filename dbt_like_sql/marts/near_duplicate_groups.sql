@@ -1,37 +1,52 @@
 -- A group of near-duplicates of a snapshot: its first sample, found by following partners, and how many it has.
 CREATE OR REPLACE VIEW near_duplicate_groups AS
--- UNION drops what was found before, so that even a damaged table with a circle comes to an end.
+-- From the first samples of groups down, so that each sample is found once, and a circle of a damaged table never.
 WITH RECURSIVE followed AS (
     SELECT
-        snapshot,
-        id,
-        partner_id AS first_id
-    FROM near_duplicates
+        near_duplicate.snapshot,
+        near_duplicate.id,
+        near_duplicate.partner_id AS first_id
+    FROM near_duplicates AS near_duplicate
+    ANTI JOIN near_duplicates AS earlier
+        ON near_duplicate.snapshot = earlier.snapshot AND near_duplicate.partner_id = earlier.id
     UNION
     SELECT
-        followed.snapshot,
-        followed.id,
-        earlier.partner_id AS first_id
+        later.snapshot,
+        later.id,
+        followed.first_id
     FROM followed
-    INNER JOIN near_duplicates AS earlier
-        ON followed.snapshot = earlier.snapshot AND followed.first_id = earlier.id
+    INNER JOIN near_duplicates AS later
+        ON followed.snapshot = later.snapshot AND followed.id = later.partner_id
+),
+
+-- Grouped before the first samples are joined: in one join, DuckDB may pair all samples of a snapshot.
+grouped AS (
+    SELECT
+        followed.snapshot,
+        followed.first_id,
+        count(*) + 1 AS size,
+        min(other.near_duplicate_score) AS lowest_score,
+        max(other.near_duplicate_score) AS highest_score,
+        list(DISTINCT other.near_duplicate_by ORDER BY other.near_duplicate_by) AS found_by,
+        list(DISTINCT other.source ORDER BY other.source) AS sources_of_others,
+        bool_or(NOT other.in_pool) AS others_dropped
+    FROM followed
+    INNER JOIN pool_samples AS other ON followed.snapshot = other.snapshot AND followed.id = other.id
+    GROUP BY ALL
 )
 
 SELECT
-    first_sample.snapshot,
-    followed.first_id,
-    count(*) + 1 AS size,
-    min(other.near_duplicate_score) AS lowest_score,
-    max(other.near_duplicate_score) AS highest_score,
-    list(DISTINCT other.near_duplicate_by ORDER BY other.near_duplicate_by) AS found_by,
-    list(DISTINCT other.source ORDER BY other.source) AS sources_of_others,
+    grouped.snapshot,
+    grouped.first_id,
+    grouped.size,
+    grouped.lowest_score,
+    grouped.highest_score,
+    grouped.found_by,
+    grouped.sources_of_others,
     first_sample.source AS first_source,
     first_sample.file AS first_file,
     first_sample.position AS first_position,
-    bool_or(NOT other.in_pool) AS others_dropped
-FROM followed
-INNER JOIN pool_samples AS other ON followed.snapshot = other.snapshot AND followed.id = other.id
-INNER JOIN pool_samples AS first_sample
-    ON followed.snapshot = first_sample.snapshot AND followed.first_id = first_sample.id
-WHERE first_sample.near_duplicate_of IS NULL
-GROUP BY ALL;
+    grouped.others_dropped
+FROM grouped
+INNER JOIN samples AS first_sample
+    ON grouped.snapshot = first_sample.snapshot AND grouped.first_id = first_sample.id;

@@ -1,15 +1,18 @@
 -- A sample that a selection picked: its first pick, and how often it was picked.
 CREATE OR REPLACE VIEW picked_samples AS
 SELECT
-    selection,
-    id,
-    rank,
-    score,
-    runner_up_id,
-    margin,
-    nearest_pick_id,
-    nearest_distance,
-    quality,
-    count(*) OVER (PARTITION BY selection, id) AS times_picked
-FROM picks
-QUALIFY row_number() OVER (PARTITION BY selection, id ORDER BY rank) = 1;
+    pick.selection,
+    pick.id,
+    pick.rank,
+    eligibility.chosen_by,
+    eligibility.eligible,
+    pick.score,
+    pick.runner_up_id,
+    pick.margin,
+    pick.nearest_pick_id,
+    pick.nearest_distance,
+    pick.quality,
+    count(*) OVER (PARTITION BY pick.selection, pick.id) AS times_picked
+FROM picks AS pick
+LEFT JOIN eligibility ON pick.selection = eligibility.selection AND pick.rank = eligibility.rank
+QUALIFY row_number() OVER (PARTITION BY pick.selection, pick.id ORDER BY pick.rank) = 1;

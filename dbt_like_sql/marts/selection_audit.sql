@@ -34,6 +34,10 @@ joined AS (
         pick.runner_up_id,
         pick.quality,
         remaining.is_exact,
+        remaining.eligible_picks,
+        remaining.barred_by,
+        pick.chosen_by,
+        pick.eligible,
         winner.score AS winning_score,
         density.density_factor,
         novelty.novelty,
@@ -65,18 +69,32 @@ worded AS (
                 THEN ['st', 'nd', 'rd'][rank % 10]
             ELSE 'th'
         END AS ordinal,
-        CASE
-            WHEN margin IS NOT NULL
-                THEN concat('; ', left(runner_up_id, 8), ' came second by ', format('{:.3g}', margin))
-            WHEN score IS NOT NULL THEN concat(' with a score of ', format('{:.5g}', score))
-            ELSE concat('; no score is recorded (', strategy, ')')
-        END AS how_it_won,
+        concat(
+            CASE chosen_by
+                WHEN 'seed' THEN ': the first pick is drawn at random'
+                WHEN 'drawn' THEN ': drawn at random'
+                WHEN 'threshold' THEN ': the next that did not resemble an earlier pick'
+                WHEN 'must_include' THEN ': required by the settings'
+                WHEN 'kept' THEN ': kept from an earlier subset'
+                WHEN 'exchange' THEN ' in an exchange at the end'
+                ELSE CASE WHEN score IS NULL THEN concat('; no score is recorded (', strategy, ')') END
+            END,
+            ' with a score of ' || format('{:.5g}', score),
+            '; ' || left(runner_up_id, 8) || ' came second by ' || format('{:.3g}', margin),
+            '; ' || eligible || CASE WHEN eligible = 1 THEN ' sample was' ELSE ' samples were' END || ' eligible'
+        ) AS how_it_won,
         '; its nearest pick is ' || left(nearest_pick_id, 8) || ', at cosine distance '
         || format('{:.4f}', nearest_distance) AS nearest_in_words,
         CASE WHEN times_picked > 1 THEN concat('; picked ', times_picked, ' times in all') END AS repeated,
         CASE WHEN score_is_exact THEN '' ELSE 'at most ' END || format('{:.5g}', score) AS score_in_words,
         '; ' || format('{:.5g}', winning_score) || ' won' AS who_won,
-        CASE WHEN score_is_exact AND score > winning_score THEN ', but the limits excluded this one' END AS ruled_out
+        '; ' || CASE barred_by
+            WHEN 'must_exclude' THEN 'the settings exclude it'
+            WHEN 'budget' THEN 'at the last pick it was longer than what was left of the token budget'
+            WHEN 'cap' THEN 'at the last pick a cap on its label was reached'
+            WHEN 'floor' THEN 'at the last pick what was left was reserved for the floors of other labels'
+            WHEN 'partition' THEN 'it was not picked within its part of the pool'
+        END AS ruled_out
     FROM joined
 )
 
@@ -100,6 +118,10 @@ SELECT
     after_picks,
     margin,
     runner_up_id,
+    chosen_by,
+    eligible,
+    eligible_picks,
+    barred_by,
     nearest_pick_id,
     nearest_distance,
     density_factor,
@@ -120,10 +142,10 @@ SELECT
                 ') of ',
                 left(near_duplicate_of, 8)
             )
-        WHEN score IS NULL AND after_picks IS NULL
-            THEN concat('not picked; no score is recorded (', strategy, ')', nearest_in_words)
+        WHEN eligible_picks = 0
+            THEN concat('not picked: eligible at no pick made by score', ruled_out, nearest_in_words)
         WHEN score IS NULL
-            THEN concat('not picked: excluded by the limits of the selection', nearest_in_words)
+            THEN concat('not picked; no score is recorded (', strategy, ')', ruled_out, nearest_in_words)
         ELSE concat(
             'not picked: its score after ',
             after_picks,

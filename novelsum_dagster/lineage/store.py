@@ -7,12 +7,15 @@ A step changes its run's file only. Whoever opens the database next imports the 
 to the database copies it, changes the copy and renames it over the original. Readers therefore never block a run, in
 any process: they keep the file that they opened. A write that dies leaves the original unchanged. The database is
 small, because per-sample rows stay in Parquet files, shown as views.
+
+A run file has the SHA-256 of its content, and the database hashes of its tables and views (table `contents`), so that
+what another program changed is not believed. It is no protection against somebody who knows this and writes these, too.
 """
 
 import logging
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
@@ -24,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from novelsum_dagster.artifacts.layout import outputs_glob, run_file
 from novelsum_dagster.artifacts.provenance import git_revision
 from novelsum_dagster.common.errors import InputError
-from novelsum_dagster.common.files import read_json, replacing, write_json, write_table
+from novelsum_dagster.common.files import read_json, replacing, sealed, unsealed, write_json, write_table
 from novelsum_dagster.lineage.query import all_rows
 from novelsum_dagster.lineage.runs import REMOVED, RUNNING
 
@@ -41,13 +44,27 @@ RUN_FILES = "runs/*.json"
 """Files with each run's rows, by table, from which the database is built."""
 _TABLES_OF_A_RUN = {"runs", "steps", "run_outputs", "provenance"}
 """Tables whose rows belong to one run, so that its file alone determines them. Rows of others are shared by runs."""
-_VERSION = 4
-"""Version of the schema. A database of version 1 has no table `schema_version`."""
+_VERSION = 5
+"""Version of the schema. A database of version 1 has no table `schema_version`; one before 5 has no `contents`."""
+TABLES = (
+    "runs",
+    "steps",
+    "snapshots",
+    "source_files",
+    "embeddings",
+    "densities",
+    "novelties",
+    "selections",
+    "set_measures",
+    "provenance",
+    "run_outputs",
+)
+"""Tables with the rows of run files. The first column is the run or the output that a row belongs to."""
 _LOCK_SECONDS = 60
 _READER_SECONDS = 5
 _NO_LINEAGE = "no lineage yet; run the pipeline first (novelsum run), or fetch what is on S3 (novelsum restore)"
 _PLACE = "source VARCHAR, file VARCHAR, position BIGINT, line BIGINT"
-_VIEWS = {
+VIEWS = {
     "samples": (
         outputs_glob("pool", "samples.parquet"),
         f"id VARCHAR, {_PLACE}, form VARCHAR, turns INTEGER, characters BIGINT, tokens BIGINT, text_tokens BIGINT,"
@@ -74,7 +91,7 @@ _VIEWS = {
         outputs_glob("selections", "picks.parquet"),
         f"rank BIGINT, id VARCHAR, {_PLACE}, turns INTEGER, tokens BIGINT, score DOUBLE, runner_up_id VARCHAR,"
         " runner_up_score DOUBLE, margin DOUBLE, nearest_pick_rank BIGINT, nearest_pick_id VARCHAR,"
-        " nearest_distance DOUBLE, density_factor DOUBLE, quality DOUBLE, selection VARCHAR",
+        " nearest_distance DOUBLE, density_factor DOUBLE, quality DOUBLE, by_exchange BOOLEAN, selection VARCHAR",
     ),
     "covering": (
         outputs_glob("selections", "covering.parquet"),
@@ -111,6 +128,11 @@ class LineageStore:
 
         return FileLock(self.path.with_suffix(".lock"), timeout=_LOCK_SECONDS)
 
+    @property
+    def _log_of_others(self) -> Path:
+        """DuckDB's write-ahead log, which only another program leaves beside the database: here, copies are written."""
+        return self.path.with_name(f"{FILE_NAME}.wal")
+
     @contextmanager
     def exclusive(self, seconds: float = _LOCK_SECONDS) -> Iterator[None]:
         """Prevent other processes from writing, and runs from starting, until the block ends.
@@ -141,7 +163,8 @@ class LineageStore:
         read-only, the database is read as it is.
 
         Raises:
-            InputError: if it is missing, damaged or from a newer version, or a file behind a view is damaged.
+            InputError: if it is missing, damaged, changed by another program or from a newer version, or a file behind
+                a view is damaged.
         """
         if not self.path.exists() and not self._run_files():
             raise InputError(f"{self.path}: {_NO_LINEAGE}")
@@ -150,6 +173,7 @@ class LineageStore:
             if self.path.exists():
                 with closing(_connect(self.path, read_only=True)) as connection:
                     is_usable = self._is_usable(connection)
+                    self._require_unchanged(connection)
                     if is_usable and not self._changed(connection):
                         yield connection
                         return
@@ -174,8 +198,8 @@ class LineageStore:
             from_empty: start from an empty database; the existing one is kept as `lineage.duckdb.old`.
 
         Raises:
-            InputError: if another process has been writing for over a minute, the database is damaged or from a newer
-                version, or a file behind a view is damaged.
+            InputError: if another process has been writing for over a minute, the database is damaged, changed by
+                another program or from a newer version, or a file behind a view is damaged.
         """
         with self.exclusive(), replacing(self.path) as copy:
             copy.unlink()
@@ -185,7 +209,9 @@ class LineageStore:
                 _naming_damage(copy, self.path),
                 closing(_connect(copy, read_only=False, shown=self.path)) as connection,
             ):
-                self._keep_earlier(_version(connection, self.path))
+                self._keep_earlier(_known_version(connection, self.path))
+                if not from_empty:
+                    self._require_unchanged(connection)
                 connection.execute(files(__package__).joinpath("schema.sql").read_text())
                 connection.execute("DELETE FROM schema_version")
                 connection.execute("INSERT INTO schema_version VALUES (?, ?)", [_VERSION, str(self.root)])
@@ -193,9 +219,11 @@ class LineageStore:
                 connection.begin()
                 self._create_views(connection)
                 yield connection
+                _record_contents(connection)
                 connection.commit()
             if from_empty and self.path.exists():
                 self._keep(f"{FILE_NAME}.old")
+                self._log_of_others.unlink(missing_ok=True)
 
     def rebuild(self) -> int:
         """Rebuild the database from the run files; return the number of runs.
@@ -230,7 +258,7 @@ class LineageStore:
         yield
         with self.writing() as connection:
             # Of novelties stored in two layouts, the one that a view reads is kept.
-            for path in self.root.glob(_VIEWS["novelty"][0]):
+            for path in self.root.glob(VIEWS["novelty"][0]):
                 connection.execute(
                     "UPDATE novelties SET file = ? WHERE novelty = ?",
                     [path.relative_to(self.root).as_posix(), path.parent.name.partition("=")[2]],
@@ -276,7 +304,7 @@ class LineageStore:
         }
         with self.writing() as connection:
             insert(connection, "runs", [row])
-            write_json({"runs": [row]}, path)
+            write_json(sealed({"runs": [row]}), path)
 
     def start_step(self, run_id: str, step: str) -> int:
         """Record the start of a step; return the number of the attempt, from 1."""
@@ -332,12 +360,12 @@ class LineageStore:
         path = self.root / run_file(run_id)
         with self.exclusive():
             try:
-                tables = read_json(path)
+                tables = unsealed(read_json(path))
             except (FileNotFoundError, ValueError) as error:
                 raise _damaged_run_file(path, error) from error
             tables.setdefault("steps", [])
             yield tables
-            write_json(tables, path)
+            write_json(sealed(tables), path)
 
     def export(self) -> list[str]:
         """Write every table as Parquet under `lineage/`, for other programs; return the file names."""
@@ -371,7 +399,7 @@ class LineageStore:
             damage = None
             connection.begin()
             try:
-                for table, rows in read_json(path).items():
+                for table, rows in unsealed(read_json(path)).items():
                     insert(connection, table, rows, replace=table in _TABLES_OF_A_RUN)
                 connection.commit()
             except (ValueError, TypeError, AttributeError, KeyError, duckdb.Error) as error:
@@ -380,15 +408,28 @@ class LineageStore:
                 _log.warning(damage)
             connection.execute("INSERT OR REPLACE INTO run_files VALUES (?, ?, ?)", [run_id, state, damage])
 
+    def _require_unchanged(self, connection: "duckdb.DuckDBPyConnection") -> None:
+        """Require that no other program has changed the database since it was written.
+
+        Raises:
+            InputError: naming the tables and views that differ.
+        """
+        changed = ["rows that are not written yet"] if self._log_of_others.exists() else changed_contents(connection)
+        if changed:
+            raise InputError(
+                f"{self.path}: changed by another program ({', '.join(changed)}); run novelsum rebuild-lineage, which"
+                f" builds it from the run files and keeps this one as {FILE_NAME}.old"
+            )
+
     def _is_usable(self, connection: "duckdb.DuckDBPyConnection") -> bool:
         """Return whether a database has the current schema, and its views point into this folder."""
-        if _version(connection, self.path) < _VERSION or "run_files" not in _table_names(connection):
+        if _known_version(connection, self.path) < _VERSION or "run_files" not in _table_names(connection):
             return False
         return connection.execute("SELECT root FROM schema_version").fetchone() == (str(self.root),)
 
     def _create_views(self, connection: "duckdb.DuckDBPyConnection") -> None:
         """Point the views at the files that exist now."""
-        for name, (pattern, columns) in _VIEWS.items():
+        for name, (pattern, columns) in VIEWS.items():
             empty = ", ".join("NULL::{1} AS {0}".format(*column.split()) for column in columns.split(", "))
             source = f"SELECT {empty} WHERE false"
             if next(self.root.glob(pattern), None) is not None:
@@ -399,6 +440,50 @@ class LineageStore:
                     f" union_by_name = true) UNION ALL BY NAME {source}"
                 )
             connection.execute(f"CREATE OR REPLACE VIEW {name} AS {source}")
+
+
+def changed_contents(connection: "duckdb.DuckDBPyConnection") -> list[str]:
+    """Return the tables and views that differ from what novelsum last wrote.
+
+    Empty for a database of an earlier version, and if another version of DuckDB wrote it: neither can be compared.
+    """
+    import duckdb
+
+    tables = _table_names(connection)
+    if not tables or _version(connection) < _VERSION:
+        return []
+    if "contents" not in tables:
+        return ["contents"]
+    then = connection.execute("SELECT name, content, duckdb FROM contents").fetchall()
+    if any(version != duckdb.__version__ for *_, version in then):
+        return []
+    now = _contents(connection, [name for name, *_ in then])
+    return sorted(name for name, content, _ in then if now.get(name) != content)
+
+
+def _record_contents(connection: "duckdb.DuckDBPyConnection") -> None:
+    """Record the tables and views of the lineage, and those that are registered in `contents`, as they are now."""
+    import duckdb
+
+    registered = connection.execute("SELECT name FROM contents").fetchall()
+    names = {*TABLES, "run_files", *VIEWS, *(row[0] for row in registered)}
+    connection.execute("DELETE FROM contents")
+    connection.executemany(
+        "INSERT INTO contents VALUES (?, ?, ?)",
+        [[name, content, duckdb.__version__] for name, content in _contents(connection, names).items()],
+    )
+
+
+def _contents(connection: "duckdb.DuckDBPyConnection", names: Collection[str]) -> dict[str, str]:
+    """Return a hash of the rows of tables, in any order, and of the SQL of views, for those that exist."""
+    views = "SELECT view_name, hash(sql)::VARCHAR FROM duckdb_views() WHERE NOT internal"
+    found = {name: content for name, content in connection.execute(views).fetchall() if name in names}
+    tables = sorted(_table_names(connection).intersection(names))
+    queries = [
+        f"SELECT {quoted(name, chr(39))}, concat_ws(' ', count(*), sum(hash(one))) FROM {quoted(name)} AS one"
+        for name in tables
+    ]
+    return found | dict(connection.execute(" UNION ALL ".join(queries)).fetchall() if queries else [])
 
 
 def insert(
@@ -467,7 +552,10 @@ def _require_whole(connection: "duckdb.DuckDBPyConnection") -> None:
 
 
 def _damaged_run_file(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path}: damaged ({error}); move it away, and rebuild without that run")
+    return InputError(
+        f"{path}: damaged ({error}); restore it (novelsum restore, or a backup), or move it away and run novelsum"
+        " rebuild-lineage, which leaves that run out"
+    )
 
 
 def _end(row: dict[str, Any], output: str | None, error: str | None) -> None:
@@ -475,26 +563,36 @@ def _end(row: dict[str, Any], output: str | None, error: str | None) -> None:
     row.update(ended_at=_now().isoformat(), status="failed" if error else "done", output=output, error=error)
 
 
+def quoted(name: str, mark: str = '"') -> str:
+    """Return a name as an SQL identifier, or with `mark` ' as text."""
+    return f"{mark}{name.replace(mark, 2 * mark)}{mark}"
+
+
 def _table_names(connection: "duckdb.DuckDBPyConnection") -> set[str]:
     return {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
 
 
-def _version(connection: "duckdb.DuckDBPyConnection", path: Path) -> int:
-    """Return the version of a database's schema; an empty database has the current one.
-
-    Raises:
-        InputError: for a newer one.
-    """
+def _version(connection: "duckdb.DuckDBPyConnection") -> int:
+    """Return the version of a database's schema; an empty database has the current one."""
     tables = _table_names(connection)
     if not tables:
         return _VERSION
     found = connection.execute("SELECT version FROM schema_version").fetchone() if "schema_version" in tables else None
-    version = found[0] if found else 1
+    return int(found[0]) if found else 1
+
+
+def _known_version(connection: "duckdb.DuckDBPyConnection", path: Path) -> int:
+    """Return the version of a database's schema.
+
+    Raises:
+        InputError: if it is a newer one.
+    """
+    version = _version(connection)
     if version > _VERSION:
         raise InputError(
             f"{path}: written by a newer version of novelsum (schema {version} > {_VERSION}); update novelsum"
         )
-    return int(version)
+    return version
 
 
 def _now() -> datetime:
