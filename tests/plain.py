@@ -1,11 +1,13 @@
-"""NovelSelect done plainly: every row is sorted again at every pick, nothing is bounded or skipped.
+"""NovelSelect and its limits done plainly: every row is sorted again at every pick, nothing is bounded or skipped.
 
 Shares no code with the package. Coordinates of unit rows are rounded to multiples of 2^-25 and distances to float32, as
 the package documents; all else is float64.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,3 +107,64 @@ def plain_novelselect(
         else:
             add(best, score)
     return picks
+
+
+@dataclass(frozen=True)
+class PlainQuota:
+    """Caps and floors by label, and the label of every sample."""
+
+    labels: list[Any]
+    caps: Mapping[Any, int]
+    floors: Mapping[Any, int]
+
+
+@dataclass(frozen=True)
+class PlainLimits:
+    """The limits of a selection: what is left after a pick must pay for the cheapest filling of each column's floors.
+
+    `cost` is float64, (n,), 1 each where `budget` is k.
+    """
+
+    cost: NDArray[np.float64]
+    budget: float
+    quotas: Sequence[PlainQuota]
+    excluded: Sequence[int]
+
+    def eligible(self, picked: list[int]) -> NDArray[np.bool_]:
+        """Return which samples may be picked next, bool, (n,)."""
+        return np.array([i not in picked and self._may_follow(picked, i) for i in range(len(self.cost))])
+
+    def filling(self, quota: PlainQuota, picked: list[int]) -> float:
+        """Return what the floors of a column cost at least, given the picks; infinite where they cannot be filled."""
+        total = 0.0
+        for label, floor in quota.floors.items():
+            lacking = max(0, floor - sum(quota.labels[j] == label for j in picked))
+            open_ = [j for j, own in enumerate(quota.labels) if own == label and j not in [*picked, *self.excluded]]
+            costs = sorted(self.cost[open_].tolist())
+            total += sum(costs[:lacking]) if len(costs) >= lacking else np.inf
+        return total
+
+    def barred(self, picked: list[int]) -> dict[str, set[int]]:
+        """Return the samples that each limit rules out after some picks, each limit looked at alone."""
+        left = self.budget - self.cost[picked].sum()
+        open_ = set(range(len(self.cost))) - set(picked) - set(self.excluded)
+        barred = {"must_exclude": set(self.excluded), "budget": {i for i in open_ if self.cost[i] > left}}
+        barred |= {"cap": set(), "floor": set()}
+        for quota in self.quotas:
+            counts = Counter(quota.labels[j] for j in picked)
+            barred["cap"] |= {i for i in open_ if counts[quota.labels[i]] >= quota.caps.get(quota.labels[i], np.inf)}
+            barred["floor"] |= {
+                i for i in open_ - barred["budget"] if self.filling(quota, [*picked, i]) > left - self.cost[i]
+            }
+        return barred
+
+    def _may_follow(self, picked: list[int], i: int) -> bool:
+        after = [*picked, i]
+        left = self.budget - self.cost[after].sum()
+        if i in self.excluded or left < 0:
+            return False
+        return all(
+            sum(quota.labels[j] == quota.labels[i] for j in after) <= quota.caps.get(quota.labels[i], np.inf)
+            and self.filling(quota, after) <= left
+            for quota in self.quotas
+        )

@@ -4,7 +4,6 @@ Belongs here: the facts about a sample in one run. Does not: which run (`runs`),
 facts as sentences (`explanation_text`), comparing runs (`difference`).
 """
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,22 +15,20 @@ from numpy.typing import NDArray
 from novelsum_dagster.audit.barred_picks import barred_picks
 from novelsum_dagster.audit.explanation_text import sentences
 from novelsum_dagster.audit.find_sample import AMONG, PLACE, find_sample
-from novelsum_dagster.audit.run_fields import labels_of_picks, quality_of_sample
+from novelsum_dagster.audit.run_fields import full_labels, quality_of_sample
+from novelsum_dagster.audit.run_scores import ROUNDING, RunScores, Unpicked, vectors_of
 from novelsum_dagster.diversity.density import density_factor
 from novelsum_dagster.lineage.query import Connection, all_rows, one_row
 from novelsum_dagster.lineage.runs import Run
 from novelsum_dagster.pool.fields import COLUMNS
 from novelsum_dagster.selection.extension import EXTENDS
 from novelsum_dagster.selection.picks import BARS
-from novelsum_dagster.selection.scoring import Scoring
-from novelsum_dagster.selection.trajectory import bounds_at_end, closest_pick, scores_at_end, trajectory
+from novelsum_dagster.selection.trajectory import closest_pick
 
 _SNIPPET = 160
 _NEAREST = 3
 _MOST_PAIRS = 2**22
 """Distances between samples and picks that are computed for one answer: a few tenths of a second at most."""
-_ROUNDING = 1e-6
-"""Relative tolerance of scores: closer ones may be in either order, since the selection keeps distances in float32."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +257,7 @@ def _of_left_out(
     scored = _Scored.of(connection, root, run, sample, facts["density_factor"])
     if scored is None or barred is None:
         return found
-    by_score = ~np.isnan(scored.winning)
+    by_score = ~np.isnan(scored.scores.winning)
     is_eligible = by_score.copy()
     for one in barred:
         is_eligible[one["first"] - 1 : one["last"]] = False
@@ -276,66 +273,29 @@ def _of_left_out(
 
 @dataclass(frozen=True)
 class _Scored:
-    """Inputs for computing a sample's scores: its own vector and factor, and those of the picks in order.
+    """A sample that was not picked, and the scores of its run.
 
     Attributes:
         vector, factor, quality: of the sample; the quality is 1 if the run has none.
-        picks: float32, (k, d).
-        pick_factors: float64, (k,).
-        winning: float64, (k,), the score of each pick, including its quality; NaN if it was not picked by score.
-        scoring: which score.
+        scores: of the run.
     """
 
     vector: NDArray[np.float32]
     factor: float
     quality: float
-    picks: NDArray[np.float32]
-    pick_factors: NDArray[np.float64]
-    winning: NDArray[np.float64]
-    scoring: Scoring
+    scores: RunScores
 
     @staticmethod
     def of(
         connection: Connection, root: Path, run: Run, sample: dict[str, Any], factor: float | None
     ) -> "_Scored | None":
-        """Return the inputs for a sample; None without scores, or if its quality cannot be read.
-
-        Also None if picks were exchanged at the end: their scores do not belong to one order.
-        """
-        path = root / run.folder / "picks_vectors.parquet"
-        if run.strategy != "novelselect" or factor is None:
-            return None
-        scoring = Scoring.recorded(run.options, run.proximity_power)
-        if scoring.swap_rounds:
+        """Return a sample's vector, factor and quality; None without scores, or if its quality cannot be read."""
+        scores = None if factor is None else RunScores.of(connection, root, run)
+        if factor is None or scores is None:
             return None
         quality = quality_of_sample(connection, root, run, sample["id"])
-        if quality is None:
-            return None
-        vectors = _vectors(connection, root, run, [sample["id"]])
-        if not vectors or not path.exists():
-            return None
-        picks = all_rows(
-            connection, "SELECT score, density_factor FROM picks WHERE selection = ? ORDER BY rank", [run.selection]
-        )  # fmt: skip
-        # As one long column: Arrow's way to NumPy imports pandas.
-        stored = connection.execute("SELECT unnest(vector) AS value FROM read_parquet(?)", [str(path)]).fetchnumpy()
-        return _Scored(
-            vectors[sample["id"]],
-            factor,
-            quality,
-            stored["value"].reshape(len(picks), -1),
-            _column(picks, "density_factor"),
-            _column(picks, "score"),
-            scoring,
-        )
-
-
-def _vectors(connection: Connection, root: Path, run: Run, ids: list[str]) -> dict[str, NDArray[np.float32]]:
-    found = connection.execute(
-        f"SELECT id, vector FROM read_parquet(?) WHERE {AMONG}",
-        [str(root / run.vectors_folder / "*.parquet"), ids],
-    ).fetchnumpy()
-    return dict(zip(found["id"].tolist(), found["vector"], strict=True))
+        vector = vectors_of(connection, root, run, [sample["id"]]).get(sample["id"])
+        return None if quality is None or vector is None else _Scored(vector, factor, quality, scores)
 
 
 def _closest(scored: _Scored, is_eligible: NDArray[np.bool_]) -> dict[str, Any] | None:
@@ -343,19 +303,13 @@ def _closest(scored: _Scored, is_eligible: NDArray[np.bool_]) -> dict[str, Any] 
 
     `share`, the fraction of the winning score, is None if scores may be negative. None if it was eligible at no pick.
     """
-    score = trajectory(
-        scored.vector,
-        scored.factor,
-        scored.picks,
-        scored.pick_factors,
-        scoring=scored.scoring,
-        quality=scored.quality,
-    )
-    signed = scored.scoring.density_side == "objective"
-    at = closest_pick(score, np.where(is_eligible, scored.winning, np.nan), by_difference=signed)
+    score = scored.scores.after_each_pick(scored.vector, scored.factor, scored.quality)
+    winning = scored.scores.winning
+    signed = scored.scores.scoring.density_side == "objective"
+    at = closest_pick(score, np.where(is_eligible, winning, np.nan), by_difference=signed)
     if at is None:
         return None
-    own, won = float(score[at - 1]), float(scored.winning[at])
+    own, won = float(score[at - 1]), float(winning[at])
     share = None if signed else own / won
     return {"rank": at + 1, "score": own, "winning_score": won, "share": share, "quality": scored.quality}
 
@@ -366,61 +320,28 @@ def _before(
     """Return how many samples, eligible for one more pick, score higher at the end, and whether that is exact.
 
     Exact, except for rounding, if the candidates are few enough to be scored; otherwise an upper bound. None for a
-    token budget, which is spent; for partitions, since a further pick would change what each part picks; for a quality,
-    or a quota on a field of the records, whose values for all other samples are not in the lineage.
+    sample whose cap is reached; for a token budget, which is spent; for partitions, since a further pick would change
+    what each part picks; for a quality, or a quota on a field of the records, whose values for all other samples are
+    not in the lineage.
     """
-    options = run.options
-    columns = [quota["column"] for quota in options.get("quotas", ())]
-    if any(options.get(name) is not None for name in ("token_budget", "quality", "partitions")) or any(
+    columns = [quota["column"] for quota in run.options.get("quotas", ())]
+    if any(run.options.get(name) is not None for name in ("token_budget", "quality", "partitions")) or any(
         column not in COLUMNS for column in columns
     ):
         return None
-    full = {column: _full_labels(connection, root, run, column) for column in columns}
-    others = connection.execute(
-        "SELECT"
-        " remaining.id, coalesce(remaining.score, 'nan') AS score, remaining.after_picks, density.mean_squared_distance"
-        " FROM remaining"
-        " INNER JOIN samples ON samples.id = remaining.id AND samples.snapshot = ?"
-        " INNER JOIN density ON density.id = remaining.id AND density.density = ?"
-        " ANTI JOIN (SELECT id FROM picks WHERE selection = ?) AS chosen ON chosen.id = remaining.id"
-        " WHERE remaining.selection = ? AND remaining.id <> ?"
-        " AND NOT list_has_any(?::VARCHAR[], [samples.id, samples.former_id])"
-        + "".join(f" AND NOT list_contains(?::VARCHAR[], samples.{column}::VARCHAR)" for column in full),
-        [
-            *(run.snapshot, run.density, run.selection, run.selection, sample["id"]),
-            list(options.get("must_exclude", ())),
-            *full.values(),
-        ],
-    ).fetchnumpy()
-    picks = (scored.picks, scored.pick_factors)
-    own = scores_at_end(scored.vector[None, :], np.array([scored.factor]), *picks, scoring=scored.scoring)[0]
-    factors = density_factor(others["mean_squared_distance"], run.density_power)
-    bound = bounds_at_end(
-        others["score"],
-        others["after_picks"],
-        factors,
-        scored.pick_factors,
-        scoring=scored.scoring,
-    )
-    level = own - abs(own) * _ROUNDING
-    near = np.flatnonzero(bound >= level)
-    if len(near) * len(scored.picks) > _MOST_PAIRS:
+    full = full_labels(connection, root, run)
+    if any(str(sample[column]) in labels for column, labels in full.items()):
+        return None
+    others = Unpicked.of(connection, run, full)
+    own = scored.scores.at_end(scored.vector[None, :], np.array([scored.factor]))[0]
+    bound = scored.scores.bounds_at_end(others.score, others.after_picks, others.factors)
+    level = own - abs(own) * ROUNDING
+    near = [row for row in np.flatnonzero(bound >= level).tolist() if others.ids[row] != sample["id"]]
+    if len(near) * len(scored.scores.picks) > _MOST_PAIRS:
         return len(near), False
-    if not len(near):
+    if not near:
         return 0, True
-    ids = others["id"][near].tolist()
-    vectors = _vectors(connection, root, run, ids)
-    found = np.stack([vectors[id_] for id_ in ids])
-    scores = scores_at_end(found, factors[near], *picks, scoring=scored.scoring)
+    ids = [others.ids[row] for row in near]
+    vectors = vectors_of(connection, root, run, ids)
+    scores = scored.scores.at_end(np.stack([vectors[id_] for id_ in ids]), others.factors[near])
     return int((scores >= level).sum()), True
-
-
-def _full_labels(connection: Connection, root: Path, run: Run, column: str) -> list[str]:
-    """Return the labels of a column whose caps the picks have reached."""
-    counts = Counter(labels_of_picks(connection, root, run, column))
-    caps = [quota.get("caps", {}) for quota in run.options["quotas"] if quota["column"] == column]
-    return [label for given in caps for label, cap in given.items() if counts[label] >= cap]
-
-
-def _column(rows: list[dict[str, Any]], name: str) -> NDArray[np.float64]:
-    return np.array([np.nan if row[name] is None else row[name] for row in rows], dtype=np.float64)

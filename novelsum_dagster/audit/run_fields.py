@@ -4,6 +4,7 @@ Belongs here: the pool as the lineage knows it, a field of one sample and of all
 in a record (`pool.fields`).
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,16 @@ def labels_of_picks(connection: Connection, root: Path, run: Run, column: str) -
             return [str(field_of(line, None, column)) for line in file]
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: damaged ({error}); delete {path.parent}, and run again") from error
+
+
+def full_labels(connection: Connection, root: Path, run: Run) -> dict[str, list[str]]:
+    """Return the labels whose caps the picks have reached, by column."""
+    full: dict[str, list[str]] = {}
+    for quota in run.options.get("quotas", ()):
+        counts = Counter(labels_of_picks(connection, root, run, quota["column"])) if quota.get("caps") else Counter()
+        reached = [label for label, cap in quota.get("caps", {}).items() if counts[label] >= cap]
+        full.setdefault(quota["column"], []).extend(reached)
+    return full
 
 
 def _of_sample(connection: Connection, root: Path, run: Run, id_: str, name: str) -> Any:

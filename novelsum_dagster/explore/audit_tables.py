@@ -4,18 +4,18 @@ Belongs here: their parameterised queries and explanations. Does not: the models
 """
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
+from novelsum_dagster.audit.near_misses import COUNT, near_misses
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.lineage.query import Connection, all_rows
 from novelsum_dagster.lineage.runs import Run, removed_runs
-
-MISSES = 1_000
-"""Maximum number of samples in the table of near misses."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,20 @@ class AuditTable:
 
     Attributes:
         model: the table or view that it reads; it may be missing in a database of an earlier version.
-        query: with one parameter, the value of `limited_by`.
+        query: with one parameter, the value of `limited_by`; or a function that computes the table of a run.
         limited_by: the key of the run to which rows are limited; None reads all runs.
         about: one sentence of explanation for readers.
+        if_missing: shown to readers where a run has no such table.
     """
 
     model: str
-    query: str
+    query: str | Callable[[Connection, Path, Run], pa.Table | None]
     limited_by: Literal["run_id", "snapshot", "selection"] | None
     about: str
+    if_missing: str = (
+        "This lineage has no table for this yet: the models of the audit are built at the end of a run. The next"
+        " `novelsum run` builds them."
+    )
 
 
 TABLES = {
@@ -46,12 +51,12 @@ TABLES = {
     ),
     "near misses": AuditTable(
         "selection_audit",
-        "SELECT id, source, tokens, turns, score, score_is_exact, after_picks, density_factor, novelty, reason"
-        " FROM selection_audit WHERE run_id = ? AND NOT picked AND score IS NOT NULL"
-        f" ORDER BY score DESC, id LIMIT {MISSES}",
+        near_misses,
         "run_id",
-        f"Samples left out with the highest known scores, {MISSES:,} at most. A score that is not exact is an upper"
-        " bound from an earlier pick.",
+        f"The {COUNT:,} samples left out whose scores were highest after the last pick, in order. The scores are exact."
+        " Barred by: the limit that ruled it out at the last pick.",
+        "There are no scores to compare: the strategy has none, or the selection was made in parts, or picks were"
+        " exchanged at the end.",
     ),
     "sources": AuditTable(
         "source_coverage",
@@ -110,11 +115,12 @@ TABLES = {
 }
 
 
-def read_table(connection: Connection, name: str, run: Run) -> pa.Table | None:
-    """Return one of `TABLES` for a run; None if the database has no such model.
+def read_table(connection: Connection, root: Path, name: str, run: Run) -> pa.Table | None:
+    """Return one of `TABLES` for a run; None if the database has no such model, or the run no such table.
 
     Args:
         connection: to the lineage, for reading.
+        root: the storage folder.
         name: key of `TABLES`.
         run: the chosen run.
 
@@ -132,6 +138,8 @@ def read_table(connection: Connection, name: str, run: Run) -> pa.Table | None:
     )
     if not known:
         return None
+    if callable(table.query):
+        return table.query(connection, root, run)
     try:
         found: Any = connection.sql(table.query, params=[getattr(run, table.limited_by)] if table.limited_by else [])
         return found.to_arrow_table()

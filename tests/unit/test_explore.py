@@ -78,7 +78,7 @@ def _write_selection(root: Path, selection: str, samples: pa.Table, picked: Any)
 
 def _rows(number: int, n: int, k: int, dimension: int) -> dict[str, dict[str, Any]]:
     run_id, started = f"run{number}-0000", f"2026-01-0{number + 1} 12:00:00+00"
-    settings = json.dumps({"pool": {"near_duplicates": {"drop": True}}})
+    settings = json.dumps({"pool": {"near_duplicates": {"drop": True}}, "selection": {"k": k}})
     keys = {"snapshot": "s", "vectors": "v", "density": "d"}
     selection = f"c{number}"
     counts = {"read": n, "kept": n, "duplicates": 0, "rejects": 0}
@@ -175,9 +175,9 @@ def test_the_tables_agree_with_the_files(root: Path) -> None:
     picked = set(_picks(root))
     with LineageStore(root).reading() as connection:
         run = find_run(connection, None)
-        tables = {name: read_table(connection, name, run) for name in TABLES}
+        tables = {name: read_table(connection, root, name, run) for name in TABLES}
         assert [row["run_id"] for row in finished_runs(connection)] == ["run1-0000", "run0-0000"]
-    assert all(table is not None for table in tables.values())
+    assert all(table is not None for name, table in tables.items() if name != "near misses")
     picks, lengths, measures = (tables[name] for name in ("picks", "lengths", "measures"))
     assert picks is not None and lengths is not None and measures is not None
     assert picks["id"].to_pylist() == _picks(root)
@@ -192,7 +192,7 @@ def test_a_lineage_without_models_has_no_tables(tmp_path: Path) -> None:
     write_storage(tmp_path, n=30, k=5, runs=1)
     with LineageStore(tmp_path).reading() as connection:
         run = find_run(connection, None)
-        found = {name for name in TABLES if read_table(connection, name, run) is not None}
+        found = {name for name in TABLES if read_table(connection, tmp_path, name, run) is not None}
     assert found == {"picks"}
 
 
@@ -202,7 +202,7 @@ def test_a_model_of_another_version_is_named(tmp_path: Path) -> None:
     with store.writing() as connection:
         connection.execute("CREATE TABLE length_bias AS SELECT 'run0-0000' AS run_id")
     with store.reading() as connection, pytest.raises(InputError, match="length_bias was built by another version"):
-        read_table(connection, "lengths", find_run(connection, None))
+        read_table(connection, tmp_path, "lengths", find_run(connection, None))
 
 
 def test_the_figure_escapes_and_knows_its_rows(root: Path) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from novelsum_dagster.selection import Picks, Quota, novelselect
 from novelsum_dagster.selection.picks import BARS
-from tests.plain import Allowed, plain_novelselect
+from tests.plain import Allowed, PlainLimits, PlainQuota, plain_novelselect
 
 FEW = settings(max_examples=80, deadline=None)
 
@@ -50,39 +50,17 @@ class Plan:
             **{"verify": 2, "threads": 1, **limit, **options},
         )
 
+    @property
+    def rule(self) -> PlainLimits:
+        quotas = [PlainQuota(np.asarray(one.labels).tolist(), one.caps, one.floors) for one in self.quotas]
+        return PlainLimits(self.cost, self.budget, quotas, self.excluded)
+
     def plain(self, initial: list[int] | None = None) -> list[int]:
         n = len(self.rows)
         return plain_novelselect(self.rows, n, self.factor, 1.0, self.seed, None, initial or (), self.allowed()).indices
 
     def allowed(self) -> Allowed:
-        """Return the rule: what is left after a pick must pay for the cheapest filling of each column's floors."""
-
-        def may_follow(picked: list[int], i: int) -> bool:
-            after = [*picked, i]
-            left = self.budget - self.cost[after].sum()
-            if i in self.excluded or left < 0:
-                return False
-            for quota in self.quotas:
-                labels = np.asarray(quota.labels)
-                counts = Counter(labels[after].tolist())
-                if counts[labels[i]] > quota.caps.get(labels[i], n):
-                    return False
-                if self.filling(quota, after) > left:
-                    return False
-            return True
-
-        n = len(self.rows)
-        return lambda picked: np.array([i not in picked and may_follow(picked, i) for i in range(n)])
-
-    def filling(self, quota: Quota, picked: list[int]) -> float:
-        """Return what the floors of a column cost at least, given the picks; infinite where they cannot be filled."""
-        total, labels = 0.0, np.asarray(quota.labels)
-        for label, floor in quota.floors.items():
-            lacking = max(0, floor - int((labels[picked] == label).sum()))
-            open_ = [j for j in range(len(labels)) if labels[j] == label and j not in [*picked, *self.excluded]]
-            costs = sorted(self.cost[open_].tolist())
-            total += sum(costs[:lacking]) if len(costs) >= lacking else np.inf
-        return total
+        return self.rule.eligible
 
     def contradicts(self) -> bool:
         """Return whether one column's limits cannot be kept, whatever is picked."""
@@ -90,7 +68,7 @@ class Plan:
         for quota in self.quotas:
             labels = np.asarray(quota.labels)
             counts = Counter(labels[open_].tolist())
-            if self.filling(quota, []) > self.budget:
+            if self.rule.filling(PlainQuota(labels.tolist(), quota.caps, quota.floors), []) > self.budget:
                 return True
             if any(floor > quota.caps.get(label, len(labels)) for label, floor in quota.floors.items()):
                 return True
@@ -183,7 +161,7 @@ def test_the_record_says_what_was_eligible_and_what_ruled_out_the_others(plan: P
         allowed = plan.allowed()(chosen[:rank])
         eligible_picks += allowed
         assert record.eligible[rank] == allowed.sum()
-        barred = _barred(plan, chosen[:rank])
+        barred = plan.rule.barred(chosen[:rank])
         assert {bar: int(counts[rank]) for bar, counts in record.ruled_out.items()} == {
             bar: len(barred.get(bar, ())) for bar in BARS
         }
@@ -196,21 +174,6 @@ def test_the_record_says_what_was_eligible_and_what_ruled_out_the_others(plan: P
     assert not record.eligible[:given].any()
     if len(chosen) > given:
         np.testing.assert_array_equal(record.eligible_picks, eligible_picks)
-
-
-def _barred(plan: Plan, picked: list[int]) -> dict[str, set[int]]:
-    """Return the samples that each limit rules out after some picks, each limit looked at alone."""
-    left, open_ = plan.budget - plan.cost[picked].sum(), set(range(len(plan.rows))) - set(picked) - set(plan.excluded)
-    barred = {"must_exclude": set(plan.excluded), "budget": {i for i in open_ if plan.cost[i] > left}}
-    barred |= {"cap": set(), "floor": set()}
-    for quota in plan.quotas:
-        labels = np.asarray(quota.labels)
-        counts = Counter(labels[picked].tolist())
-        barred["cap"] |= {i for i in open_ if counts[labels[i]] >= quota.caps.get(labels[i], len(labels))}
-        barred["floor"] |= {
-            i for i in open_ - barred["budget"] if plan.filling(quota, [*picked, i]) > left - plan.cost[i]
-        }
-    return barred
 
 
 def _lacks(quota: Quota, picked: list[int]) -> bool:
