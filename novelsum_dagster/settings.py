@@ -7,10 +7,11 @@ Does not: anything that acts on a setting.
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
@@ -26,6 +27,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from novelsum_dagster.common.errors import InputError
@@ -640,7 +642,10 @@ class Automation(_Section):
     schedule: str | None = Field(
         None, description='Start a run at these times (cron, as "0 3 * * *") unless nothing changed.'
     )
-    timezone: str = Field("UTC", description="Time zone of schedule, e.g. Europe/Berlin.")
+    verify: str | None = Field(
+        None, description="Check at these times (cron) that nothing stored was changed, as novelsum verify does."
+    )
+    timezone: str = Field("UTC", description="Time zone of schedule and verify, e.g. Europe/Berlin.")
     carry: bool = Field(
         False,
         description="After an asset is materialised by hand and passes its checks, materialise what depends on it.",
@@ -818,14 +823,14 @@ def load_settings(path: Path) -> Settings:
     try:
         return Settings.model_validate({**values, "base": path.parent.resolve()})
     except ValidationError as error:
-        lines = [f"{path}:{_line(tree, e['loc'])}: {_key(e['loc'])}: {_message(e)}{_wanted(e)}" for e in error.errors()]
+        lines = [f"{path}:{_line(tree, e['loc'])}: {_key(e['loc'])}: {mistake(e)}{_wanted(e)}" for e in error.errors()]
         raise InputError("\n".join(lines)) from None
 
 
 def problems(error: ValidationError, within: str = "") -> str:
     """Return the mistakes in settings in one line, each with its key; `within` is put before the keys."""
     prefix = [within] if within else []
-    return "; ".join(f"{_key([*prefix, *e['loc']])}: {_message(e)}" for e in error.errors())
+    return "; ".join(f"{_key([*prefix, *e['loc']])}: {mistake(e)}" for e in error.errors())
 
 
 def _s3_place(storage: str) -> S3Place | None:
@@ -852,21 +857,41 @@ def _s3_place(storage: str) -> S3Place | None:
 
 def _wanted(error: ErrorDetails) -> str:
     """Return the description of a setting whose value does not match its pattern; empty for other mistakes."""
-    found: Any = Settings
-    for part in error["loc"]:
-        found = found if isinstance(found, type) else found.annotation
-        found = getattr(found, "model_fields", {}).get(part)
-        if found is None:
-            return ""
-    return f" ({found.description})" if error["type"] == "string_pattern_mismatch" else ""
+    if error["type"] != "string_pattern_mismatch":
+        return ""
+    found = _fields_beside(error["loc"]).get(str(error["loc"][-1]))
+    return f" ({found.description})" if found is not None else ""
 
 
-def _message(error: ErrorDetails) -> str:
+def mistake(error: ErrorDetails) -> str:
+    """Return what is wrong with a value or name, with the nearest choice or setting if one is near."""
     if error["type"] == "extra_forbidden":
         if error["loc"][1:] and error["loc"][-1] == "device":
             return "no such setting; set device at the top level of the file, for all steps"
-        return "no such setting; see docs/settings.md"
-    return error["msg"].removeprefix("Value error, ")
+        near = _nearest(error["loc"][-1], _fields_beside(error["loc"]))
+        return "no such setting" + (near or "; see docs/settings.md")
+    choices = re.findall("'([^']*)'", error["ctx"]["expected"]) if error["type"] == "literal_error" else []
+    return error["msg"].removeprefix("Value error, ") + _nearest(error["input"], choices)
+
+
+def _nearest(word: Any, known: Iterable[str]) -> str:
+    near = get_close_matches(str(word), known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _fields_beside(location: Sequence[str | int]) -> dict[str, FieldInfo]:
+    """Return the settings of the section in which the last part of `location` is."""
+    fields: dict[str, FieldInfo] = Settings.model_fields
+    for part in location[:-1]:
+        if isinstance(part, str):  # A number is a place in a list of sections.
+            fields = _fields_within(fields[part].annotation) if part in fields else {}
+    return {name: field for name, field in fields.items() if not field.exclude}
+
+
+def _fields_within(annotation: Any) -> dict[str, FieldInfo]:
+    """Return the settings of a section, or of the section that a list has; empty for other types."""
+    inner = [_fields_within(part) for part in get_args(annotation)]
+    return dict(getattr(annotation, "model_fields", {})) or next(filter(None, inner), {})
 
 
 def _key(location: Sequence[str | int]) -> str:

@@ -17,12 +17,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from novelsum_dagster.artifacts.artifact import Artifact
 from novelsum_dagster.artifacts.layout import record_file
 from novelsum_dagster.common.errors import InputError
-from novelsum_dagster.common.files import known_hash, write_bytes
+from novelsum_dagster.common.files import known_hash, sealed, unsealed, write_json
 from novelsum_dagster.settings import Settings
 
 PACKAGES = (
@@ -81,14 +81,14 @@ STEPS = {
     ),
     "sample_novelty": StepFacts("3", ("novelsum",)),
     "selected_subset": StepFacts("4", ("selection", "novelsum.density_power", "novelsum.proximity_power", *_MEASURED)),
-    "novelsum_report": StepFacts("4", ("novelsum", "measures")),
+    "novelsum_report": StepFacts("5", ("novelsum", "measures")),
     "lineage": StepFacts("1"),
-    "changes": StepFacts("1"),
-    "data_card": StepFacts("2", ("card",)),
+    "changes": StepFacts("2"),
+    "data_card": StepFacts("3", ("card",)),
     "study_pool": StepFacts("3", ("novelsum", "study.held_out", "study.neighbors", "study.unseen")),
     "study_set": StepFacts("3", ("novelsum", "study.variants", "study.representations")),
     "study_measures": StepFacts(
-        "3",
+        "4",
         (
             "novelsum",
             "measures",
@@ -153,6 +153,11 @@ class Provenance(BaseModel):
     git_is_clean: bool | None
     machine: dict[str, str | int]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_unchanged(cls, values: Any) -> Any:
+        return unsealed(values)
+
 
 def code_version(asset: str) -> str:
     """Return the code version of an asset's step."""
@@ -203,7 +208,7 @@ def record(
     damaged = _changed_since(root, made)
     if damaged:
         raise InputError("stored files of this output differ from what the step wrote:\n" + _lines(damaged))
-    write_bytes((made.model_dump_json(indent=2) + "\n").encode(), record_path(root, asset, output.key))
+    write_json(sealed(made.model_dump(mode="json")), record_path(root, asset, output.key))
     return made
 
 
@@ -248,10 +253,17 @@ def read_record(root: Path, asset: str, key: str) -> Provenance:
     except FileNotFoundError:
         raise InputError(f"{asset} {key}: has no provenance record ({path.name}); {again}") from None
     except (OSError, ValidationError) as error:
-        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); {again}") from None
+        raise InputError(f"{path}: damaged ({_reason(error)}); {again}") from None
     if (found.asset, found.output) != (asset, key):
         raise InputError(f"{path}: damaged (it is the record of {found.asset} {found.output}); {again}")
     return found
+
+
+def _reason(error: OSError | ValidationError) -> str:
+    """Return why a record could not be read, in a line."""
+    if isinstance(error, ValidationError):
+        return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+    return str(error).splitlines()[0]
 
 
 def require_matching(root: Path, settings: Settings, inputs: Mapping[str, Artifact]) -> None:
@@ -310,9 +322,15 @@ def damaged_files(root: Path, made: Provenance) -> list[str]:
         path = root / name
         if not path.is_file():
             found.append(f"{made.asset}: {path} is missing; materialise {made.asset} again")
-        elif _stored(path) != file:
+        elif not is_stored(path, file):
             found.append(_damaged(made.asset, path))
     return found
+
+
+def is_stored(path: Path, *files: StoredFile) -> bool:
+    """Return whether a file is one of those that records state; content is read only if the size is equal."""
+    size = path.stat().st_size
+    return any(size == file.bytes for file in files) and _stored(path) in files
 
 
 def _damaged(asset: str, path: Path) -> str:

@@ -1,6 +1,8 @@
 """Options of the commands that read files directly (`measure`, `select`, `inspect`), and the command `inspect`."""
 
+import contextlib
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,12 +17,14 @@ from novelsum_dagster.cli.terminal import (
     new_reporter,
     print_json,
     print_table,
+    require_outputs,
     say,
     settings_in,
     validated,
 )
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.progress import counted
+from novelsum_dagster.pool.formats import ENDINGS
 from novelsum_dagster.pool.forms import PARTS
 from novelsum_dagster.pool.samples import ROLES
 from novelsum_dagster.settings import PACKAGED_MODEL, Embedding, NearDuplicates, Pool, Settings, Source
@@ -186,7 +190,9 @@ class FileOptions:
 
 
 def inspect(
-    files: Annotated[list[Path] | None, typer.Argument(help="Files to inspect; default: those of --settings.")] = None,
+    files: Annotated[
+        list[Path] | None, typer.Argument(help=f"Files to inspect: {ENDINGS}. Default: those of --settings.")
+    ] = None,
     settings: Annotated[
         Path | None, typer.Option("--settings", "-s", help="Inspect the sources of this settings file.")
     ] = None,
@@ -220,6 +226,7 @@ def inspect(
             form=form, columns=columns, role=role, model=model, text=text, max_characters=max_characters
         )
         pool, embedding, base = options.pool(files or []), options.embedding(), Path.cwd()
+    require_outputs([rejects], files_read(pool, embedding, base))
     without = pool.model_copy(update={"near_duplicates": _OFF})
     with tempfile.TemporaryDirectory(prefix="novelsum-") as folder, new_reporter().step("reading") as progress:
         root = Path(folder)
@@ -238,6 +245,21 @@ def inspect(
         _print_file(one, cut.words(embedding))
 
 
+def files_read(pool: Pool, embedding: Embedding, base: Path) -> list[Path]:
+    """Return the files of this machine that sources and vectors name; relative ones start at `base`.
+
+    Sources that are missing or unreadable are left out: reading them reports it.
+    """
+    from novelsum_dagster.pool.readers import find_files
+
+    found = [base / Path(embedding.vectors).expanduser()] if embedding.vectors else []
+    for source in pool.sources:
+        if source.path is not None:
+            with contextlib.suppress(InputError):
+                found += find_files(source.path, base)
+    return found
+
+
 def say_read(snapshot: "PoolSnapshot", root: Path, rejects: Path | None, duplicates: bool = True) -> None:
     """Report which records and near-duplicates were left out, and which content a text model cannot see.
 
@@ -247,8 +269,11 @@ def say_read(snapshot: "PoolSnapshot", root: Path, rejects: Path | None, duplica
         rejects: the file that rejects are written to, if any.
         duplicates: whether exact duplicates are left out, too.
     """
+    # The counts of the files have dropped near-duplicates among the duplicates.
+    places = snapshot.table(root, "origins", ["file", "is_first"]).to_pylist() if duplicates else []
+    exact = Counter(place["file"] for place in places if not place["is_first"])
     for file in snapshot.files:
-        for note in _notes(file, duplicates):
+        for note in _notes(file, exact[file.file]):
             say(f"{file.file}: {note}")
     rows = snapshot.table(root, "rejects", ["file", "position", "line", "reason", "detail"])
     for row in rows.slice(0, 10).to_pylist():
@@ -261,13 +286,13 @@ def say_read(snapshot: "PoolSnapshot", root: Path, rejects: Path | None, duplica
         say(f"{counted(snapshot.near_duplicates, 'near-duplicate')} {what}")
 
 
-def _notes(file: "SourceFile", duplicates: bool) -> Iterator[str]:
-    """Yield what `say_read` says about one file."""
-    if file.rejects or (duplicates and file.duplicates):
-        also = f" and {counted(file.duplicates, 'duplicate')}" if duplicates else ""
-        yield f"{counted(file.rejects, 'bad record')}{also} left out"
-    for folded in file.folded if duplicates else ():
-        differ = f"{counted(folded.records, 'duplicate')} {'differs' if folded.records == 1 else 'differ'}"
+def _notes(file: "SourceFile", exact: int) -> Iterator[str]:
+    """Yield what `say_read` says about one file; `exact` counts the exact duplicates that were left out."""
+    left_out = [(file.rejects, "bad record"), (exact, "exact duplicate")]
+    if any(count for count, _ in left_out):
+        yield " and ".join(counted(count, name) for count, name in left_out if count) + " left out"
+    for folded in file.folded if exact else ():
+        differ = f"{counted(folded.records, 'exact duplicate')} {'differs' if folded.records == 1 else 'differ'}"
         yield (
             f"in column {folded.column}, which is not read as training content, {differ} from the sample kept"
             f" (record {folded.position} repeats {folded.id}); --columns maps columns"
@@ -302,7 +327,9 @@ def export(
     from novelsum_dagster.embedding.vector_files import export_vectors
     from novelsum_dagster.pool.snapshot import PoolSnapshot
 
-    root = settings_in(settings).storage_path
+    chosen = settings_in(settings)
+    root = chosen.storage_path
+    require_outputs([output], files_read(chosen.pool, chosen.embedding, chosen.base))
     snapshot = newest_or_none(root, "raw_pool", PoolSnapshot)
     vectors = newest_or_none(root, "embeddings", VectorSet)
     if snapshot is None or vectors is None:
@@ -383,7 +410,7 @@ def _facts(one: "InspectedFile", cut: str | None) -> Iterator[tuple[str, str]]:
     yield "format", file.format
     yield (
         "records",
-        f"{file.read:,} read: {file.kept:,} samples, {counted(file.duplicates, 'duplicate')},"
+        f"{file.read:,} read: {file.kept:,} samples, {counted(file.duplicates, 'exact duplicate')},"
         f" {counted(file.rejects, 'reject')}{unread}",
     )
     yield "forms", ", ".join(f"{form} {count:,}" for form, count in one.forms.items()) or "none"
@@ -398,8 +425,8 @@ def _facts(one: "InspectedFile", cut: str | None) -> Iterator[tuple[str, str]]:
     if file.open_ended:
         yield "no answer at the end", f"{counted(file.open_ended, 'sample')}: the last turn is not the assistant's"
     for folded in file.folded:
-        said = f"{counted(folded.records, 'duplicate')}, as record {folded.position}, which repeats {folded.id[:8]}"
-        yield f"differ in {folded.column}", said
+        count = counted(folded.records, "exact duplicate")
+        yield f"differ in {folded.column}", f"{count}, as record {folded.position}, which repeats {folded.id[:8]}"
     for kind in one.rejects:
         yield f"{kind.reason} {kind.records:,}", f"first: {_place(kind.position, kind.line)}: {kind.detail}"
 

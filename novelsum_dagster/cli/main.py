@@ -10,6 +10,7 @@ input, settings or arguments; 130 interrupted.
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ import typer
 
 from novelsum_dagster.cli.audit import diff, rebuild_lineage, reproduce, why
 from novelsum_dagster.cli.explore import explore, page_beside
-from novelsum_dagster.cli.files import FileOptions, NearOptions, export, inspect, say_cut, say_read
+from novelsum_dagster.cli.files import FileOptions, NearOptions, export, files_read, inspect, say_cut, say_read
 from novelsum_dagster.cli.gc import gc
 from novelsum_dagster.cli.plan import plan
 from novelsum_dagster.cli.restore import restore
@@ -34,18 +35,23 @@ from novelsum_dagster.cli.terminal import (
     print_json,
     print_table,
     require_free_port,
+    require_outputs,
     run_group,
     say,
     settings_in,
     validated,
     with_shared_options,
 )
+from novelsum_dagster.cli.verify import sign, verify
 from novelsum_dagster.common.errors import InputError, disk_full, is_disk_full
+from novelsum_dagster.pool.formats import ENDINGS
 from novelsum_dagster.settings import Embedding, NovelSum, Selection, Settings
 
 if TYPE_CHECKING:
     from novelsum_dagster.diversity.measures import Comparison, SetMeasures, Value
     from novelsum_dagster.pool.export import ChosenRecord, Nested
+    from novelsum_dagster.pool.snapshot import PoolSnapshot
+    from novelsum_dagster.report.explanation import Compared
 
 app = new_app(
     "How diverse is an instruction-tuning dataset, and which subset is most diverse?\n\n"
@@ -114,7 +120,9 @@ def run(settings: SettingsFile = None, as_json: AsJson = False) -> None:
         print_json(summary)
         return
     _print_pool(summary["pool"])
-    _print_sets(summary["novelsum"])
+    density = _reference("the pool", summary["pool"]["samples"], summary["pool"]["near_duplicates_dropped"])
+    intervals = "Intervals are 95 % bootstrap; for the pool sample, the range of ten random draws."
+    _print_sets(summary["novelsum"], intervals, density)
     if worse := summary["less_diverse"]:
         print(f"{worse}: see the report")
     for name in ("subset", "report", "lineage"):
@@ -133,7 +141,7 @@ def run(settings: SettingsFile = None, as_json: AsJson = False) -> None:
 @with_shared_options
 def measure(
     *,
-    sets: Annotated[list[Path], typer.Argument(help="Files (.json, .jsonl, .parquet; .gz, .zst), one set each.")],
+    sets: Annotated[list[Path], typer.Argument(help=f"Files, one set each: {ENDINGS}.")],
     reference: Annotated[
         list[Path] | None,
         typer.Option("--reference", "-r", help="The pool that defines density; repeatable."),
@@ -169,7 +177,7 @@ def measure(
     from novelsum_dagster.cli.oneshot import compare, embedded_files, transformed, untransformed
     from novelsum_dagster.diversity.novelsum import Grid
     from novelsum_dagster.pool.rejects import RejectsFile
-    from novelsum_dagster.report.comparison import comparison_json, write_comparison
+    from novelsum_dagster.report.comparison import WRITTEN, comparison_json, write_comparison
 
     grid = Grid(tuple(neighbors or [10]), tuple(density_power or [0.5]), tuple(proximity_power or [1.0]))
     powers = validated(
@@ -182,12 +190,12 @@ def measure(
         density_side=density_side,
         aggregate=aggregate,
     )
-    if output is not None:
-        folder_to_write("--output", output)
     embedding, reporter = options.embedding(), new_reporter()
     if options.vectors is not None and (len(sets) > 1 or reference):
         raise InputError("--vectors takes one set of files: measure a single set, without --reference")
     everything = options.pool([*sets, *sorted(reference or [])], near.rule())
+    tables = [] if output is None else [folder_to_write("--output", output) / name for name in WRITTEN]
+    require_outputs([*tables, options.rejects], files_read(everything, embedding, Path.cwd()))
     left_out = RejectsFile(options.rejects)
     samples, ids, content = {}, {}, {}
     for at, path in enumerate(sets):
@@ -212,7 +220,10 @@ def measure(
     _say_transformed(next(iter(samples.values())).vectors.shape[1], embedding)
     comparison = compare(samples, pool, powers, grid, options.seed, options.device, reporter)
     where = [str(path) for path in reference] if reference else "all sets together"
-    settings = {**powers.model_dump(), **asdict(grid), "seed": options.seed, "reference": where, "model": options.model}
+    size = len(pool) if pool is not None else sum(len(one.vectors) for one in samples.values())
+    density = _reference(", ".join(where) if reference else str(where), size, everything.near_duplicates.drop)
+    settings = {**powers.model_dump(), **asdict(grid), "seed": options.seed, "model": options.model}
+    settings |= {"reference": where, "reference_samples": size}
     if options.whiten or options.reduce is not None:
         settings |= {"whiten": options.whiten, "reduce": options.reduce}
     if output is not None:
@@ -222,6 +233,7 @@ def measure(
         print_json(comparison_json(comparison, settings, content))
         return
     _print_measures(comparison)
+    print(density)
     for note in comparison.notes:
         say(note)
 
@@ -230,7 +242,7 @@ def measure(
 @with_shared_options
 def select(
     *,
-    pool: Annotated[list[Path], typer.Argument(help="Files (.json, .jsonl, .parquet; .gz, .zst) to choose from.")],
+    pool: Annotated[list[Path], typer.Argument(help=f"Files to choose from: {ENDINGS}.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Where to write them: .jsonl, .json or .parquet; - for stdout.")
     ],
@@ -295,12 +307,13 @@ def select(
         raise InputError("--json prints to standard output; name a file with --output")
     if not to_stdout:
         output_writer(output)
-        _refuse_input_as_output(output, pool)
     left_out = RejectsFile(options.rejects)
-    if picks is not None and (picks.suffix != ".parquet" or picks.absolute() == output.absolute()):
-        raise InputError(f"--picks: {picks} must end in .parquet and be another file than --output")
+    if picks is not None and picks.suffix != ".parquet":
+        raise InputError(f"--picks: {picks} must end in .parquet")
     reporter = new_reporter()
     read, embedding = options.pool(pool, near.rule()), options.embedding()
+    written = [None if to_stdout else output, picks, options.rejects]
+    require_outputs(written, files_read(read, embedding, Path.cwd()))
     how = _nested(nested)
 
     def require(snapshot: PoolSnapshot, root: Path) -> None:
@@ -337,8 +350,21 @@ def select(
                 f"NovelSum of the subset: {reached['novelsum']:.4f}, {reached['part_of_bound']:.0%} of"
                 f" {reached['upper_bound']:.4f}, an upper bound for subsets of this size."
             )
+        _print_beside(compared, len(table), files.snapshot, stderr=to_stdout)
         if worse := less_diverse(compared):
             say(f"{worse}; measures compared: {names_of(compared)}.")
+
+
+def _print_beside(compared: "Sequence[Compared]", size: int, pool: "PoolSnapshot", stderr: bool) -> None:
+    """Print NovelSum of a random and of the selected subset, each of `size` samples, if it was measured."""
+    for one in compared:
+        if one.measure == "novelsum":
+            rows = [
+                {"set": name, "samples": size, "novelsum": found.value, "low": found.low, "high": found.high}
+                for name, found in (("random", one.random), ("selected", one.selected))
+            ]
+            density = _reference("the pool", pool.kept, pool.near_duplicates_dropped)
+            _print_sets(rows, "Intervals are 95 % bootstrap.", density, stderr=stderr)
 
 
 def _say_transformed(dimension: int, embedding: Embedding) -> None:
@@ -406,6 +432,8 @@ app.command("vectors")(export)
 app.command()(why)
 app.command()(diff)
 app.command()(reproduce)
+app.command()(verify)
+app.command()(sign)
 app.command()(explore)
 app.command("rebuild-lineage")(rebuild_lineage)
 app.command()(gc)
@@ -466,11 +494,6 @@ def _compute_logs(settings: Settings) -> str:
     }
     manager = {"module": "dagster_aws.s3.compute_log_manager", "class": "S3ComputeLogManager", "config": config}
     return "\n# Output of steps is stored beside everything else.\n" + yaml.safe_dump({"compute_logs": manager})
-
-
-def _refuse_input_as_output(output: Path, pool: list[Path]) -> None:
-    if any(path.exists() and output.exists() and path.samefile(output) for path in pool):
-        raise InputError(f"{output} is one of the inputs; write to another file")
 
 
 def _say_checks(result: Any) -> None:
@@ -540,6 +563,7 @@ def _summary(settings: Settings) -> dict[str, Any]:
             "read": snapshot.read,
             "samples": snapshot.kept,
             "duplicates": snapshot.duplicates,
+            "exact_duplicates": snapshot.exact_duplicates,
             "rejects": snapshot.rejects,
             "near_duplicates": snapshot.near_duplicates,
             "near_duplicates_dropped": snapshot.near_duplicates_dropped,
@@ -579,19 +603,26 @@ def _what_changed(settings: Settings, run_id: str) -> str | None:
 
 
 def _print_pool(counts: dict[str, int]) -> None:
-    near = "of them near" if counts["near_duplicates_dropped"] else "near-duplicates kept"
-    names = ("read", "samples", "rejects", "duplicates")
-    row = [f"{counts[name]:,}" for name in (*names, "near_duplicates")]
-    print_table("Pool", (*names, near), [row])
+    near = "near-duplicates " + ("dropped" if counts["near_duplicates_dropped"] else "kept")
+    names = ("read", "samples", "rejects", "exact_duplicates", "near_duplicates")
+    row = [f"{counts[name]:,}" for name in names]
+    print_table("Pool", (*names[:3], "exact duplicates", near), [row])
 
 
-def _print_sets(sets: list[dict[str, Any]]) -> None:
+def _reference(name: str, samples: int, near_dropped: bool) -> str:
+    """Return the sentence that names what NovelSum's density is computed against, without which no two compare."""
+    left_out = ", near-duplicates left out" if near_dropped else ""
+    return f"Density is taken from {name}: {samples:,} samples{left_out}."
+
+
+def _print_sets(sets: list[dict[str, Any]], *notes: str, stderr: bool = False) -> None:
     rows = [
         (row["set"], f"{row['samples']:,}", f"{row['novelsum']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}")
         for row in sets
     ]
-    print_table("NovelSum at equal size", ("set", "samples", "NovelSum", "interval"), rows, text=("set",))
-    print("Intervals are 95 % bootstrap; for the pool sample, the range of ten random draws.")
+    columns = ("set", "samples", "NovelSum", "interval")
+    print_table("NovelSum at equal size", columns, rows, text=("set",), stderr=stderr)
+    print(*notes, sep="\n", file=sys.stderr if stderr else sys.stdout)
 
 
 def _print_measures(comparison: "Comparison") -> None:
@@ -605,11 +636,11 @@ def _print_measures(comparison: "Comparison") -> None:
         shown = comparison.sets[start : start + abreast]
         rows = []
         for key, known in MEASURES.items():
-            if key in shown[0].values:
+            if key in shown[0].values or key != "g_vendi":
                 label = known.label + ("" if known.higher_is_diverse else " ↓")
                 if key == "novelsum" and len(shown[0].grid) > 1:
                     label += " (first setting)"
-                rows.append([label, *(_with_interval(measured.values[key]) for measured in shown)])
+                rows.append([label, *(_with_interval(measured.values.get(key)) for measured in shown)])
         print_table(
             f"Diversity of {len(shown[0].rows):,} samples each, with half a 95 % interval",
             ["measure", *(measured.name for measured in shown)],
@@ -635,5 +666,8 @@ def _print_grid(sets: "list[SetMeasures]") -> None:
     print_table("NovelSum at every setting", ("K", "beta", "alpha", *(measured.name for measured in sets)), rows)
 
 
-def _with_interval(found: "Value") -> str:
-    return f"{found.value:,.4f} ± {max(found.high - found.value, found.value - found.low):.2g}"
+def _with_interval(found: "Value | None") -> str:
+    if found is None:
+        return "-"
+    value = f"{found.value:.4g}" if 0 < abs(found.value) < 0.01 else f"{found.value:,.4f}"
+    return f"{value} ± {max(found.high - found.value, found.value - found.low):.2g}"

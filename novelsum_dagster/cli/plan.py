@@ -58,12 +58,18 @@ def plan(
 def _pool_size(settings: Settings) -> tuple[int, int | None]:
     """Return the number of samples in the newest snapshot, else of records in the sources, and their texts' bytes."""
     from novelsum_dagster.artifacts.newest import newest_or_none
+    from novelsum_dagster.pool.buckets import is_in_bucket
     from novelsum_dagster.pool.ingest import count_records
+    from novelsum_dagster.pool.landing import list_sources
     from novelsum_dagster.pool.snapshot import PoolSnapshot
 
     root = settings.storage_path
     snapshot = newest_or_none(root, "raw_pool", PoolSnapshot)
     if snapshot is not None and (root / snapshot.folder).is_dir():
+        try:
+            list_sources([one for one in settings.pool.sources if not is_in_bucket(one.path)], settings.base)
+        except InputError as error:
+            say(f"warning: these are the figures of the stored pool; a run would not find its sources: {error}")
         characters = snapshot.samples(root, ["characters"])["characters"]
         return snapshot.kept, sum(characters.to_pylist())
     say("counting the records of the sources")

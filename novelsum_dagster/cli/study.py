@@ -16,6 +16,7 @@ from novelsum_dagster.cli.terminal import (
     folder_to_write,
     new_app,
     new_reporter,
+    require_outputs,
     say,
     settings_in,
 )
@@ -137,6 +138,7 @@ def page(
 
     if output.is_dir():
         raise InputError(f"--output: {output} is a folder; name a file")
+    require_outputs([output], [])
     tables = read_tables(folders)
     with new_reporter().step("bootstrap") as progress:
         found = findings(tables, DRAWS, progress)

@@ -19,7 +19,7 @@ import typer
 
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.progress import LogReporter, Reporter, TerminalReporter
-from novelsum_dagster.settings import SETTINGS_VARIABLE, Settings, load_settings, settings_path
+from novelsum_dagster.settings import SETTINGS_VARIABLE, Settings, load_settings, mistake, settings_path
 
 SettingsFile = Annotated[
     Path | None,
@@ -84,6 +84,7 @@ def print_table(
     totals: Iterable[Sequence[str]] = (),
     caption: str | None = None,
     min_width: int | None = None,
+    stderr: bool = False,
 ) -> None:
     """Print a table. Only the first column is never wrapped; in others, a word that is too long is broken, not cut.
 
@@ -95,6 +96,7 @@ def print_table(
         totals: rows below a line.
         caption: below the table.
         min_width: of columns with numbers, in characters.
+        stderr: print it to standard error, as where standard output has records.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -111,7 +113,7 @@ def print_table(
         if not number:
             table.add_section()
         table.add_row(*map(escape, row))
-    Console().print(table)
+    Console(stderr=stderr).print(table)
 
 
 def new_reporter() -> Reporter:
@@ -151,7 +153,7 @@ def validated(section: type[Any], /, **values: Any) -> Any:
     except ValidationError as error:
         found = error.errors()[0]
         option = f"--{str(found['loc'][0]).replace('_', '-')}: " if found["loc"] else ""
-        raise InputError(option + found["msg"].removeprefix("Value error, ")) from None
+        raise InputError(option + mistake(found)) from None
 
 
 def folder_to_write(option: str, folder: Path) -> Path:
@@ -163,6 +165,24 @@ def folder_to_write(option: str, folder: Path) -> Path:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{option}: {folder} is a file; name a folder")
     return folder
+
+
+def require_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | None]) -> None:
+    """Refuse to write over a file that is read, and report which files will be replaced; None is left out.
+
+    Raises:
+        InputError: if an output is one of the inputs, or is named twice.
+    """
+    read = [path for path in inputs if path is not None and path.exists()]
+    written = [path for path in outputs if path is not None]
+    there = [path for path in written if path.is_file()]
+    for path in there:
+        if any(path.samefile(one) for one in read):
+            raise InputError(f"{path} is one of the inputs; write to another file")
+    if len({path.resolve() for path in written}) < len(written):
+        raise InputError(f"{', '.join(map(str, written))}: two outputs have one name; write them to different files")
+    if there:
+        say(f"will be replaced: {', '.join(map(str, there))}")
 
 
 def is_port_in_use(port: int) -> bool:

@@ -213,6 +213,8 @@ class Evaluator:
     ) -> Iterator[tuple[str, Callable[[], Measured]]]:
         """Yield every measure but NovelSum of a set by name, each as a function that computes it.
 
+        Cluster inertia is omitted for sets with no more samples than clusters, for which it is always 0.
+
         Args:
             vectors: float32, (n, d).
             texts: n texts; None omits G-Vendi.
@@ -228,7 +230,8 @@ class Evaluator:
         yield "distsum_cosine", lambda: distsum_cosine(vectors, moments=moments)
         yield "distsum_l2", lambda: distsum_l2(vectors, device=device)
         yield "knn_distance", lambda: knn_distance(vectors, neighbor=settings.knn_neighbor, device=device)
-        yield "cluster_inertia", lambda: cluster_inertia(vectors, clusters=settings.inertia_clusters, seed=seed)
+        if settings.inertia_clusters < len(vectors):
+            yield "cluster_inertia", lambda: cluster_inertia(vectors, clusters=settings.inertia_clusters, seed=seed)
         yield "radius", lambda: radius(vectors, moments=moments)
         yield "facility_location", lambda: facility_location(vectors, self.reference, device=device)
         yield "partition_entropy", lambda: partition_entropy(vectors, partition=self.partition)
@@ -294,7 +297,8 @@ def measure_sets(
     if evaluator.cells < measures.partition_clusters:
         notes.append(f"Partition entropy was taken over {evaluator.cells:,} cells: the reference has no more samples.")
     if measures.inertia_clusters >= size:
-        notes.append(f"Cluster inertia is 0: there are {measures.inertia_clusters:,} clusters for {size:,} samples.")
+        clusters = f"{measures.inertia_clusters:,} clusters for {size:,} samples"
+        notes.append(f"Cluster inertia was left out: with {clusters} it is always 0.")
     measured = []
     for name, samples in sets.items():
         chosen = rows[name]

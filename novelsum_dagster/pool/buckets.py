@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import content_key
-from novelsum_dagster.pool.readers import SUCCESS_MARKER, file_format
+from novelsum_dagster.pool.formats import file_format
+from novelsum_dagster.pool.readers import SUCCESS_MARKER
 from novelsum_dagster.remote.s3 import Remote, RemoteFile
 from novelsum_dagster.settings import S3, S3Place
 

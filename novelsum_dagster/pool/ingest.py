@@ -25,6 +25,7 @@ from novelsum_dagster.pool.buckets import BucketFile, bucket_files, fetched, for
 from novelsum_dagster.pool.datasets_reader import dataset_batches
 from novelsum_dagster.pool.duplicates import near_duplicates
 from novelsum_dagster.pool.folded import FoldedRecords, printable
+from novelsum_dagster.pool.formats import file_format
 from novelsum_dagster.pool.forms import Parsed, Reading, has_column, parse
 from novelsum_dagster.pool.keeping import keeping_order
 from novelsum_dagster.pool.landing import (
@@ -37,7 +38,7 @@ from novelsum_dagster.pool.landing import (
     write_listing,
 )
 from novelsum_dagster.pool.messages import Roles
-from novelsum_dagster.pool.readers import file_format, find_files, read_file, require_readable
+from novelsum_dagster.pool.readers import find_files, read_file, require_readable
 from novelsum_dagster.pool.records import Record
 from novelsum_dagster.pool.rejects import write_rejects
 from novelsum_dagster.pool.samples import Reject

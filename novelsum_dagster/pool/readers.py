@@ -1,8 +1,8 @@
 """Reading records one by one from files, without holding a file in memory.
 
-Belongs here: finding files, refusing unreadable files, decompressing. Does not: splitting text into records
-(`json_reader`), rows (`table_reader`), datasets (`datasets_reader`), what the fields mean (`forms`), duplicates and
-snapshots (`ingest`).
+Belongs here: finding files, refusing unreadable files, decompressing. Does not: the formats' names
+(`formats`), splitting text into records (`json_reader`), rows (`table_reader`), datasets (`datasets_reader`), what the
+fields mean (`forms`), duplicates and snapshots (`ingest`).
 """
 
 import codecs
@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.pool.datasets_reader import first_outside, is_saved_dataset
+from novelsum_dagster.pool.formats import COMPRESSIONS, ENDINGS, TABLES, file_format
 from novelsum_dagster.pool.json_reader import read_json
 from novelsum_dagster.pool.records import Record, end_record
 from novelsum_dagster.pool.table_reader import (
@@ -32,20 +33,6 @@ from novelsum_dagster.pool.table_reader import (
 
 SUCCESS_MARKER = "_SUCCESS"
 """The file by which a writer marks a folder as complete, as Spark does."""
-_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-_FORMATS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".ipc": "arrow",
-}
-_TABLES = {"parquet": "Parquet", "arrow": "Arrow"}
-"""Formats that are compressed inside."""
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _HEAD_BYTES = 1024
 _COMPRESSED_STARTS = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
@@ -152,7 +139,7 @@ def _what_folder(pattern: str, folder: Path) -> str:
         ending = next(filter(None, endings), None)
         if ending is not None:
             return f"folder; name files or a glob such as {name}/{place}{ending}"
-    return f"folder without a file that can be read; the names must end in one of {', '.join(_FORMATS)}"
+    return f"folder without a file that can be read; the names must end in {ENDINGS}"
 
 
 def _ending(path: Path) -> str | None:
@@ -161,7 +148,7 @@ def _ending(path: Path) -> str | None:
         file_format(path)
     except InputError:
         return None
-    return "".join(path.suffixes[-2:] if path.suffix.lower() in _COMPRESSIONS else path.suffixes[-1:])
+    return "".join(path.suffixes[-2:] if path.suffix.lower() in COMPRESSIONS else path.suffixes[-1:])
 
 
 def _shown(name: str | Path) -> str:
@@ -172,26 +159,6 @@ def _shown(name: str | Path) -> str:
 def shown_name(path: Path, base: Path) -> str:
     """Return a source file's name as a snapshot shows it: relative to `base` where it is within."""
     return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
-
-
-def file_format(path: Path) -> str:
-    """Return json, jsonl, csv, parquet or arrow by the file's name, compression aside.
-
-    Raises:
-        InputError: for any other name.
-    """
-    suffix = next((s for s in reversed(path.suffixes) if s.lower() not in _COMPRESSIONS), "").lower()
-    kind = _FORMATS.get(suffix)
-    if kind is None:
-        raise InputError(
-            f"{path}: unknown format; the name must end in .parquet, .arrow, .json, .jsonl, .csv or .tsv (.gz or .zst"
-            " may follow the last four); save another table as CSV"
-        )
-    if kind in _TABLES and path.suffix.lower() != suffix:
-        raise InputError(
-            f"{path}: {_TABLES[kind]} is compressed inside and cannot be read from {path.suffix}; decompress it"
-        )
-    return kind
 
 
 def require_readable(path: Path) -> None:
@@ -207,7 +174,7 @@ def require_readable(path: Path) -> None:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
         what = _what_foreign(head, path, kind)
-        if what is None and kind in _TABLES:
+        if what is None and kind in TABLES:
             require_distinct(arrow_schema(path).names, path)
         elif what is None and kind == "csv":
             with _opened(path) as stream:
@@ -239,12 +206,12 @@ def _what_foreign(head: bytes, path: Path, kind: str) -> str | None:
             return what
     for start, table in _TABLE_STARTS.items():
         if head.startswith(start) and kind != table:
-            return f"{_TABLES[table]}; name it {path.name.split('.')[0]}.{table}"
+            return f"{TABLES[table]}; name it {path.name.split('.')[0]}.{table}"
     for start, suffix in _COMPRESSED_STARTS.items():
         if head.startswith(start) and path.suffix.lower() != suffix:
-            plain = path.stem if path.suffix.lower() in _COMPRESSIONS else path.name
-            how = "decompress it" if kind in _TABLES else f"name it {plain}{suffix}"
-            return f"compressed with {_COMPRESSIONS[suffix]}; {how}"
+            plain = path.stem if path.suffix.lower() in COMPRESSIONS else path.name
+            how = "decompress it" if kind in TABLES else f"name it {plain}{suffix}"
+            return f"compressed with {COMPRESSIONS[suffix]}; {how}"
     return None
 
 
@@ -273,6 +240,6 @@ def read_file(path: Path) -> Iterator[Record]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[io.BufferedReader]:
-    compression = _COMPRESSIONS.get(path.suffix.lower())
+    compression = COMPRESSIONS.get(path.suffix.lower())
     with pa.input_stream(str(path), compression=compression) as raw, io.BufferedReader(raw) as stream:
         yield stream

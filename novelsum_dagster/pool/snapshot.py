@@ -143,6 +143,11 @@ class PoolSnapshot(Artifact):
         return sum(file.duplicates for file in self.files)
 
     @property
+    def exact_duplicates(self) -> int:
+        """Records left out because their training content repeats a sample's."""
+        return self.duplicates - (self.near_duplicates if self.near_duplicates_dropped else 0)
+
+    @property
     def rejects(self) -> int:
         """Rejected records."""
         return sum(file.rejects for file in self.files)

@@ -148,7 +148,7 @@ def _fields_present(gxe: ModuleType, subject: Subject) -> "_Expected":
     ]
 
 
-_COUNTS_ADD_UP = "For every file: read = kept + duplicates + rejects + unread."
+_COUNTS_ADD_UP = "For every file: read = kept + duplicates (with dropped near-duplicates) + rejects + unread."
 
 
 @_suite("raw_pool", "counts_add_up", _COUNTS_ADD_UP, blocking=True)

@@ -13,6 +13,10 @@ import pyarrow as pa
 from novelsum_dagster.common.files import write_csv_and_table, write_json
 from novelsum_dagster.diversity.measures import Comparison, SetMeasures
 
+_TABLES = ("measures", "novelsum", "novelty")
+WRITTEN = ("comparison.json", *(f"{name}{ending}" for name in _TABLES for ending in (".csv", ".parquet")))
+"""Names of the files that `write_comparison` writes."""
+
 
 def comparison_json(comparison: Comparison, settings: dict[str, Any], content: Mapping[str, str]) -> dict[str, Any]:
     """Return a comparison as a JSON-able value.

@@ -17,7 +17,7 @@ from novelsum_dagster.embedding.store import pool_vectors
 from novelsum_dagster.quality.suites import Subject
 from novelsum_dagster.quality.validate import verdicts_of
 from novelsum_dagster.report.card import DataCard, build_card
-from tests.curated import Curated, curate, hashes, short, write_wrong
+from tests.curated import RUN, Curated, curate, hashes, short, write_wrong
 from tests.pools import write_jsonl, write_settings
 
 ATTACK = "<script>alert('x')</script>"
@@ -66,6 +66,7 @@ def _built(curated: Curated, verdicts: list[Verdict] | None = None, **card: Any)
         made["selected_subset"],
         made["novelsum_report"],
         made=curated.records["selected_subset"],
+        run_id=RUN,
         verdicts=_verdicts(curated) if verdicts is None else verdicts,
         settings=curated.with_settings(card=card),
     )
@@ -263,7 +264,7 @@ def test_measures_are_those_of_the_report(curated: Curated, card: tuple[DataCard
     assert [row[2] for row in rows][:1] == [
         f"{(of := report.of('selected')).value:,.4f} ({of.low:,.4f} to {of.high:,.4f})"
     ]
-    assert len([line for line in _page(card[1]).splitlines() if " to " in line and line.startswith("|")]) == 13
+    assert len([line for line in _page(card[1]).splitlines() if " to " in line and line.startswith("|")]) == 12
 
 
 def test_the_citations_are_each_there_once(curated: Curated) -> None:

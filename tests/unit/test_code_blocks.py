@@ -125,7 +125,7 @@ def test_every_block_is_tested_or_says_why_not() -> None:
 @_of("python")
 def test_python_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names = _names()
+    names = {} if block.page == "README.md" else _names()
     statements = ast.parse(block.code).body
     sources = [ast.get_source_segment(block.code, statement) or "" for statement in statements]
     _require_all_used(block, sources)

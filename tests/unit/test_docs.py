@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from novelsum_dagster import diversity, selection, settings
 from novelsum_dagster.lineage.models import models
 from novelsum_dagster.quality.suites import SUITES
-from novelsum_dagster.settings import Quota, Settings, Source, load_settings
+from novelsum_dagster.settings import CACHE_VARIABLE, Quota, Settings, Source, load_settings
 from tests import study_tables
 from tests.blocks import blocks as code_blocks
 
@@ -91,6 +91,18 @@ def test_links_lead_somewhere(page: str) -> None:
         assert target.exists(), link
         assert target.is_relative_to(ROOT), link
         assert not anchor or anchor in _anchors(target), link
+
+
+def test_every_picture_is_shown() -> None:
+    shown = {
+        Path(link).name for page in PAGES for link in re.findall(r"!\[[^]]*\]\((.+?)\)", _outside_code(ROOT / page))
+    }
+    assert shown == {path.name for path in ROOT.glob("docs/images/*")}
+
+
+def test_the_cache_is_documented() -> None:
+    page = (ROOT / "docs/data.md").read_text()
+    assert all(word in page for word in (CACHE_VARIABLE, "~/.cache/novelsum", "rejects.parquet", "rm -r"))
 
 
 def test_the_index_names_every_page() -> None:

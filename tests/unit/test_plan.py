@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from novelsum_dagster.artifacts.layout import newest_file
 from novelsum_dagster.cli import needs as module
 from novelsum_dagster.cli import plan as cli_plan
 from novelsum_dagster.cli.main import app
@@ -17,8 +18,19 @@ from novelsum_dagster.cli.needs import LIBRARIES, Need, Room, Size, plan, room
 from novelsum_dagster.common import memory
 from novelsum_dagster.common.memory import NotEnoughMemory
 from novelsum_dagster.embedding import store
+from novelsum_dagster.embedding.encoder import token_counter
 from novelsum_dagster.embedding.store import load_vectors
-from novelsum_dagster.settings import Embedding, NearDuplicates, NovelSum, Pool, Ray, Selection, Settings
+from novelsum_dagster.pool.ingest import build_snapshot
+from novelsum_dagster.settings import (
+    Embedding,
+    NearDuplicates,
+    NovelSum,
+    Pool,
+    Ray,
+    Selection,
+    Settings,
+    load_settings,
+)
 from tests.pools import REAL_MODEL, alpaca, write_jsonl, write_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -292,6 +304,22 @@ def test_the_command_counts_the_pool_and_knows_the_models_dimension(tmp_path: Pa
     huge = _run(tmp_path, "--samples", "1000000000", "--dimension", "4096", "--workers", "3")
     assert (huge["samples"], huge["dimension"], huge["workers"]) == (10**9, 4096, 3)
     assert not any(step["fits"] for step in huge["steps"])
+
+
+def test_a_source_that_is_gone_is_named_beside_the_figures_of_the_stored_pool(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "one.jsonl", alpaca(30))
+    write_settings(tmp_path, pool={"sources": [{"path": "one.jsonl"}]})
+    settings = load_settings(tmp_path / "curation.yaml")
+    snapshot = build_snapshot(settings.pool, tmp_path, settings.storage_path, token_counter(settings.embedding))
+    newest = settings.storage_path / newest_file("raw_pool")
+    newest.parent.mkdir()
+    newest.write_text(snapshot.model_dump_json())
+    plan = ["plan", "--json", "--settings", str(tmp_path / "curation.yaml")]
+    assert "warning" not in CliRunner().invoke(app, plan).stderr
+    path.unlink()
+    done = CliRunner().invoke(app, plan)
+    assert done.exit_code == 0 and json.loads(done.stdout)["samples"] == 30
+    assert all(word in done.stderr for word in ("warning", "stored pool", "one.jsonl: no such file"))
 
 
 def test_the_table_says_what_does_not_fit(tmp_path: Path) -> None:

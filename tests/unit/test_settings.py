@@ -224,3 +224,30 @@ def test_a_value_of_another_form_is_told_what_is_wanted(tmp_path: Path) -> None:
     path.write_text("ray: {address: localhost}\n")
     with pytest.raises(InputError, match=r"curation\.yaml:1: ray\.address: .*\(host:port of the cluster's head"):
         load_settings(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("selction: {k: 3}", "selection"),
+        ("selection: {stratgy: kmeans}", "strategy"),
+        ("pool: {sources: [{pth: a}]}", "path"),
+        ("selection: {quotas: [{column: source, cap: {a: 1}}]}", "caps"),
+        ("measures: {g_vendi: {modle: x}}", "model"),
+        ("selection: {strategy: novelselct}", "novelselect"),
+        ("pool: {sources: [{path: a, columns: {promt: q}}]}", "prompt"),
+        ("pool: {roles: {narrator: usr}}", "user"),
+        ("study: {variants: [{name: a, strategy: kmean}]}", "kmeans"),
+    ],
+)
+def test_the_nearest_setting_or_choice_is_offered(tmp_path: Path, text: str, near: str) -> None:
+    (error,) = refused(tmp_path, text)
+    assert error.endswith(f"did you mean {near}?")
+
+
+@pytest.mark.parametrize(
+    "text", ["selection: {zzz: 1}", "basis: 3", "selection: {strategy: zzz}", "embedding: {dtype: 3}"]
+)
+def test_nothing_is_offered_where_nothing_is_near(tmp_path: Path, text: str) -> None:
+    (error,) = refused(tmp_path, text)
+    assert "did you mean" not in error
