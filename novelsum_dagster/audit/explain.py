@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from novelsum_dagster.audit.barred_picks import barred_picks
 from novelsum_dagster.audit.explanation_text import sentences
-from novelsum_dagster.audit.find_sample import AMONG, PLACE, find_sample
+from novelsum_dagster.audit.find_sample import AMONG, asked_place, find_sample
 from novelsum_dagster.audit.run_fields import full_labels, quality_of_sample
 from novelsum_dagster.audit.run_scores import ROUNDING, RunScores, Unpicked, vectors_of
 from novelsum_dagster.diversity.density import density_factor
@@ -27,8 +27,8 @@ from novelsum_dagster.selection.trajectory import closest_pick
 
 _SNIPPET = 160
 _NEAREST = 3
-_MOST_PAIRS = 2**22
-"""Distances between samples and picks that are computed for one answer: a few tenths of a second at most."""
+_MOST_PAIRS = 2**25
+"""Distances between samples and picks that are computed for one answer: a few seconds at most."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def explain(connection: Connection, root: Path, run: Run, query: str) -> Explana
         connection: to the lineage, for reading.
         root: the storage folder.
         run: which run.
-        query: the sample's id or a prefix of it (at least 4 characters), FILE:LINE, or a piece of its text.
+        query: the sample's id or a prefix of it (at least 4 characters), FILE:LINE, FILE#RECORD, or a piece of text.
 
     Raises:
         InputError: if no sample or several samples match; offers the nearest.
@@ -129,17 +129,8 @@ def _near_duplicate(connection: Connection, run: Run, id_: str) -> dict[str, Any
 
 def _repeated(query: str, places: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the places of the query that repeat the sample."""
-    matched = PLACE.fullmatch(query)
-    if matched is None:
-        return []
-    named = (matched["file"], int(matched["line"]))
-    return [
-        place
-        for place in places
-        if not place["is_first"]
-        and (place["file"].endswith(f"/{named[0]}") or place["file"] == named[0])
-        and (place["position"] if place["line"] is None else place["line"]) == named[1]
-    ]
+    asked = asked_place(query)
+    return [] if asked is None else [place for place in places if not place["is_first"] and asked.is_of(place)]
 
 
 def _measured(connection: Connection, run: Run, id_: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Belongs here: sentences, made of the facts alone, so that each can be checked ag
 """
 
 from collections.abc import Mapping, Sequence
+from decimal import ROUND_CEILING, Context
 from typing import Any
 
 from novelsum_dagster.audit.find_sample import snippet
@@ -160,10 +161,9 @@ def _when_barred(barred: Sequence[Facts], selection: Facts) -> list[str]:
             why = f"it has {one['cost']:,.0f} tokens, and {one['left']:,.0f} of the budget were left"
         else:
             unit = "places" if selection["token_budget"] is None else "tokens"
-            why = (
-                f"{one['reserved']:,.0f} of the {one['left']:,.0f} {unit} left were reserved for floors on"
-                f" {one['column']}"
-            )
+            left, reserved = one["left"], one["reserved"]
+            part = f"the {left:,.0f}" if reserved == left else f"{reserved:,.0f} of the {left:,.0f}"
+            why = f"{part} {unit} left were reserved for floors on {one['column']}"
         if last == selection["k"]:
             words.append(f"From pick {first:,} on it was not eligible: {why}.")
         elif first == last:
@@ -194,11 +194,17 @@ def _closest(facts: Facts, closest: Facts) -> list[str]:
 
 
 def _quality_needed(field: str | None, closest: Facts) -> str:
+    share, own = closest["share"], closest["quality"]
     if field is None:
-        needed = f"a quality more than {1 / closest['share']:.4f} times the others' (selection.quality),"
+        needed = f"a quality more than {_rounded_up(1 / share)} times the others' (selection.quality),"
     else:
-        needed = f"{field} over {closest['quality'] / closest['share']:.6g} instead of {closest['quality']:.6g},"
+        needed = f"{field} over {_rounded_up(own / share)} instead of {own:.6g},"
     return f"With {needed} it would have been picked at that pick or earlier."
+
+
+def _rounded_up(value: float) -> str:
+    """Return a number with six digits that is not below it, so that more than the text says is enough."""
+    return f"{Context(prec=6, rounding=ROUND_CEILING).create_decimal_from_float(value):f}"
 
 
 def _at_end(facts: Facts) -> list[str]:

@@ -4,6 +4,8 @@ Belongs here: the query of `novelsum why`. Does not: which run (`runs`), what is
 """
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from novelsum_dagster.common.errors import InputError
@@ -15,8 +17,7 @@ _OFFERED = 5
 _ID = re.compile(r"[0-9a-fA-F]{4,}")
 _SHORT_ID = re.compile(r"[0-9a-fA-F]{1,3}")
 _SURELY_ID = 8
-PLACE = re.compile(r"(?P<file>.+):(?P<line>\d{1,18})")
-"""FILE:LINE."""
+_PLACE = re.compile(r"(?P<file>.+)(?P<by>[:#])(?P<number>\d{1,18})")
 AMONG = "id IN (SELECT unnest(?::VARCHAR[]))"
 """In this form, unlike list_contains, DuckDB reads the other columns only for matching rows: ten times faster."""
 _SNIPPET = 80
@@ -33,9 +34,9 @@ def find_sample(connection: Connection, run: Run, query: str) -> dict[str, Any]:
             found = _samples(connection, run, f"starts_with({column}, ?)", [query.lower()])
             if found:
                 return _only(found, query)
-    place = PLACE.fullmatch(query)
+    place = asked_place(query)
     if place:
-        found = _at_place(connection, run, place["file"], int(place["line"]))
+        found = _at_place(connection, run, place)
         if found:
             return _only(found, query)
     # Case-sensitive first: comparing in lower case takes twice as long.
@@ -52,8 +53,8 @@ def find_sample(connection: Connection, run: Run, query: str) -> dict[str, Any]:
     if _SHORT_ID.fullmatch(query):
         offered = "; give at least four characters of an id"
     raise InputError(
-        f"no sample of run {run.short} has an id that begins with {query!r}, that place (FILE:LINE) or that text"
-        f"{offered}"
+        f"no sample of run {run.short} has an id that begins with {query!r}, that place (FILE:LINE or FILE#RECORD) or"
+        f" that text{offered}"
     )
 
 
@@ -79,11 +80,32 @@ def _with_ids(connection: Connection, run: Run, rows: list[dict[str, Any]]) -> l
     return _samples(connection, run, AMONG, [[row["id"] for row in rows]]) if rows else []
 
 
-def _at_place(connection: Connection, run: Run, file: str, line: int) -> list[dict[str, Any]]:
-    """Return the sample read from a line (or record, in files without lines) of a file, given the end of its path."""
-    where = "snapshot = ? AND (file = ? OR ends_with(file, ?)) AND coalesce(line, position) = ?"
-    values = [run.snapshot, file, f"/{file}", line]
-    ids = all_rows(connection, f"SELECT DISTINCT id FROM origins WHERE {where}", values)
+@dataclass(frozen=True)
+class AskedPlace:
+    """A place in a query: FILE:LINE, in files without lines FILE:RECORD, or FILE#RECORD; records count from 1."""
+
+    file: str
+    number: int
+    by_record: bool
+
+    def is_of(self, place: Mapping[str, Any]) -> bool:
+        """Return whether a record is there, given its file, line and position."""
+        number = place["position"] if self.by_record or place["line"] is None else place["line"]
+        return number == self.number and (place["file"] == self.file or place["file"].endswith(f"/{self.file}"))
+
+
+def asked_place(query: str) -> AskedPlace | None:
+    """Return the place that a query names; None if it is not one."""
+    found = _PLACE.fullmatch(query)
+    return AskedPlace(found["file"], int(found["number"]), found["by"] == "#") if found else None
+
+
+def _at_place(connection: Connection, run: Run, place: AskedPlace) -> list[dict[str, Any]]:
+    """Return the samples or rejected records at a place, given the end of its path."""
+    number = "position" if place.by_record else "coalesce(line, position)"
+    where = f"snapshot = ? AND (file = ? OR ends_with(file, ?)) AND {number} = ?"
+    values = [run.snapshot, place.file, f"/{place.file}", place.number]
+    ids = all_rows(connection, f"SELECT DISTINCT id FROM origins WHERE {where} LIMIT {_OFFERED + 1}", values)
     if ids:
         return _with_ids(connection, run, ids)
     return all_rows(

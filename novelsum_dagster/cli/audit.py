@@ -4,20 +4,22 @@ Belongs here: their arguments, text output and JSON. Does not: the answers (`nov
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
 from novelsum_dagster.cli.terminal import AsJson, SettingsFile, new_reporter, print_json, print_table, say, settings_in
+from novelsum_dagster.common.errors import InputError
 
 _Run = Annotated[str | None, typer.Option("--run", "-r", help="Run, or the beginning of its id. Default: the newest.")]
 _SHOWN = 10
 
 
 def why(
-    sample: Annotated[str, typer.Argument(help="Id or its beginning, FILE:LINE, or a piece of the text.")],
+    sample: Annotated[str, typer.Argument(help="Id or its beginning, FILE:LINE, FILE#RECORD, or a piece of the text.")],
     run: _Run = None,
     smallest_k: Annotated[
         bool, typer.Option("--smallest-k", help="Extend the selection until it picks the sample; 4 k at most.")
@@ -35,13 +37,13 @@ def why(
     """
     from novelsum_dagster.audit.explain import explain
     from novelsum_dagster.audit.smallest_k import with_smallest_k
-    from novelsum_dagster.lineage.runs import find_run
+    from novelsum_dagster.audit.verified import EXPLAINED, verified_run
     from novelsum_dagster.report.tables import shortened
     from novelsum_dagster.workspace import Workspace
 
     workspace = Workspace(settings_in(settings))
     with workspace.lineage.reading() as connection:
-        found = explain(connection, workspace.root, find_run(connection, run), sample)
+        found = explain(connection, workspace.root, verified_run(connection, workspace.root, run, EXPLAINED), sample)
         if smallest_k:
             with new_reporter().step("extending the selection") as progress:
                 found = with_smallest_k(connection, workspace.root, found, progress)
@@ -69,14 +71,19 @@ def diff(
 ) -> None:
     """Compare the subsets of two runs: which samples entered, left and stayed, and why.
 
+    Why is found by selecting again with one of the changed inputs at a time, where that takes about a minute at most.
+
     Example: [bold]novelsum diff 614f8acc 2dd77a51[/]
     """
     from novelsum_dagster.audit.difference import difference
-    from novelsum_dagster.lineage.runs import find_run
+    from novelsum_dagster.audit.verified import COMPARED, verified_run
     from novelsum_dagster.workspace import Workspace
 
-    with Workspace(settings_in(settings)).lineage.reading() as connection:
-        found = difference(connection, find_run(connection, run_a), find_run(connection, run_b))
+    workspace = Workspace(settings_in(settings))
+    with workspace.lineage.reading() as connection:
+        a, b = (verified_run(connection, workspace.root, run, COMPARED) for run in (run_a, run_b))
+        with new_reporter().step("replaying selections") as progress:
+            found = difference(connection, workspace.root, a, b, progress=progress)
     if as_json:
         answer = {
             "run_a": found.a.run_id,
@@ -85,6 +92,10 @@ def diff(
             "left": [asdict(change) for change in found.left],
             "stayed": found.stayed,
             "settings": {key: {"a": a, "b": b} for key, (a, b) in found.settings.items()},
+            "inputs": [{"code": one.code, **one.facts} for one in found.inputs],
+            **found.data,
+            "replayed": found.replayed,
+            "not_replayed": found.not_replayed,
             "same_code": found.same_code,
             "same_model": found.same_model,
             "measures": found.measures,
@@ -102,10 +113,10 @@ def reproduce(
     settings: SettingsFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Rebuild a run's subset from its record, and compare it byte for byte with the stored one.
+    """Rebuild a run's subset, density and novelty from its record, and compare them byte for byte.
 
-    Uses the run's settings, sources and seed. If a source has changed since, it is named and nothing is rebuilt.
-    Exit code 1: the rebuilt subset differs.
+    Uses the run's settings, sources and seed; stored files that were deleted do no harm. If a source has changed since,
+    or a stored file is damaged, it is named and nothing is rebuilt. Exit code 1: what was rebuilt differs.
 
     Example: [bold]novelsum reproduce 614f8acc[/]
     """
@@ -119,10 +130,11 @@ def reproduce(
     chosen = settings_in(settings)
     workspace = Workspace(chosen)
     with workspace.lineage.reading() as connection:
-        found = find_run(connection, run)
+        found = find_run(connection, run, without_data=True)
         records = records_of(connection, found)
     for name, record in records.items():
-        fetch_output(workspace.mirror, name, record.output)
+        with suppress(InputError):  # What is gone on S3, too, is rebuilt.
+            fetch_output(workspace.mirror, name, record.output)
     if EXTENDS in found.options:
         fetch_output(workspace.mirror, "selected_subset", found.options[EXTENDS])
     made = make_again(records, found, workspace.root, chosen.base, new_reporter(), embed_again)
@@ -130,8 +142,11 @@ def reproduce(
         answer = {
             "run": found.run_id,
             "equal": made.is_equal,
+            "checked": made.checked,
+            "gone": made.gone,
             "outputs": {name: {"recorded": then, "made": now} for name, (then, now) in made.outputs.items()},
             "files": made.files,
+            "not_checked": made.not_checked,
             "embedded_again": made.embedded_again,
             "differences": list(made.differences),
         }
@@ -157,18 +172,16 @@ def rebuild_lineage(settings: SettingsFile = None) -> None:
 
 
 def _print_difference(found: Any) -> None:
+    from novelsum_dagster.audit.cause_words import difference_lines
+
     moved = f"{len(found.entered):,} samples entered, {len(found.left):,} left, {found.stayed:,} stayed"
     print(f"{found.b.short} against {found.a.short}: {moved}.\n")
-    for key, (a, b) in found.settings.items():
-        print(f"  {key}: {a} -> {b}")
-    if not found.same_model:
-        print(
-            f"  model: {found.a.model} {found.a.model_revision[:12]} -> {found.b.model} {found.b.model_revision[:12]}"
-        )
-    if not found.same_code:
-        print(f"  code: {_code(found.a)} -> {_code(found.b)}")
+    for line in difference_lines(found):
+        print(f"  {line}")
     _print_changes("entered", found.entered)
     _print_changes("left", found.left)
+    if found.not_replayed:
+        print(f"\nNot all causes were replayed: {found.not_replayed}.")
     if found.measures:
         _print_measures(found)
 
@@ -181,11 +194,25 @@ def _print_reproduction(made: Any) -> None:
     rows += [(name, "", "", verdicts[equal]) for name, equal in made.files.items()]
     columns = ("output", "recorded", "rebuilt", "")
     print_table(f"Run {made.run.short}, rebuilt", columns, rows, text=columns)
+    print(f"Checked before: {_listed(made.checked)}.")
+    if made.gone:
+        print(f"Missing here, so compared by their recorded hashes alone: {_listed(made.gone)}.")
     kept = "The stored vectors were used; --embed-again recomputes them too."
     print("The vectors were recomputed." if made.embedded_again else kept)
+    for name, reason in made.not_checked.items():
+        print(f"Not compared: {name} ({reason}).")
     for line in made.differences:
         print(f"Since then: {line}.")
-    print("The subset is the same, byte for byte." if made.is_equal else "The rebuilt subset differs.")
+    if made.is_equal:
+        print("The subset is the same, byte for byte.")
+    else:
+        differing = [name for name, (then, now) in made.outputs.items() if then != now]
+        differing += [name for name, equal in made.files.items() if not equal]
+        print(f"What was rebuilt differs: {', '.join(differing)}.")
+
+
+def _listed(counts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in counts.items())
 
 
 def _print_changes(name: str, changes: Sequence[Any]) -> None:
@@ -206,7 +233,3 @@ def _print_measures(found: Any) -> None:
     print_table("Measures", ("set", "measure", found.a.short, found.b.short), rows, text=("set", "measure"))
     if any(row["size_a"] != row["size_b"] for row in found.measures):
         print("The sets differ in size, so their values cannot be compared.")
-
-
-def _code(run: Any) -> str:
-    return run.git_revision[:12] if run.git_revision else str(run.package_version)

@@ -5,7 +5,7 @@ Belongs here: the card's content, its folder. Does not: the measures, the checks
 | file | content |
 |---|---|
 | README.md | the card, with the header that Hugging Face reads |
-| subset.jsonl, original/, picks.parquet | copies of the subset's files |
+| subset.jsonl, original/, picks.parquet, eligibility.parquet | copies of the subset's files |
 | manifest.json | the card's inputs, for programs; SHA-256 of every other file |
 | SHA256SUMS | the same for `sha256sum --check` |
 """
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from novelsum_dagster.artifacts.artifact import Artifact
@@ -37,7 +39,8 @@ from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.report.novelsum_report import RANDOM, SELECTED, NovelSumReport, SetMeasure
 from novelsum_dagster.report.tables import coverage, lengths
 from novelsum_dagster.report.templates import render
-from novelsum_dagster.selection.subset import Subset, rows_of
+from novelsum_dagster.selection.picks import ChosenBy
+from novelsum_dagster.selection.subset import ELIGIBILITY, Subset, rows_of
 from novelsum_dagster.settings import Settings
 
 NOT_GIVEN = "not given"
@@ -46,7 +49,23 @@ _PAPER = (
     "Yang et al.: Measuring Data Diversity for Instruction Tuning: A Systematic Analysis and A Reliable Metric."
     " ACL 2025 (NovelSum and NovelSelect)"
 )
-_PARTS = ("subset.jsonl", "picks.parquet", "original")
+_PARTS = ("subset.jsonl", "picks.parquet", ELIGIBILITY, "original")
+_CHOSEN_BY: dict[ChosenBy, str] = {
+    "score": "by score",
+    "seed": "the first, drawn at random (seed {seed})",
+    "drawn": "drawn at random (seed {seed})",
+    "threshold": "by a threshold of similarity",
+    "must_include": "required by the settings",
+    "kept": "kept from an earlier subset",
+    "exchange": "in exchanges at the end",
+}
+_BARRED_BY = {
+    "must_exclude": "The settings (selection.must_exclude)",
+    "budget": "What was left of the token budget",
+    "cap": "Caps that were reached",
+    "floor": "Places reserved for floors",
+    "partition": "The selection in parts",
+}
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _NOTABLE = 0.1
 """A ratio this far from 1 is called a bias."""
@@ -67,6 +86,7 @@ def build_card(
     report: NovelSumReport,
     *,
     made: Provenance,
+    run_id: str,
     verdicts: Sequence[Verdict],
     settings: Settings,
 ) -> DataCard:
@@ -76,6 +96,7 @@ def build_card(
         root: the storage folder.
         snapshot, vectors, subset, report: the artifacts described by the card.
         made: record of the subset.
+        run_id: of the run that made the subset first, so that a run that changes nothing makes the same card.
         verdicts: of all checks.
         settings: of the curation.
 
@@ -85,10 +106,11 @@ def build_card(
     failed = [_in_words(one) for one in verdicts if one.blocking and not one.passed]
     if failed:
         raise InputError("no card for a subset whose checks failed: " + "; ".join(failed))
-    facts = _facts(root, snapshot, vectors, subset, report, verdicts, settings)
+    facts = {**_facts(root, snapshot, vectors, subset, report, verdicts, settings), "run_id": run_id}
     manifest: dict[str, Any] = {
         "title": facts["title"],
         "signed_off_by": settings.card.signed_off_by,
+        "run_id": run_id,
         "outputs": {**made.inputs, "selected_subset": subset.key, "novelsum_report": report.key},
         "settings": {**made.settings, **made.config},
         "seed": made.seed,
@@ -123,7 +145,7 @@ def _copy_parts(subset: Path, folder: Path) -> None:
         source = subset / name
         if source.is_dir():
             shutil.copytree(source, folder / name)
-        else:
+        elif source.exists():  # Subsets of earlier releases have no eligibility.parquet.
             shutil.copyfile(source, folder / name)
 
 
@@ -158,6 +180,7 @@ def _facts(
         "near_duplicates_dropped": snapshot.near_duplicates_dropped,
         "strategy": subset.settings.strategy,
         "selection": subset.key,
+        "picking": _picking(subset.eligibility(root), subset.settings.seed),
         "signed_off_by": settings.card.signed_off_by,
         "sources": shares,
         "unlicensed": [row["source"] for row in shares if None in licences[row["source"]] and row["selected"]],
@@ -172,6 +195,20 @@ def _facts(
         "revision": vectors.revision,
         "citations": [citation for citation in citations if citation],
     }
+
+
+def _picking(eligibility: pa.Table | None, seed: int) -> list[str]:
+    """Return sentences on how the picks were made and where limits ruled samples out; empty if it is not recorded."""
+    if eligibility is None:
+        return []
+    ways = pc.value_counts(eligibility["chosen_by"]).to_pylist()
+    made = ", ".join(f"{one['counts']:,} {_CHOSEN_BY[one['values']].format(seed=seed)}" for one in ways)
+    sentences = [f"Of the {len(eligibility):,} picks: {made}."]
+    for bar, what in _BARRED_BY.items():
+        counts = eligibility[bar].fill_null(0).to_numpy()
+        if counts.any():
+            sentences.append(f"{what} ruled out up to {counts.max():,} samples at {(counts > 0).sum():,} picks.")
+    return sentences
 
 
 def _in_words(verdict: Verdict) -> str:

@@ -4,6 +4,8 @@ Belongs here: computing from arrays and the pool's table. Does not: drawing (`ch
 """
 
 import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ REGIONS = 10
 REGION_SNIPPET = 200
 WHOLE = "all sources"
 """Name of the row for the whole pool."""
+_JSON_LIST = re.compile(r"\.json(\.gz|\.zst)?$", re.IGNORECASE)
 _DIGITS = 4
 _TILE = 2048
 
@@ -185,9 +188,18 @@ def _mix(sources: pa.ChunkedArray) -> str:
     return ", ".join([*named, *([f"{len(counts) - len(named):,} more"] if len(counts) > len(named) else [])])
 
 
-def place_of(row: dict[str, Any]) -> str:
-    """Return a sample's place as text, from its file, line (None in files without lines) and position."""
-    return f"{row['file']}:{row['line']}" if row["line"] is not None else f"{row['file']}, record {row['position']}"
+def place_of(row: Mapping[str, Any]) -> str:
+    """Return a record's place as text: FILE:LINE where every record begins a line of its own, else FILE#RECORD.
+
+    Args:
+        row: file, line (None in files without lines) and position, the number of the record in its file, from 1.
+    """
+    file, line = row["file"], row["line"]
+    in_list = _JSON_LIST.search(file) is not None
+    if line is not None and not in_list:
+        return f"{file}:{line}"
+    # A list of records may be one line.
+    return f"{file}#{row['position']}" + (f" (line {line})" if line is not None and line > 1 else "")
 
 
 def lengths(samples: pa.Table, selected: NDArray[np.int64]) -> pa.Table:

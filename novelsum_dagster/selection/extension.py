@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from novelsum_dagster.artifacts.layout import output_folder
+from novelsum_dagster.artifacts.provenance import damaged_files, read_record, record_path
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.selection.subset import Subset, read_picks
@@ -47,9 +48,10 @@ def earlier_subset(root: Path, snapshot: PoolSnapshot, key: str) -> Earlier:
     """Return the subset of a key, split into samples that are still in the pool and samples that are not.
 
     Raises:
-        InputError: if its picks are missing or damaged.
+        InputError: if its picks are missing, or not as they were written.
     """
     try:
+        _require_undamaged(root, key)
         ids = read_picks(root / output_folder("selections", key), ["id"])["id"].to_pylist()
     except InputError as error:
         raise InputError(
@@ -61,6 +63,14 @@ def earlier_subset(root: Path, snapshot: PoolSnapshot, key: str) -> Earlier:
     return Earlier(
         key, tuple(id_ for id_ in distinct if id_ in known), tuple(id_ for id_ in distinct if id_ not in known)
     )
+
+
+def _require_undamaged(root: Path, key: str) -> None:
+    """Require that the files of a subset are as its record states; one of an earlier release has no record."""
+    if record_path(root, "selected_subset", key).exists():
+        damaged = damaged_files(root, read_record(root, "selected_subset", key))
+        if damaged:
+            raise InputError("; ".join(damaged))
 
 
 def present_ids(ids: Iterable[str], known: Container[str], renamed: Mapping[str, Sequence[str]]) -> list[str]:

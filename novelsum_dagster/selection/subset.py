@@ -45,6 +45,9 @@ from novelsum_dagster.settings import Selection
 _FILES_VERSION = 2
 """Version of a folder's content, so that a folder of an earlier version is not reused."""
 
+ELIGIBILITY = "eligibility.parquet"
+"""Missing in subsets of earlier releases."""
+
 PICK_COLUMNS = {
     "rank": "1 for the first pick",
     "id": "the sample's content hash",
@@ -98,6 +101,15 @@ class Subset(Artifact):
         """
         return read_picks(root / self.folder, columns)
 
+    def eligibility(self, root: Path) -> pa.Table | None:
+        """Read how every pick was made and what was eligible (`eligibility_table`); None if it is not recorded.
+
+        Raises:
+            InputError: if the file is damaged.
+        """
+        path = root / self.folder / ELIGIBILITY
+        return _read(path) if path.exists() else None
+
     def reached(self, root: Path) -> dict[str, Any]:
         """Return the NovelSum that density_side `objective` reached, with its bound; empty for other selections."""
         manifest = json.loads((root / self.folder / "manifest.json").read_bytes())
@@ -110,13 +122,14 @@ def read_picks(folder: Path, columns: list[str] | None = None) -> pa.Table:
     Raises:
         InputError: if the file is missing or damaged.
     """
-    path = folder / "picks.parquet"
+    return _read(folder / "picks.parquet", columns)
+
+
+def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
     try:
         return pq.read_table(path, columns=columns, partitioning=None)
     except (OSError, pa.ArrowException) as error:
-        raise InputError(
-            f"{path}: missing or damaged ({error}); delete it and materialise selected_subset again"
-        ) from None
+        raise InputError(f"{path}: missing or damaged ({error}); delete it and run novelsum run") from None
 
 
 def picks_table(samples: pa.Table, picks: Picks) -> pa.Table:
@@ -261,7 +274,7 @@ def write_subset(
         if picks.remaining:
             table = remaining_table(samples["id"], picks.remaining, picks.eligibility)
             write_table(table, folder / "remaining.parquet")
-        write_table(eligibility_table(picks), folder / "eligibility.parquet")
+        write_table(eligibility_table(picks), folder / ELIGIBILITY)
         place_folder(folder, root / output_folder("selections", key))
     return Subset(key=key, folder=output_folder("selections", key), settings=chosen)
 

@@ -28,7 +28,7 @@ NAMES = {
     "slash.jsonl": "f\\|g ![h](http://x.example/i.png)",
     "plain.jsonl": "plain",
 }
-PARTS = {"README.md", "subset.jsonl", "picks.parquet", "manifest.json", "SHA256SUMS"}
+PARTS = {"eligibility.parquet", "README.md", "subset.jsonl", "picks.parquet", "manifest.json", "SHA256SUMS"}
 
 
 @pytest.fixture(scope="module")

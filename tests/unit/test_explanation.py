@@ -316,7 +316,9 @@ def _check_left_out(made: Made, row: int, found: Explanation) -> None:
         assert closest["winning_score"] == pytest.approx(made.scores(at)[made.picks[closest["rank"] - 1]], **CLOSE)
         if not signed and closest["share"] < 1 - 1e-6:
             quality = made.quality.copy()
-            quality[row] *= 1.0001 / closest["share"]
+            named = re.search(r"(?:more than|over) ([\d.]+) (?:times|instead)", " ".join(found.words))
+            assert named
+            quality[row] = float(named[1]) * (1 if "quality" in made.run.options else quality[row]) * (1 + 1e-6)
             # Other picks may lead caps and floors of two columns into a contradiction.
             with suppress(ValueError):
                 assert row in _again(made, quality)[: closest["rank"]]

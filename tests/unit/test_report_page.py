@@ -483,8 +483,8 @@ def test_regions_show_two_hundred_characters_of_an_example(tmp_path: Path) -> No
 
 
 def test_samples_without_lines_stand_at_their_record() -> None:
-    assert tables.place_of({"file": "a.json", "line": 7, "position": 2}) == "a.json:7"
-    assert tables.place_of({"file": "a.parquet", "line": None, "position": 2}) == "a.parquet, record 2"
+    assert tables.place_of({"file": "a.json", "line": 7, "position": 2}) == "a.json#2 (line 7)"
+    assert tables.place_of({"file": "a.parquet", "line": None, "position": 2}) == "a.parquet#2"
 
 
 def test_how_similar_samples_are_is_shown_where_vectors_were_compared(tmp_path: Path) -> None:
