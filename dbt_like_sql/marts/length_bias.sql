@@ -1,6 +1,6 @@
--- A measure of length in a finished run: median and mean in the pool and in the subset, and their ratios.
 -- A ratio over 1 means that the selection prefers longer samples.
-CREATE OR REPLACE TABLE length_bias AS
+{{ config(materialized='table') }}
+
 WITH lengths AS (
     SELECT
         snapshot,
@@ -8,7 +8,7 @@ WITH lengths AS (
         in_pool,
         unnest(['tokens', 'turns', 'characters']) AS unit,
         unnest([tokens, turns, characters]) AS length
-    FROM pool_samples
+    FROM {{ ref('pool_samples') }}
 ),
 
 in_pools AS (
@@ -28,8 +28,8 @@ in_subsets AS (
         lengths.unit,
         median(lengths.length) AS subset_median,
         avg(lengths.length) AS subset_mean
-    FROM picked_samples AS pick
-    INNER JOIN selections AS selection ON pick.selection = selection.selection
+    FROM {{ ref('picked_samples') }} AS pick
+    INNER JOIN {{ source('lineage', 'selections') }} AS selection ON pick.selection = selection.selection
     INNER JOIN lengths ON selection.snapshot = lengths.snapshot AND pick.id = lengths.id
     GROUP BY ALL
 )
@@ -44,8 +44,8 @@ SELECT
     in_pools.pool_mean,
     in_subsets.subset_mean,
     in_subsets.subset_mean / nullif(in_pools.pool_mean, 0) AS mean_ratio
-FROM run_outputs AS run
-INNER JOIN runs ON run.run_id = runs.run_id
+FROM {{ source('lineage', 'run_outputs') }} AS run
+INNER JOIN {{ source('lineage', 'runs') }} AS runs ON run.run_id = runs.run_id
 INNER JOIN in_pools ON run.snapshot = in_pools.snapshot
 INNER JOIN in_subsets ON run.selection = in_subsets.selection AND in_pools.unit = in_subsets.unit
-ORDER BY runs.started_at, runs.run_id, in_pools.unit;
+ORDER BY runs.started_at, runs.run_id, in_pools.unit

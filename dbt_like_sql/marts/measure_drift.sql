@@ -1,5 +1,5 @@
--- A measure of a set of a finished run, and its change since the last run before it that has it.
-CREATE OR REPLACE VIEW measure_drift AS
+{{ config(materialized='view') }}
+
 SELECT
     run.run_id,
     runs.started_at,
@@ -15,7 +15,7 @@ SELECT
     measure.value - lag(measure.value) OVER before_it AS change,
     (measure.value - lag(measure.value) OVER before_it)
     / nullif(abs(lag(measure.value) OVER before_it), 0) AS relative_change
-FROM run_outputs AS run
-INNER JOIN runs ON run.run_id = runs.run_id
-INNER JOIN set_measures AS measure ON run.report = measure.report
-WINDOW before_it AS (PARTITION BY measure.set_name, measure.measure ORDER BY runs.started_at, runs.run_id);
+FROM {{ source('lineage', 'run_outputs') }} AS run
+INNER JOIN {{ source('lineage', 'runs') }} AS runs ON run.run_id = runs.run_id
+INNER JOIN {{ source('lineage', 'set_measures') }} AS measure ON run.report = measure.report
+WINDOW before_it AS (PARTITION BY measure.set_name, measure.measure ORDER BY runs.started_at, runs.run_id)

@@ -1,13 +1,13 @@
--- A group of near-duplicates of a snapshot: its first sample, found by following partners, and how many it has.
-CREATE OR REPLACE VIEW near_duplicate_groups AS
+{{ config(materialized='view') }}
+
 -- From the first samples of groups down, so that each sample is found once, and a circle of a damaged table never.
 WITH RECURSIVE followed AS (
     SELECT
         near_duplicate.snapshot,
         near_duplicate.id,
         near_duplicate.partner_id AS first_id
-    FROM near_duplicates AS near_duplicate
-    ANTI JOIN near_duplicates AS earlier
+    FROM {{ source('lineage', 'near_duplicates') }} AS near_duplicate
+    ANTI JOIN {{ source('lineage', 'near_duplicates') }} AS earlier
         ON near_duplicate.snapshot = earlier.snapshot AND near_duplicate.partner_id = earlier.id
     UNION
     SELECT
@@ -15,7 +15,7 @@ WITH RECURSIVE followed AS (
         later.id,
         followed.first_id
     FROM followed
-    INNER JOIN near_duplicates AS later
+    INNER JOIN {{ source('lineage', 'near_duplicates') }} AS later
         ON followed.snapshot = later.snapshot AND followed.id = later.partner_id
 ),
 
@@ -31,7 +31,7 @@ grouped AS (
         list(DISTINCT other.source ORDER BY other.source) AS sources_of_others,
         bool_or(NOT other.in_pool) AS others_dropped
     FROM followed
-    INNER JOIN pool_samples AS other ON followed.snapshot = other.snapshot AND followed.id = other.id
+    INNER JOIN {{ ref('pool_samples') }} AS other ON followed.snapshot = other.snapshot AND followed.id = other.id
     GROUP BY ALL
 )
 
@@ -48,5 +48,5 @@ SELECT
     first_sample.position AS first_position,
     grouped.others_dropped
 FROM grouped
-INNER JOIN samples AS first_sample
-    ON grouped.snapshot = first_sample.snapshot AND grouped.first_id = first_sample.id;
+INNER JOIN {{ source('lineage', 'samples') }} AS first_sample
+    ON grouped.snapshot = first_sample.snapshot AND grouped.first_id = first_sample.id

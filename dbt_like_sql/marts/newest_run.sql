@@ -1,5 +1,5 @@
--- The newest finished run: one row, or none.
-CREATE OR REPLACE VIEW newest_run AS
+{{ config(materialized='view') }}
+
 SELECT
     run.run_id,
     runs.started_at,
@@ -9,7 +9,7 @@ SELECT
     run.novelty AS novelty_key,
     run.selection,
     run.report
-FROM run_outputs AS run
-INNER JOIN runs ON run.run_id = runs.run_id
+FROM {{ source('lineage', 'run_outputs') }} AS run
+INNER JOIN {{ source('lineage', 'runs') }} AS runs ON run.run_id = runs.run_id
 ORDER BY runs.started_at DESC, runs.run_id DESC
-LIMIT 1;
+LIMIT 1

@@ -1,5 +1,5 @@
--- A sample that a selection picked: its first pick, and how often it was picked.
-CREATE OR REPLACE VIEW picked_samples AS
+{{ config(materialized='view') }}
+
 SELECT
     pick.selection,
     pick.id,
@@ -13,6 +13,8 @@ SELECT
     pick.nearest_distance,
     pick.quality,
     count(*) OVER (PARTITION BY pick.selection, pick.id) AS times_picked
-FROM picks AS pick
-LEFT JOIN eligibility ON pick.selection = eligibility.selection AND pick.rank = eligibility.rank
-QUALIFY row_number() OVER (PARTITION BY pick.selection, pick.id ORDER BY pick.rank) = 1;
+FROM {{ source('lineage', 'picks') }} AS pick
+LEFT JOIN
+    {{ source('lineage', 'eligibility') }} AS eligibility
+    ON pick.selection = eligibility.selection AND pick.rank = eligibility.rank
+QUALIFY row_number() OVER (PARTITION BY pick.selection, pick.id ORDER BY pick.rank) = 1

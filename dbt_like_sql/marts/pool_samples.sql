@@ -1,6 +1,6 @@
--- A distinct sample of a snapshot, and whether it is in the pool: near-duplicates may be dropped.
 -- Files of earlier releases have no `found_by`: they compared texts alone.
-CREATE OR REPLACE VIEW pool_samples AS
+{{ config(materialized='view') }}
+
 SELECT
     sample.snapshot,
     sample.id,
@@ -15,7 +15,7 @@ SELECT
     near_duplicate.score AS near_duplicate_score,
     CASE WHEN near_duplicate.id IS NOT NULL THEN coalesce(near_duplicate.found_by, 'minhash') END AS near_duplicate_by,
     near_duplicate.id IS NULL OR NOT snapshot.near_duplicates_dropped AS in_pool
-FROM samples AS sample
-INNER JOIN snapshots AS snapshot ON sample.snapshot = snapshot.snapshot
-LEFT JOIN near_duplicates AS near_duplicate
-    ON sample.snapshot = near_duplicate.snapshot AND sample.id = near_duplicate.id;
+FROM {{ source('lineage', 'samples') }} AS sample
+INNER JOIN {{ source('lineage', 'snapshots') }} AS snapshot ON sample.snapshot = snapshot.snapshot
+LEFT JOIN {{ source('lineage', 'near_duplicates') }} AS near_duplicate
+    ON sample.snapshot = near_duplicate.snapshot AND sample.id = near_duplicate.id

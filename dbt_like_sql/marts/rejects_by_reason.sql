@@ -1,11 +1,11 @@
--- A reason for rejecting records of a source: their number, their share of all records read, an example.
-CREATE OR REPLACE VIEW rejects_by_reason AS
+{{ config(materialized='view') }}
+
 WITH read_by_source AS (
     SELECT
         snapshot,
         source,
         sum(read)::BIGINT AS records_read
-    FROM source_files
+    FROM {{ source('lineage', 'source_files') }}
     GROUP BY ALL
 )
 
@@ -20,6 +20,6 @@ SELECT
     min_by(reject.line, (reject.file, reject.position)) AS example_line,
     min_by(reject.detail, (reject.file, reject.position)) AS example_detail,
     count(*) / nullif(read_by_source.records_read, 0) AS share_of_read
-FROM rejects AS reject
+FROM {{ source('lineage', 'rejects') }} AS reject
 LEFT JOIN read_by_source ON reject.snapshot = read_by_source.snapshot AND reject.source = read_by_source.source
-GROUP BY reject.snapshot, reject.source, reject.reason, read_by_source.records_read;
+GROUP BY reject.snapshot, reject.source, reject.reason, read_by_source.records_read

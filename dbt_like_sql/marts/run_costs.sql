@@ -1,6 +1,6 @@
--- A step of a run, also of one that failed: its time and attempts, how large the pool was, what was made.
 -- `seconds` is the time of all attempts that ended. `bytes` is known of finished runs.
-CREATE OR REPLACE VIEW run_costs AS
+{{ config(materialized='view') }}
+
 WITH by_step AS (
     SELECT
         run_id,
@@ -11,7 +11,7 @@ WITH by_step AS (
         max_by(status, attempt) AS status,
         sum(epoch(ended_at - started_at)) AS seconds,
         max_by(output, attempt) AS output
-    FROM steps
+    FROM {{ source('lineage', 'steps') }}
     GROUP BY ALL
 )
 
@@ -28,9 +28,11 @@ SELECT
     finished.run_id IS NOT NULL AS run_finished,
     pool.kept AS pool_samples,
     CASE WHEN by_step.step = 'embeddings' THEN finished.embedded END AS samples_embedded
-FROM runs
+FROM {{ source('lineage', 'runs') }} AS runs
 INNER JOIN by_step ON runs.run_id = by_step.run_id
-LEFT JOIN run_outputs AS finished ON runs.run_id = finished.run_id
+LEFT JOIN {{ source('lineage', 'run_outputs') }} AS finished ON runs.run_id = finished.run_id
 LEFT JOIN by_step AS pool_read ON runs.run_id = pool_read.run_id AND pool_read.step = 'raw_pool'
-LEFT JOIN snapshots AS pool ON coalesce(finished.snapshot, pool_read.output) = pool.snapshot
-LEFT JOIN provenance AS output ON by_step.run_id = output.run_id AND by_step.step = output.asset;
+LEFT JOIN {{ source('lineage', 'snapshots') }} AS pool ON coalesce(finished.snapshot, pool_read.output) = pool.snapshot
+LEFT JOIN
+    {{ source('lineage', 'provenance') }} AS output
+    ON by_step.run_id = output.run_id AND by_step.step = output.asset

@@ -1,13 +1,13 @@
--- A sample of a finished run: whether it was picked, and the reason as a sentence.
 -- `score` of a sample that was not picked is an upper bound unless `score_is_exact`. Give run_id as a constant: only
 -- then does DuckDB read the Parquet files of that run alone. Ids are cut to 8 digits in `reason` only.
-CREATE OR REPLACE VIEW selection_audit AS
+{{ config(materialized='view') }}
+
 WITH folded AS (
     SELECT
         snapshot,
         id,
         count(*) AS duplicates_folded
-    FROM origins
+    FROM {{ source('lineage', 'origins') }}
     WHERE NOT is_first
     GROUP BY ALL
 ),
@@ -19,8 +19,10 @@ closest_pick AS (
         covering.id,
         covering.distance_1,
         nearest.id AS nearest_id
-    FROM covering
-    INNER JOIN picks AS nearest ON covering.selection = nearest.selection AND covering.rank_1 = nearest.rank
+    FROM {{ source('lineage', 'covering') }} AS covering
+    INNER JOIN
+        {{ source('lineage', 'picks') }} AS nearest
+        ON covering.selection = nearest.selection AND covering.rank_1 = nearest.rank
 ),
 
 joined AS (
@@ -48,15 +50,21 @@ joined AS (
         coalesce(pick.score, remaining.score) AS score,
         coalesce(pick.rank - 1, remaining.after_picks) AS after_picks,
         coalesce(folded.duplicates_folded, 0) AS duplicates_folded
-    FROM run_outputs AS run
-    INNER JOIN selections AS selection ON run.selection = selection.selection
-    INNER JOIN pool_samples AS sample ON run.snapshot = sample.snapshot
-    LEFT JOIN picked_samples AS pick ON run.selection = pick.selection AND sample.id = pick.id
-    LEFT JOIN remaining ON run.selection = remaining.selection AND sample.id = remaining.id
-    LEFT JOIN picks AS winner ON run.selection = winner.selection AND remaining.after_picks + 1 = winner.rank
+    FROM {{ source('lineage', 'run_outputs') }} AS run
+    INNER JOIN {{ source('lineage', 'selections') }} AS selection ON run.selection = selection.selection
+    INNER JOIN {{ ref('pool_samples') }} AS sample ON run.snapshot = sample.snapshot
+    LEFT JOIN {{ ref('picked_samples') }} AS pick ON run.selection = pick.selection AND sample.id = pick.id
+    LEFT JOIN
+        {{ source('lineage', 'remaining') }} AS remaining
+        ON run.selection = remaining.selection AND sample.id = remaining.id
+    LEFT JOIN
+        {{ source('lineage', 'picks') }} AS winner
+        ON run.selection = winner.selection AND remaining.after_picks + 1 = winner.rank
     LEFT JOIN closest_pick ON run.selection = closest_pick.selection AND sample.id = closest_pick.id
-    LEFT JOIN density ON run.density = density.density AND sample.id = density.id
-    LEFT JOIN novelty ON run.novelty = novelty.sample_novelty AND sample.id = novelty.id
+    LEFT JOIN {{ source('lineage', 'density') }} AS density ON run.density = density.density AND sample.id = density.id
+    LEFT JOIN
+        {{ source('lineage', 'novelty') }} AS novelty
+        ON run.novelty = novelty.sample_novelty AND sample.id = novelty.id
     LEFT JOIN folded ON run.snapshot = folded.snapshot AND sample.id = folded.id
 ),
 
@@ -156,4 +164,4 @@ SELECT
             nearest_in_words
         )
     END AS reason
-FROM worded;
+FROM worded

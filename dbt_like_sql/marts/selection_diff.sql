@@ -1,15 +1,15 @@
--- A sample that a finished run or the finished run before it picked: it entered, left or stayed.
 -- Ranks are those of first picks. The first run has no row, nor has one whose data gc removed. A filter on run_id
 -- reaches the Parquet files.
-CREATE OR REPLACE VIEW selection_diff AS
+{{ config(materialized='view') }}
+
 WITH run_pairs AS (
     SELECT
         run.run_id,
         lag(run.run_id) OVER (ORDER BY runs.started_at, runs.run_id) AS previous_run_id,
         unnest([run.selection, lag(run.selection) OVER (ORDER BY runs.started_at, runs.run_id)]) AS selection,
         unnest([FALSE, TRUE]) AS is_previous
-    FROM run_outputs AS run
-    INNER JOIN runs ON run.run_id = runs.run_id
+    FROM {{ source('lineage', 'run_outputs') }} AS run
+    INNER JOIN {{ source('lineage', 'runs') }} AS runs ON run.run_id = runs.run_id
     WHERE run.data_removed_at IS NULL
 ),
 
@@ -21,7 +21,7 @@ first_ranks AS (
         min(pick.rank) FILTER (WHERE NOT run_pairs.is_previous) AS rank,
         min(pick.rank) FILTER (WHERE run_pairs.is_previous) AS previous_rank
     FROM run_pairs
-    INNER JOIN picks AS pick ON run_pairs.selection = pick.selection
+    INNER JOIN {{ source('lineage', 'picks') }} AS pick ON run_pairs.selection = pick.selection
     WHERE run_pairs.previous_run_id IS NOT NULL
     GROUP BY ALL
 )
@@ -37,4 +37,4 @@ SELECT
         WHEN rank IS NULL THEN 'left'
         ELSE 'stayed'
     END AS change
-FROM first_ranks;
+FROM first_ranks

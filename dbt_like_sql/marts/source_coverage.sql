@@ -1,12 +1,12 @@
--- A source in a finished run: its samples and its share of them in the pool and in the subset.
 -- A sample that is picked several times counts once in `subset_samples`. Shares of a pool or subset whose files are
 -- gone are empty.
-CREATE OR REPLACE TABLE source_coverage AS
+{{ config(materialized='table') }}
+
 WITH sources AS (
     SELECT DISTINCT
         snapshot,
         source
-    FROM source_files
+    FROM {{ source('lineage', 'source_files') }}
 ),
 
 in_pools AS (
@@ -15,7 +15,7 @@ in_pools AS (
         source,
         count(*) AS samples,
         sum(tokens)::BIGINT AS tokens
-    FROM pool_samples
+    FROM {{ ref('pool_samples') }}
     WHERE in_pool
     GROUP BY ALL
 ),
@@ -26,9 +26,11 @@ in_subsets AS (
         sample.source,
         count(*) AS samples,
         sum(sample.tokens)::BIGINT AS tokens
-    FROM picked_samples AS pick
-    INNER JOIN selections AS selection ON pick.selection = selection.selection
-    INNER JOIN samples AS sample ON selection.snapshot = sample.snapshot AND pick.id = sample.id
+    FROM {{ ref('picked_samples') }} AS pick
+    INNER JOIN {{ source('lineage', 'selections') }} AS selection ON pick.selection = selection.selection
+    INNER JOIN
+        {{ source('lineage', 'samples') }} AS sample
+        ON selection.snapshot = sample.snapshot AND pick.id = sample.id
     GROUP BY ALL
 ),
 
@@ -43,8 +45,8 @@ counted AS (
         coalesce(in_pools.tokens, 0) AS pool_tokens,
         coalesce(in_subsets.samples, 0) AS subset_samples,
         coalesce(in_subsets.tokens, 0) AS subset_tokens
-    FROM run_outputs AS run
-    INNER JOIN runs ON run.run_id = runs.run_id
+    FROM {{ source('lineage', 'run_outputs') }} AS run
+    INNER JOIN {{ source('lineage', 'runs') }} AS runs ON run.run_id = runs.run_id
     INNER JOIN sources ON run.snapshot = sources.snapshot
     LEFT JOIN in_pools ON sources.snapshot = in_pools.snapshot AND sources.source = in_pools.source
     LEFT JOIN in_subsets ON run.selection = in_subsets.selection AND sources.source = in_subsets.source
@@ -64,4 +66,4 @@ SELECT
     subset_samples / nullif(sum(subset_samples) OVER (PARTITION BY run_id), 0) AS subset_share,
     subset_share / nullif(pool_share, 0) AS share_ratio
 FROM counted
-ORDER BY started_at, run_id, source;
+ORDER BY started_at, run_id, source

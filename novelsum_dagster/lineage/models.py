@@ -3,14 +3,17 @@
 Belongs here: model files and their tests, dependencies, running them. Does not: the content of a model (its own
 file), the database (`store`), Dagster.
 
-A model is a file `marts/NAME.sql` with one `CREATE OR REPLACE VIEW` or `TABLE` of its own name; the first line of its
-comment says what a row is. It reads other models and the tables that `sources.yml` lists. `NAME.yml` beside it
-describes columns and states tests; columns of several models are described in `columns.yml`. Names in these files come
-from this repository and are checked; values from data are passed to DuckDB as parameters.
+`dbt_like_sql` is a project that dbt can run. This module reads the same files without dbt. A model is a file
+`marts/NAME.sql`: `{{ config(materialized='view') }}` or `'table'`, then one query that names other models as
+`{{ ref('NAME') }}` and the tables that `marts/sources.yml` lists as `{{ source('lineage', 'NAME') }}`. `NAME.yml`
+beside it, in dbt's form, describes the model and its columns and states tests; `marts/columns.md` describes columns of
+several models. Names in these files come from this repository and are checked; values from data are passed to DuckDB as
+parameters.
 """
 
 import graphlib
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
 
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.lineage.query import Connection, all_rows
@@ -35,8 +38,13 @@ EXAMPLES = 5
 TestKind = Literal["unique", "not_null", "accepted_values", "relationships"]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 """Safe to be inserted into SQL unquoted."""
-Reference = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*$")]
-"""A column of a model or table, as `table.column`."""
+SOURCE = "lineage"
+"""dbt's name of the lineage database's own tables."""
+_CALL = re.compile(r"\{\{\s*(config|ref|source)\((.*?)\)\s*\}\}")
+_TO = re.compile(r"(?:ref\('(\w+)'\)|source\('lineage', '(\w+)'\))")
+_DOC = re.compile(r"\{\{ doc\('(\w+)'\) \}\}")
+_DOCS = re.compile(r"\{% docs (\w+) %\}(.*?)\{% enddocs %\}", re.DOTALL)
+_TEXT = re.compile(r"'([^']*)'")
 
 
 @dataclass(frozen=True)
@@ -120,8 +128,7 @@ def models(folder: Path | None = None) -> tuple[Model, ...]:
     """Return all models, each after those that it reads.
 
     Args:
-        folder: with `marts`, `sources.yml` and `columns.yml`; None takes that of the repository or of the installed
-            package.
+        folder: with `marts`; None takes that of the repository or of the installed package.
 
     Raises:
         InputError: naming the file, for an invalid model, an unknown table, a cycle, or an invalid yml.
@@ -129,18 +136,31 @@ def models(folder: Path | None = None) -> tuple[Model, ...]:
     return _read(folder or _own_folder())
 
 
+def sources(folder: Path | None = None) -> Mapping[str, str]:
+    """Return the descriptions of the lineage's tables and views that models read, by name; `folder` as in `models`.
+
+    Raises:
+        InputError: for an invalid sources.yml.
+    """
+    stated: _Sources = _yaml((folder or _own_folder()) / "marts" / "sources.yml", _Sources)
+    return stated.tables
+
+
 @cache
 def _read(folder: Path) -> tuple[Model, ...]:
-    sources = _yaml(folder / "sources.yml", dict[Name, str]).keys()
-    shared = _yaml(folder / "columns.yml", dict[Name, str])
+    known_sources = sources(folder).keys()
+    try:
+        shared = {name: text.strip() for name, text in _DOCS.findall((folder / "marts" / "columns.md").read_text())}
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename}: is missing") from None
     paths = {path.stem: path for path in sorted((folder / "marts").glob("*.sql"))}
     if not paths:
         raise InputError(f"{folder}: has no models")
-    if known := sorted(paths.keys() & sources):
+    if known := sorted(paths.keys() & known_sources):
         raise InputError(f"{paths[known[0]]}: the lineage has a table of that name; rename the model")
-    found = {name: _model(path, paths.keys(), sources, shared) for name, path in paths.items()}
+    found = {name: _model(path, paths.keys(), known_sources, shared) for name, path in paths.items()}
     for model in found.values():
-        _require_known_columns(model, found, sources, paths[model.name].with_suffix(".yml"))
+        _require_known_columns(model, found, known_sources, paths[model.name].with_suffix(".yml"))
     try:
         order = list(graphlib.TopologicalSorter({name: one.depends_on for name, one in found.items()}).static_order())
     except graphlib.CycleError as error:
@@ -156,28 +176,55 @@ def _own_folder() -> Path:
 
 
 def _model(path: Path, known: Set[str], sources: Set[str], shared: Mapping[str, str]) -> Model:
-    sql = path.read_text()
-    kind, query = _statement(path, sql)
-    read = _tables(path, query)
-    if wrong := sorted(read - known - sources):
+    kind, sql, named = _rendered(path, path.read_text())
+    query = _query(path, sql)
+    if wrong := sorted(named - known - sources):
         raise InputError(f"{path}: reads {wrong[0]}, which is neither a model nor a table of sources.yml")
-    stated: _Stated = _yaml(path.with_suffix(".yml"), _Stated)
-    if foreign := sorted(stated.columns.keys() - set(query.named_selects)):
+    if plain := sorted(_tables(path, query) - named):
+        raise InputError(f"{path}: reads {plain[0]} by its plain name; write ref or source")
+    stated = _stated(path.with_suffix(".yml"), path.stem)
+    if foreign := sorted({column.name for column in stated.columns} - set(query.named_selects)):
         raise InputError(f"{path.with_suffix('.yml')}: describes {foreign[0]}, which the model does not select")
+    described = {
+        column.name: _DOC.sub(lambda doc: shared.get(doc[1], ""), column.description) for column in stated.columns
+    }
     return Model(
         name=path.stem,
         kind=kind,
-        sql=sql,
-        description=_description(path, sql),
-        depends_on=tuple(sorted(read & known)),
-        sources=tuple(sorted(read & sources)),
-        columns={name: stated.columns.get(name) or shared.get(name, "") for name in query.named_selects},
-        tests=tuple(stated.all_tests(path.stem)),
+        sql=f"CREATE OR REPLACE {kind.upper()} {path.stem} AS\n{sql.strip()};\n",
+        description=stated.description,
+        depends_on=tuple(sorted(named & known)),
+        sources=tuple(sorted(named & sources)),
+        columns={name: described.get(name, "") for name in query.named_selects},
+        tests=tuple(stated.all_tests()),
     )
 
 
-def _statement(path: Path, sql: str) -> tuple[str, "exp.Query"]:
-    """Return whether a file creates a view or a table, and its query."""
+def _rendered(path: Path, text: str) -> tuple[str, str, frozenset[str]]:
+    """Return a model's kind, its query with plain names, and the models and tables that it names."""
+    kinds: list[str] = []
+    named: set[str] = set()
+
+    def value(call: re.Match[str]) -> str:
+        texts = _TEXT.findall(call[2])
+        if call[1] == "config":
+            kinds.extend(texts)
+            return ""
+        if len(texts) != (1 if call[1] == "ref" else 2) or (call[1] == "source" and texts[0] != SOURCE):
+            raise InputError(f"{path}: {call[0]}: write ref('MODEL') or source('{SOURCE}', 'TABLE')")
+        name = str(texts[-1])
+        named.add(name)
+        return name
+
+    sql = _CALL.sub(value, text)
+    if len(kinds) != 1 or kinds[0] not in ("view", "table"):
+        raise InputError(f"{path}: begins with {{{{ config(materialized='view') }}}}, or 'table'")
+    if "{{" in sql or "{%" in sql:
+        raise InputError(f"{path}: of dbt's calls only config, ref and source are understood")
+    return kinds[0], sql, frozenset(named)
+
+
+def _query(path: Path, sql: str) -> "exp.Query":
     import sqlglot
     from sqlglot import exp
 
@@ -185,19 +232,9 @@ def _statement(path: Path, sql: str) -> tuple[str, "exp.Query"]:
         statements = [one for one in sqlglot.parse(sql, read="duckdb") if one is not None]
     except sqlglot.errors.SqlglotError as error:
         raise InputError(f"{path}: {error}") from None
-    if len(statements) != 1:
-        raise InputError(f"{path}: has {len(statements)} statements; a model is one CREATE OR REPLACE VIEW or TABLE")
-    made = statements[0]
-    if not (
-        isinstance(made, exp.Create)
-        and made.kind in ("VIEW", "TABLE")
-        and made.args.get("replace")
-        and isinstance(made.expression, exp.Query)
-    ):
-        raise InputError(f"{path}: is not a CREATE OR REPLACE VIEW or TABLE ... AS SELECT")
-    if made.this.sql("duckdb") != path.stem:
-        raise InputError(f"{path}: creates {made.this.sql('duckdb')}, but the file name says {path.stem}")
-    return made.kind.lower(), made.expression
+    if len(statements) != 1 or not isinstance(statements[0], exp.Query):
+        raise InputError(f"{path}: a model is one query")
+    return statements[0]
 
 
 def _tables(path: Path, query: "exp.Query") -> frozenset[str]:
@@ -213,44 +250,106 @@ def _tables(path: Path, query: "exp.Query") -> frozenset[str]:
     return frozenset(table.name for table in tables)
 
 
-def _description(path: Path, sql: str) -> str:
-    first = sql.split("\n", 1)[0]
-    if not first.startswith("-- "):
-        raise InputError(f"{path}: has no comment at its start; the first line must say what a row is")
-    return first.removeprefix("-- ").strip()
-
-
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class _Tests(_Strict):
-    """The tests of a model: of columns together (`unique`), of each column, or of columns with what they must have."""
+class _Arguments(_Strict):
+    columns: list[Name] = []
+    values: list[str | int | bool] = []
+    to: str = ""
+    field: Name | None = None
 
-    unique: list[Name] = []
-    not_null: list[Name] = []
-    accepted_values: dict[Name, list[str | int | bool]] = {}
-    relationships: dict[Name, Reference] = {}
+
+class _Stating(_Strict):
+    arguments: _Arguments
+
+
+_DataTest = (
+    Literal["unique", "not_null"] | dict[Literal["unique_together", "accepted_values", "relationships"], _Stating]
+)
+
+
+class _Column(_Strict):
+    name: Name
+    description: str = ""
+    data_tests: list[_DataTest] = []
+
+
+class _Meta(_Strict):
+    newest: Name | None = None
+
+
+class _Config(_Strict):
+    meta: _Meta = _Meta()
 
 
 class _Stated(_Strict):
-    """A model's yml. `newest` names the column by which tests are limited to the newest finished run."""
+    """A model in dbt's form. `meta.newest` names the column by which tests are limited to the newest finished run."""
 
-    newest: Name | None = None
-    columns: dict[Name, str] = {}
-    tests: _Tests = _Tests()
+    name: Name
+    description: str
+    config: _Config = _Config()
+    data_tests: list[_DataTest] = []
+    columns: list[_Column] = []
 
-    def all_tests(self, model: str) -> Iterator[Test]:
-        """Yield all tests of the model of that name."""
-        if self.tests.unique:
-            yield Test(model, "unique", tuple(self.tests.unique), newest=self.newest)
-        for column in self.tests.not_null:
-            yield Test(model, "not_null", (column,), newest=self.newest)
-        for column, values in self.tests.accepted_values.items():
-            yield Test(model, "accepted_values", (column,), values=tuple(values), newest=self.newest)
-        for column, reference in self.tests.relationships.items():
-            to, _, field = reference.partition(".")
-            yield Test(model, "relationships", (column,), to=to, field=field, newest=self.newest)
+    def all_tests(self) -> Iterator[Test]:
+        """Yield all tests of the model."""
+        for stated in self.data_tests:
+            yield from self._tests(stated, ())
+        for column in self.columns:
+            for stated in column.data_tests:
+                yield from self._tests(stated, (column.name,))
+
+    def _tests(self, stated: _DataTest, columns: tuple[str, ...]) -> Iterator[Test]:
+        newest = self.config.meta.newest
+        if isinstance(stated, str):
+            yield Test(self.name, stated, columns, newest=newest)
+            return
+        for kind, given in stated.items():
+            to = _TO.fullmatch(given.arguments.to)
+            yield Test(
+                self.name,
+                "unique" if kind == "unique_together" else kind,
+                tuple(given.arguments.columns) or columns,
+                values=tuple(given.arguments.values),
+                to=to and (to[1] or to[2]),
+                field=given.arguments.field,
+                newest=newest,
+            )
+
+
+class _Described(_Strict):
+    version: Literal[2]
+    models: list[_Stated]
+
+
+class _Table(_Strict):
+    name: Name
+    description: str
+
+
+class _Source(_Strict):
+    name: Literal["lineage"]
+    schema_: str = Field(alias="schema")
+    tables: list[_Table]
+
+
+class _Sources(_Strict):
+    version: Literal[2]
+    sources: list[_Source]
+
+    @property
+    def tables(self) -> dict[str, str]:
+        """Descriptions by name."""
+        return {table.name: table.description for source in self.sources for table in source.tables}
+
+
+def _stated(path: Path, name: str) -> _Stated:
+    described: _Described = _yaml(path, _Described)
+    if [one.name for one in described.models] != [name]:
+        raise InputError(f"{path}: describes the model {name} and no other")
+    return described.models[0]
 
 
 def _yaml(path: Path, kind: Any) -> Any:
@@ -258,7 +357,7 @@ def _yaml(path: Path, kind: Any) -> Any:
         return TypeAdapter(kind).validate_python(yaml.safe_load(path.read_bytes()))
     except FileNotFoundError:
         raise InputError(
-            f"{path}: is missing; each model needs a yml beside it, the folder a sources.yml and a columns.yml"
+            f"{path}: is missing; each model needs a yml beside it, the folder a sources.yml and a columns.md"
         ) from None
     except (ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path}: {error}") from None
@@ -294,7 +393,7 @@ def _lineage_of(model: Model, schema: dict[str, Any]) -> dict[str, list[tuple[st
     from sqlglot.optimizer.qualify import qualify
     from sqlglot.optimizer.scope import build_scope
 
-    query = _statement(Path(f"{model.name}.sql"), model.sql)[1]
+    query = _query(Path(f"{model.name}.sql"), model.sql.split(" AS\n", 1)[1])
     # The tables of the lineage are not in `schema`: a model names every column that it reads of them.
     qualified: Any = qualify(query, dialect="duckdb", schema=schema, validate_qualify_columns=False, identify=False)
     scope = build_scope(qualified)
@@ -329,6 +428,9 @@ def build(store: LineageStore, names: Iterable[str] | None = None, folder: Path 
             if name in asked:
                 _create(connection, model)
         kinds = _kinds(connection)
+        for name, text in sources(folder).items():
+            if name in kinds:
+                _comment(connection, kinds[name], name, text)
         return {name: _count(connection, name, found, kinds) for name in found if name in asked}
 
 
@@ -344,6 +446,19 @@ def _create(connection: Connection, model: Model) -> None:
     except Exception as error:
         error.add_note(f"in the model {model.name}")
         raise
+    _comment(connection, model.kind, model.name, model.description, model.columns)
+    connection.execute("INSERT OR IGNORE INTO contents (name) VALUES (?)", [model.name])
+
+
+def _comment(connection: Connection, kind: str, name: str, text: str, columns: Mapping[str, str] | None = None) -> None:
+    """Describe a table or view, and its columns, in the database. COMMENT takes no parameters."""
+
+    def literal(value: str) -> str:
+        return "'" + value.replace("'", "''") + "'"
+
+    connection.execute(f"COMMENT ON {kind.upper()} {name} IS {literal(text)}")
+    for column, said in (columns or {}).items():
+        connection.execute(f"COMMENT ON COLUMN {name}.{column} IS {literal(said)}")
 
 
 def _kinds(connection: Connection) -> dict[str, str]:

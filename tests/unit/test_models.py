@@ -20,6 +20,7 @@ from novelsum_dagster.lineage.models import (
     column_types,
     failures,
     models,
+    sources,
 )
 from novelsum_dagster.lineage.store import LineageStore, insert
 
@@ -198,6 +199,25 @@ def test_every_model_is_built_and_its_columns_are_described(store: LineageStore)
             assert list(column_types(connection, model.name)) == list(model.columns), model.name
             assert all(model.columns.values()), model.name
             assert connection.execute(f"SELECT 1 FROM {model.name} LIMIT 1").fetchone() == (1,), model.name
+
+
+def test_descriptions_are_in_the_database(store: LineageStore) -> None:
+    with store.reading() as connection:
+        said = dict(
+            connection.execute(
+                "SELECT view_name, comment FROM duckdb_views() UNION ALL SELECT table_name, comment FROM duckdb_tables()"
+            ).fetchall()
+        )
+        columns = {
+            (table, column): comment
+            for table, column, comment in connection.execute(
+                "SELECT table_name, column_name, comment FROM duckdb_columns()"
+            ).fetchall()
+        }
+    assert {model.name: said[model.name] for model in models()} == {one.name: one.description for one in models()}
+    assert {name: said[name] for name in sources()} == dict(sources())
+    for model in models():
+        assert {name: columns[model.name, name] for name in model.columns} == dict(model.columns)
 
 
 def test_every_test_passes(store: LineageStore) -> None:
@@ -505,58 +525,69 @@ def test_a_storage_that_was_moved_is_read_where_it_is_now(store: LineageStore, t
 
 # Reading models.
 
-VIEW = "-- A row.\nCREATE OR REPLACE VIEW {0} AS SELECT {1} FROM {2};\n"
+VIEW = "{{{{ config(materialized='view') }}}}\nSELECT {0} FROM {1}\n"
 
 
 def _folder(path: Path, files: Mapping[str, str], **stated: str) -> Path:
-    """Write a folder of models, by name; each yml is empty unless it is stated."""
-    (path / "marts").mkdir(parents=True, exist_ok=True)
-    (path / "sources.yml").write_text("runs: A run.\n")
-    (path / "columns.yml").write_text("x: A column of several models.\n")
+    """Write a folder of models, by name; each yml describes column x from columns.md unless it is stated."""
+    marts = path / "marts"
+    marts.mkdir(parents=True, exist_ok=True)
+    (marts / "sources.yml").write_text(
+        "{version: 2, sources: [{name: lineage, schema: main, tables: [{name: runs, description: A run.}]}]}"
+    )
+    (marts / "columns.md").write_text("{% docs x %}A column of several models.{% enddocs %}\n")
     for name, sql in files.items():
-        file = path / "marts" / f"{name}.sql"
+        file = marts / f"{name}.sql"
         file.write_text(sql)
-        file.with_suffix(".yml").write_text(stated.get(name, "{}"))
+        own = stated.get(name, "columns: [{name: x, description: \"{{ doc('x') }}\"}]")
+        file.with_suffix(".yml").write_text(f"{{version: 2, models: [{{name: {name}, description: A row., {own}}}]}}")
     return path
 
 
-def _view(name: str, table: str) -> str:
-    return VIEW.format(name, "run_id AS x" if table == "runs" else "x", table)
+def _view(table: str) -> str:
+    of_lineage = table == "runs"
+    named = f"{{{{ source('lineage', '{table}') }}}}" if of_lineage else f"{{{{ ref('{table}') }}}}"
+    return VIEW.format("run_id AS x" if of_lineage else "x", named)
 
 
 def test_models_come_after_those_that_they_read(tmp_path: Path) -> None:
-    chain = {"a": _view("a", "b"), "b": _view("b", "c"), "c": _view("c", "runs")}
-    found = models(_folder(tmp_path, chain, b="{columns: {x: A column of its own.}}"))
+    chain = {"a": _view("b"), "b": _view("c"), "c": _view("runs")}
+    found = models(_folder(tmp_path, chain, b="columns: [{name: x, description: A column of its own.}]"))
     assert [model.name for model in found] == ["c", "b", "a"]
     assert [model.depends_on for model in found] == [(), ("c",), ("b",)]
     assert [model.sources for model in found] == [("runs",), (), ()]
     assert (found[0].description, found[0].kind) == ("A row.", "view")
+    assert found[0].sql == "CREATE OR REPLACE VIEW c AS\nSELECT run_id AS x FROM runs;\n"
     assert [model.columns["x"] for model in found] == [
         "A column of several models.", "A column of its own.", "A column of several models.",
     ]  # fmt: skip
 
 
 def test_a_cte_is_no_table_that_is_read(tmp_path: Path) -> None:
-    sql = "-- A row.\nCREATE OR REPLACE TABLE a AS WITH t AS (SELECT x FROM c) SELECT x FROM t WHERE x IN (FROM c);"
-    found = models(_folder(tmp_path, {"a": sql, "c": _view("c", "runs")}))
+    sql = (
+        "{{ config(materialized='table') }}\nWITH t AS (SELECT x FROM {{ ref('c') }})\n"
+        "SELECT x FROM t WHERE x IN (FROM {{ ref('c') }})"
+    )
+    found = models(_folder(tmp_path, {"a": sql, "c": _view("runs")}))
     assert (found[1].depends_on, found[1].kind) == (("c",), "table")
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"a": _view("a", "b"), "b": _view("b", "a")}, r"\.sql: the models form a cycle: "),
-        ({"a": _view("a", "nowhere")}, r"a\.sql: reads nowhere, which is neither a model nor a table of sources"),
-        ({"runs": _view("runs", "runs")}, r"runs\.sql: the lineage has a table of that name"),
-        ({"a": _view("a", "runs") + "DROP TABLE runs;"}, r"a\.sql: has 2 statements"),
-        ({"a": "-- Nothing.\n"}, r"a\.sql: has 0 statements"),
-        ({"a": _view("b", "runs")}, r"a\.sql: creates b, but the file name says a"),
-        ({"a": "-- A row.\nDROP TABLE runs;"}, r"a\.sql: is not a CREATE OR REPLACE"),
-        ({"a": "-- A row.\nCREATE VIEW a AS SELECT 1 AS x;"}, r"a\.sql: is not a CREATE OR REPLACE"),
-        ({"a": "-- A row.\nCREATE OR REPLACE VIEW a AS SELEC;"}, r"a\.sql: "),
-        ({"a": _view("a", "runs").removeprefix("-- A row.\n")}, r"a\.sql: has no comment at its start"),
-        ({"a": _view("a", "read_parquet('x')")}, r"a\.sql: reads READ_PARQUET\('x'\)"),
-        ({"a": _view("a", "other.runs")}, r"a\.sql: reads other\.runs"),
+        ({"a": _view("b"), "b": _view("a")}, r"\.sql: the models form a cycle: "),
+        ({"a": _view("nowhere")}, r"a\.sql: reads nowhere, which is neither a model nor a table of sources"),
+        ({"runs": _view("runs")}, r"runs\.sql: the lineage has a table of that name"),
+        ({"a": _view("runs") + ";DROP TABLE runs;"}, r"a\.sql: a model is one query"),
+        ({"a": "-- Nothing.\n"}, r"a\.sql: begins with .* config"),
+        ({"a": VIEW.format("1 AS x", "runs")}, r"a\.sql: reads runs by its plain name"),
+        ({"a": _view("runs").replace("'view'", "'incremental'")}, r"a\.sql: begins with .* config"),
+        ({"a": _view("runs").replace("SELECT", "DROP")}, r"a\.sql: "),
+        ({"a": _view("runs").replace("lineage", "other")}, r"a\.sql: .*write ref"),
+        ({"a": _view("runs") + "{{ this }}"}, r"a\.sql: of dbt's calls"),
+        ({"a": _view("runs") + "{% if x %}"}, r"a\.sql: of dbt's calls"),
+        ({"a": VIEW.format("x", "read_parquet('x')")}, r"a\.sql: reads READ_PARQUET\('x'\)"),
+        ({"a": VIEW.format("x", "other.runs")}, r"a\.sql: reads other\.runs"),
         ({}, "has no models"),
     ],
 )  # fmt: skip
@@ -568,25 +599,28 @@ def test_files_that_are_no_models_are_named(tmp_path: Path, files: dict[str, str
 @pytest.mark.parametrize(
     ("stated", "message"),
     [
-        ("{columns: {y: A column.}}", "describes y, which the model does not select"),
-        ("{tests: {rare: [x]}}", "a.yml: "),
-        ("{tests: {accepted_values: [x]}}", "valid dictionary"),
-        ("{tests: {not_null: ['x; DROP TABLE runs']}}", "should match pattern"),
-        ("{tests: {relationships: {x: runs}}}", "should match pattern"),
-        ("{newest: y, tests: {unique: [x]}}", "a test names a.y, which no model selects"),
-        ("{tests: {relationships: {x: b.x}}}", "names b.x, which no model selects"),
-        ("{tests: {unique: [x, z]}}", "names a.z, which no model selects"),
-        ("{columns: [", "a.yml: "),
+        ("columns: [{name: y}]", "describes y, which the model does not select"),
+        ("columns: [{name: x, data_tests: [rare]}]", "a.yml: "),
+        ("columns: [{name: x, data_tests: [{accepted_values: [x]}]}]", "valid dictionary"),
+        ("columns: [{name: 'x; DROP TABLE runs', data_tests: [not_null]}]", "should match pattern"),
+        ("columns: [{name: x, data_tests: [{relationships: {arguments: {to: runs, field: 'a b'}}}]}]", "match pattern"),
+        ("config: {meta: {newest: y}}, columns: [{name: x, data_tests: [unique]}]", "names a.y, which no model"),
+        (
+            "columns: [{name: x, data_tests: [{relationships: {arguments: {to: ref('b'), field: x}}}]}]",
+            "names b.x, which no model selects",
+        ),
+        ("data_tests: [{unique_together: {arguments: {columns: [x, z]}}}]", "names a.z, which no model selects"),
+        ("columns: [", "a.yml: "),
     ],
 )  # fmt: skip
 def test_a_yml_that_does_not_fit_is_named(tmp_path: Path, stated: str, message: str) -> None:
-    folder = _folder(tmp_path / "bad", {"a": _view("a", "runs")}, a=stated)
+    folder = _folder(tmp_path / "bad", {"a": _view("runs")}, a=stated)
     with pytest.raises(InputError, match=message):
         models(folder)
 
 
 def test_a_missing_yml_is_named(tmp_path: Path) -> None:
-    folder = _folder(tmp_path / "bad", {"a": _view("a", "runs")})
+    folder = _folder(tmp_path / "bad", {"a": _view("runs")})
     (folder / "marts" / "a.yml").unlink()
     with pytest.raises(InputError, match=r"a\.yml: is missing"):
         models(folder)
@@ -595,8 +629,8 @@ def test_a_missing_yml_is_named(tmp_path: Path) -> None:
 def test_a_model_may_turn_from_a_view_into_a_table(tmp_path: Path) -> None:
     store = LineageStore(tmp_path / "storage")
     store.start_run("r1", "{}")
-    for number, kind in enumerate(("VIEW", "TABLE", "VIEW")):
-        folder = _folder(tmp_path / str(number), {"a": _view("a", "runs").replace("VIEW", kind)})
+    for number, kind in enumerate(("view", "table", "view")):
+        folder = _folder(tmp_path / str(number), {"a": _view("runs").replace("view", kind)})
         assert build(store, folder=folder) == {"a": 1}
     assert _rows(store, "FROM a") == [("r1",)]
 
