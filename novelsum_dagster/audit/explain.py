@@ -124,7 +124,16 @@ def _near_duplicate(connection: Connection, run: Run, id_: str) -> dict[str, Any
         [run.snapshot, id_],
     )  # fmt: skip
     rule = run.settings["pool"]["near_duplicates"]
-    return partner and {**partner, "keep": rule.get("keep", "first"), "similarity": rule.get("similarity")}
+    if partner is None:
+        return None
+    picked = one_row(
+        connection,
+        "SELECT * FROM picks WHERE selection = ? AND id = ? ORDER BY rank LIMIT 1",
+        [run.selection, partner["partner_id"]],
+    )
+    how = picked and {"rank": picked["rank"], "score": picked["score"], **_how(connection, run, picked)}
+    rules = {"keep": rule.get("keep", "first"), "similarity": rule.get("similarity")}
+    return {**partner, **rules, "partner_pick": how}
 
 
 def _repeated(query: str, places: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -45,8 +45,8 @@ def sentences(outcome: str, sample: Facts, facts: Facts) -> tuple[str, ...]:
         words += _why_in(facts)
     elif outcome == "near-duplicate":
         words.append(
-            f"Left out before the selection: {_resembles(facts['near_duplicate'])}, and the settings drop"
-            " near-duplicates (pool.near_duplicates.drop)."
+            f"Left out before the selection, as the settings drop near-duplicates (pool.near_duplicates.drop):"
+            f" {_resembles(facts)}."
         )
     else:
         words += _why_out(facts)
@@ -76,20 +76,24 @@ def _why_in(facts: Facts) -> list[str]:
 def _how(facts: Facts) -> str:
     """Return the sentence that says how a pick was made."""
     selection = facts["selection"]
-    rank, seed = facts["rank"], selection["seed"]
-    picked = f"Picked as number {rank:,} of {selection['k']:,} by {selection['strategy']}"
-    reasons = {
+    picked = f"Picked as number {facts['rank']:,} of {selection['k']:,} by {selection['strategy']}"
+    reason = _reason(facts["chosen_by"], selection)
+    return f"{picked}: {reason}." if reason else f"{picked}."
+
+
+def _reason(chosen_by: str | None, selection: Facts) -> str | None:
+    """Return why a pick was made that was not made by score; None for one that was."""
+    seed = selection["seed"]
+    if chosen_by is None:
+        return "required by the settings or kept from an earlier subset"
+    return {
         "seed": f"the first pick is drawn at random (seed {seed})",
         "drawn": f"drawn at random (seed {seed})",
         "threshold": "the next sample that did not resemble an earlier pick (selection.repr_filter.threshold)",
         "must_include": "required by the settings (selection.must_include)",
         "kept": f"kept from the earlier subset {str(selection['extends'])[:8]}, which this one extends",
         "exchange": "in an exchange at the end (selection.swap_rounds)",
-    }
-    reason = reasons.get(facts["chosen_by"])
-    if facts["chosen_by"] is None:
-        reason = "required by the settings or kept from an earlier subset"
-    return f"{picked}: {reason}." if reason else f"{picked}."
+    }.get(chosen_by)
 
 
 def _score(facts: Facts) -> list[str]:
@@ -139,7 +143,7 @@ def _why_out(facts: Facts) -> list[str]:
         )
         words.append(f"The picks nearest to it: {names}.")
     if facts["near_duplicate"]:
-        words.append(f"In the pool, {_resembles(facts['near_duplicate'])}.")
+        words.append(f"In the pool, {_resembles(facts)}.")
     return words
 
 
@@ -226,14 +230,22 @@ def _smallest_k(facts: Facts) -> str:
     return f"No smallest k is given: {facts['no_smallest_k_because']}."
 
 
-def _resembles(partner: Facts) -> str:
-    """Return which sample a near-duplicate resembles, by which measure, and why that one was kept."""
-    other, score, keep = partner["partner_id"][:8], partner["score"], partner["keep"]
+def _resembles(facts: Facts) -> str:
+    """Return which sample a near-duplicate resembles, why that one was kept, and how it was picked."""
+    partner, selection = facts["near_duplicate"], facts["selection"]
+    other, score, keep, pick = (partner[name] for name in ("partner_id", "score", "keep", "partner_pick"))
     why = "read earlier" if keep == "first" else f'kept by the rule "{keep}"'
+    alike = f"resembles {other[:8]} (Jaccard {score:.2f})"
     if partner["found_by"] == BY_VECTORS:
-        cosine = f"cosine {score:.4f} >= {partner['similarity']:g}"
-        return f"it is a near-duplicate by embedding of {other} ({cosine}), {why}"
-    return f"it resembles {other} (Jaccard {score:.2f}), {why}"
+        alike = f"is a near-duplicate by embedding of {other[:8]} (cosine {score:.4f} >= {partner['similarity']:g})"
+    if pick is None:
+        return f"it {alike}, {why} and not picked"
+    picked = f"it {alike}, {why} and picked as number {pick['rank']:,}"
+    reason = _reason(pick["chosen_by"], selection)
+    if reason:
+        return f"{picked}: {reason}"
+    among = "" if pick["eligible"] is None else f", the highest of {counted(pick['eligible'], 'eligible sample')}"
+    return f"{picked} with a score of {pick['score']:.6g}{among}"
 
 
 def _came_from(sample: Facts, facts: Facts) -> list[str]:

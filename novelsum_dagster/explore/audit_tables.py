@@ -150,11 +150,12 @@ def read_table(connection: Connection, root: Path, name: str, run: Run) -> pa.Ta
 
 
 def finished_runs(connection: Connection) -> list[dict[str, Any]]:
-    """Return the runs that have a subset, newest first: run_id, started_at, strategy, k."""
+    """Return the runs that have a subset, newest first: run_id, started_at, selection, strategy, k."""
     gone = removed_runs(connection)
     found = all_rows(
         connection,
-        "SELECT runs.run_id, runs.started_at, selections.strategy, selections.k FROM run_outputs AS outputs"
+        "SELECT runs.run_id, runs.started_at, outputs.selection, selections.strategy, selections.k"
+        " FROM run_outputs AS outputs"
         " INNER JOIN runs ON runs.run_id = outputs.run_id"
         " INNER JOIN selections ON selections.selection = outputs.selection"
         " ORDER BY runs.started_at DESC, runs.run_id",

@@ -26,7 +26,9 @@ NAMED = 9
 """Sources with a colour of their own; all others share one."""
 BARS = 20
 """Sources whose shares are drawn; the table has all."""
-POOL, PICK, FOUND = "#9fb0c0", "#0b4f8a", "#d62728"
+POOL, PICK, FOUND = "#9fb0c0", "#2f7fd1", "#d62728"
+EDGE, QUIET = "#6b7785", "rgba(128, 138, 150, 0.25)"
+"""Readable on a light and on a dark page, as the other colours are."""
 # Distinguishable with any colour vision, and in print by their lightness.
 _COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#7f6bb3", "#8c6d31", "#17becf", "#b5bd00")
 _OTHERS = "#a0a0a0"
@@ -95,7 +97,7 @@ def _draw_picks(
     if colour == "picked or not":
         _add(figure, pool, picks, name, {**looks, "color": PICK, "line": {"color": "#ffffff", "width": 0.7}}, True)
         return [picks]
-    edge = {"color": "#1f2933", "width": 1}
+    edge = {"color": EDGE, "width": 1}
     shades = np.array([_shade(code) for code in pool.source[picks]])
     _add(figure, pool, picks, name, {**looks, "color": shades, "line": edge}, True)
     # Otherwise the legend would show the first pick's colour for all.
@@ -148,14 +150,15 @@ def _escaped(text: str, length: int) -> str:
 
 
 def _layout() -> dict[str, Any]:
-    small = {"size": 12, "color": "#6b7785"}
-    axis = {"showgrid": True, "gridcolor": "#eef1f4", "zeroline": False, "showticklabels": False}
+    small = {"size": 12}
+    axis = {"showgrid": True, "gridcolor": QUIET, "zeroline": False, "showticklabels": False}
     return {
         "height": _HEIGHT,
         "margin": {"l": 30, "r": 5, "t": 5, "b": 30},
-        "paper_bgcolor": "#ffffff",
-        "plot_bgcolor": "#ffffff",
-        "font": {"color": "#1f2933", "size": 13},
+        # The page's own background and letters, light or dark.
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"size": 13},
         "dragmode": "pan",
         "hovermode": "closest",
         # Beside the points, where it does not hide the legend.
@@ -219,7 +222,7 @@ def drift_figure(measures: pa.Table, measure: str) -> "go.Figure":
     rows = [row for row in reversed(measures.to_pylist()) if row["measure"] == measure]
     runs = list(dict.fromkeys(row["run_id"] for row in rows))
     figure = go.Figure()
-    looks = [(PICK, "diamond"), ("#e69f00", "square"), ("#6b7785", "circle"), ("#009e73", "cross")]
+    looks = [(PICK, "diamond"), ("#e69f00", "square"), (EDGE, "circle"), ("#009e73", "cross")]
     names = sorted({row["set_name"] for row in rows}, key=lambda name: (name != "selected", name))
     for number, name in enumerate(names):
         mine = [row for row in rows if row["set_name"] == name]

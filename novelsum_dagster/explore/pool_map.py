@@ -4,7 +4,7 @@ Does not belong here: drawing (`map_figure`), the page, computing the map (`repo
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,6 +48,25 @@ class PoolMap:
     rank: NDArray[np.int64]
     tokens: NDArray[np.int64]
     snippets: pa.Array
+
+    def after_picks(self, count: int) -> "PoolMap":
+        """Return the map as it was after so many picks: later ones count as not picked."""
+        return replace(self, rank=np.where(self.rank <= count, self.rank, 0))
+
+    def rows(self, chosen: NDArray[np.int64]) -> pa.Table:
+        """Return samples as a table: id, source, rank (null if not picked), tokens, x, y, snippet."""
+        rank = self.rank[chosen]
+        return pa.table(
+            {
+                "id": self.ids.take(pa.array(chosen)),
+                "source": pa.array([self.sources[code] for code in self.source[chosen]], pa.string()),
+                "rank": pa.array(rank, mask=rank == 0),
+                "tokens": self.tokens[chosen],
+                "x": self.x[chosen],
+                "y": self.y[chosen],
+                "snippet": self.snippets.take(pa.array(chosen)),
+            }
+        )
 
     def row_of(self, id_: str) -> int | None:
         """Return the row of a sample; None if it is not on the map, e.g. a dropped near-duplicate."""

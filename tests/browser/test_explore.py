@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -105,6 +106,26 @@ def test_the_map_is_drawn_without_a_traceback(opened: Page, shots: Path) -> None
     expect(opened.locator("[data-testid=stException], [data-testid=stAlertContentError]")).to_have_count(0)
     expect(opened.get_by_text("Deploy")).to_have_count(0)
     opened.screenshot(path=shots / "explore-map.png")
+
+
+@pytest.mark.parametrize("width", [420, 1500])
+def test_the_page_is_dark_where_the_system_is_and_fits_a_phone(
+    opened: Page, explorer: str, shots: Path, width: int
+) -> None:
+    """A second page beside the first, which stays as it is."""
+    browser = opened.context.browser
+    assert browser is not None
+    context = browser.new_context(color_scheme="dark", viewport={"width": width, "height": 950})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    page.goto(explorer)
+    expect(page.get_by_text("161 of 161 samples pass the filters")).to_be_visible()
+    page.wait_for_function(f"({_PIXELS})() > 100")
+    background = page.evaluate("getComputedStyle(document.querySelector('.stApp')).backgroundColor")
+    assert max(int(value) for value in re.findall(r"\d+", background)[:3]) < 60, background
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.screenshot(path=shots / f"explore-dark-{width}.png")
+    context.close()
 
 
 def test_search_shows_the_text_and_why_and_runs_nothing(opened: Page, shots: Path) -> None:

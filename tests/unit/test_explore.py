@@ -170,6 +170,20 @@ def test_search_finds_ids_and_texts_and_reads_no_patterns(root: Path) -> None:
         assert search(connection, run, "'; DROP TABLE runs; --") == []
 
 
+def test_the_map_after_some_picks_and_its_rows_as_a_table(root: Path) -> None:
+    with LineageStore(root).reading() as connection:
+        pool = load_map(connection, root, find_run(connection, None))
+    early = pool.after_picks(5)
+    assert early.rank.max() == 5 and (early.rank > 0).sum() == 5
+    assert (pool.rank > 0).sum() == 20
+    chosen = np.flatnonzero(early.rank > 0)
+    table = early.rows(np.append(chosen, np.flatnonzero(early.rank == 0)[0]))
+    picks = _picks(root)
+    assert {row["id"]: row["rank"] for row in table.to_pylist()[:5]} == dict(zip(picks[:5], range(1, 6), strict=True))
+    assert table["rank"][5].as_py() is None
+    assert table["source"].to_pylist()[0] in SOURCES
+
+
 def test_the_tables_agree_with_the_files(root: Path) -> None:
     samples = pq.read_table(root / "pool/snapshot=s/samples.parquet", partitioning=None).to_pylist()
     picked = set(_picks(root))
