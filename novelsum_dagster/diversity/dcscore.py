@@ -59,8 +59,8 @@ def dcscore(
 
 def _memory_needed(n: int, d: int) -> int:
     """Return the bytes that DCScore of n samples takes on a device at most."""
-    # The rows in float64; a tile and what is made of it.
-    return 8 * n * d + 4 * 8 * n + 2 * 8 * max(_TILE_VALUES, n)
+    # The rows in float64; those sent, in float32, and later a tile and the next.
+    return 8 * n * d + 4 * 8 * n + max(4 * n * d, 2 * 8 * max(_TILE_VALUES, n))
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,7 @@ class _Pairs:
 
     def _tile(self, start: int, stop: int) -> "torch.Tensor":
         """Return the matrix's rows from `start` to `stop` in the columns from `start` on."""
-        import torch
-
-        halves = self.halves[start:stop, None] + self.halves[start:]
-        distances = torch.addmm(halves, self.rows[start:stop], self.rows[start:].T, alpha=-1)
-        return distances.div_(-self.temperature).exp_()
+        # In place: the tile before is still held.
+        tile = self.halves[start:stop, None] + self.halves[start:]
+        tile.addmm_(self.rows[start:stop], self.rows[start:].T, alpha=-1)
+        return tile.div_(-self.temperature).exp_()

@@ -333,7 +333,10 @@ def _rank_sums(
     done = 0
     with threadpool_limits(1 if threads > 1 else None, "blas"), ThreadPoolExecutor(threads) as pool:
         starts = range(0, size, tile)
-        for start, found in zip(starts, pool.map(lambda start: work(start, start + tile), starts), strict=True):
+        asked = starts, range(tile, size + tile, tile)
+        # A new thread has no CUDA context: a device works in this one.
+        parts = pool.map(work, *asked) if device == "cpu" else map(work, *asked)
+        for start, found in zip(starts, parts, strict=True):
             sums[start : start + tile] = found
             done += len(found)
             progress(done, size)

@@ -15,8 +15,9 @@ from novelsum_dagster.diversity.vectors import half_squares
 if TYPE_CHECKING:
     import torch
 
-_COPIES = 6
-"""Memory of a comparison in units of one tile: distances, those before, masks and places of the least."""
+_COPIES = 7
+"""Memory of a comparison in units of one tile: distances, those before and after, masks, places of the least, working
+memory of the library."""
 
 
 def device_memory_needed(size: int, dimensions: int) -> int:
@@ -51,9 +52,9 @@ class UnitsOnDevice:
 
         with self._memory:
             some, others = (torch.from_numpy(places).to(self._device) for places in (rows, columns))
-            products = self._units[some].double() @ self._units[others].double().T
+            distances = self._units[some].double() @ self._units[others].double().T
             # In this order, every sum is exact: `half_squares` are near 1/2, products at most 1.
-            distances = (self._halves[some][:, None] - products) + self._halves[others]
+            distances.neg_().add_(self._halves[some][:, None]).add_(self._halves[others])
             distances[some[:, None] == others] = torch.inf
             is_before = others < some[:, None]
             before, after = distances.masked_fill(~is_before, torch.inf), distances.masked_fill(is_before, torch.inf)

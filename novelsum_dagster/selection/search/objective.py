@@ -57,7 +57,9 @@ def memory_needed(n: int, d: int, k: int) -> int:
 
 def device_memory_needed(n: int, d: int, k: int) -> int:
     """Return the bytes that a search takes on a device at most."""
-    return (8 + 2 * 4) * n * k + 8 * n * (d + 8) + 8 * k * k + _DEVICE_BYTES * min(n * k, max(_PICKS_AT_ONCE, n))
+    ranked = (8 + 2 * 4) * n * k + 8 * k * k + _DEVICE_BYTES * min(n * k, max(_PICKS_AT_ONCE, n))
+    # The rows are sent in float32, and that copy is freed before ranks are held.
+    return 8 * n * (d + 8) + max(4 * n * d, ranked)
 
 
 class ObjectiveSearch(Search):
