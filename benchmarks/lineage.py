@@ -281,7 +281,7 @@ def _time_commands(store: LineageStore, runs: int) -> None:
             _timed(f"why: {what}", ask)
         _timed(
             "diff",
-            lambda: f"{len(difference(connection, find_run(connection, before), run).entered):,} entered",
+            lambda: f"{len(difference(connection, root, find_run(connection, before), run).entered):,} entered",
         )
     settings = root / "curation.yaml"
     settings.write_text(f"storage: {json.dumps(str(root))}\n")

@@ -21,11 +21,12 @@ from novelsum_dagster.defs.pool import raw_pool
 from novelsum_dagster.defs.reports import report_asset
 from novelsum_dagster.defs.selection import selection_asset
 from novelsum_dagster.defs.study import GROUP, study_assets
+from novelsum_dagster.defs.verification import STORAGE_CHECK, VERIFY_JOB, storage_unchanged, verify_schedule
 from novelsum_dagster.settings import Settings, load_settings, settings_path
 from novelsum_dagster.workspace import Workspace
 
 CURATE_JOB = "curate"
-"""Materialises every asset but the study's, and runs every check."""
+"""Materialises every asset but the study's, and runs every check but that of the whole storage."""
 
 
 def build_defs(
@@ -46,8 +47,9 @@ def build_defs(
     """
     workspace = Workspace(settings, reporter, steps_apart=executor is not dg.in_process_executor)
     curated = dg.AssetSelection.all() - dg.AssetSelection.groups(GROUP)
-    curate = dg.define_asset_job(CURATE_JOB, curated, description="From sources to an audited subset.")
-    schedule = recurate_schedule(settings, CURATE_JOB)
+    curate = dg.define_asset_job(CURATE_JOB, curated - STORAGE_CHECK, description="From sources to an audited subset.")
+    verify = dg.define_asset_job(VERIFY_JOB, STORAGE_CHECK, description="Checks that nothing stored was changed.")
+    schedules = (recurate_schedule(settings, CURATE_JOB), verify_schedule(settings))
     return dg.Definitions(
         assets=[
             raw_pool,
@@ -62,14 +64,14 @@ def build_defs(
             audit_assets(),
             *(study_assets(settings) if "study" in settings.model_fields_set else ()),
         ],
-        asset_checks=[*asset_checks(), audit_checks()],
-        jobs=[curate],
+        asset_checks=[*asset_checks(), audit_checks(), storage_unchanged],
+        jobs=[curate, verify],
         sensors=[
             landing_sensor(settings, CURATE_JOB),
             dead_runs_sensor(settings, CURATE_JOB),
             carry_sensor(settings, curated),
         ],
-        schedules=[schedule] if schedule else [],
+        schedules=[schedule for schedule in schedules if schedule],
         executor=executor,
         resources={"workspace": workspace, "io_manager": ArtifactIOManager(workspace.root, workspace.mirror)},
     )

@@ -6,11 +6,11 @@ Belongs here: the base class of all artifacts. Does not: their kinds, which the 
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
-from novelsum_dagster.common.files import is_name
+from novelsum_dagster.common.files import is_name, unsealed
 
 
 def _within_storage(name: str) -> str:
@@ -32,13 +32,19 @@ class Artifact(BaseModel):
     """The output of one step and the input of later ones: a small record; bulk data stays in files that it names.
 
     Raises:
-        ValidationError: if its key or a path that it names would lead out of the storage folder.
+        ValidationError: if its key or a path that it names would lead out of the storage folder, or its file was
+            edited.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: Key
     """Hash of the content: equal keys mean equal content."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_unchanged(cls, values: Any) -> Any:
+        return unsealed(values)
 
     @model_validator(mode="after")
     def _stays_in_storage(self) -> Self:

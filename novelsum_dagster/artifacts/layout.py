@@ -13,7 +13,7 @@ OUTPUTS = {
     "pool": "snapshot",
 }
 """Name of outputs by folder, as in `pool/snapshot=<key>`. DuckDB adds a column of that name, so no table has one."""
-RECORDS, CHECKS, CHANGES = "provenance", "checks", "changes"
+RECORDS, CHECKS, CHANGES, SIGNATURES = "provenance", "checks", "changes", "signatures"
 SYNCED = (
     "pool",
     "vectors",
@@ -25,6 +25,7 @@ SYNCED = (
     CHANGES,
     CHECKS,
     RECORDS,
+    SIGNATURES,
     "runs",
     "assets",
 )

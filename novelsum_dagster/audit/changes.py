@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from novelsum_dagster.artifacts.layout import CHANGES, output_folder
+from novelsum_dagster.audit.attribution import FEW_PAIRS, VECTORS
+from novelsum_dagster.audit.cause_words import phrase
 from novelsum_dagster.audit.changes_words import page
 from novelsum_dagster.audit.comparison import (
     EXAMPLES,
@@ -32,7 +34,8 @@ from novelsum_dagster.audit.comparison import (
     SourceSize,
     State,
 )
-from novelsum_dagster.audit.difference import Change, changed_settings, difference
+from novelsum_dagster.audit.difference import Change, Difference, difference
+from novelsum_dagster.audit.verified import COMPARED, REPLAYED, verified_run
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import content_key, place_folder, temporary_folder, write_bytes
 from novelsum_dagster.lineage.query import Connection, all_rows, one_row
@@ -41,7 +44,7 @@ from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.report.novelsum_report import FRESH, SELECTED
 
 _FILES = ("changes.json", "changes.md")
-_VERSION = 1
+_VERSION = 2
 """Version of a folder's content, so that a folder of an earlier version is not reused."""
 _ENTERED = {
     "near": "no longer a near-duplicate",
@@ -78,7 +81,7 @@ def build_changes(store: LineageStore, run_id: str) -> Changes:
             if _is_there(store.root, changes):  # Even if the earlier run's files have been deleted since.
                 return changes
             if (whole := _whole(connection, store.root, row)) is not None:
-                return _written(store.root, changes, compare(connection, whole, run, number))
+                return _written(store.root, changes, compare(connection, store.root, whole, run, number))
     changes = _changes(0, None, after, earlier_is_gone=bool(earlier))
     if _is_there(store.root, changes):
         return changes
@@ -135,8 +138,8 @@ def _whole(connection: Connection, root: Path, row: dict[str, Any]) -> Run | Non
     ):
         return None
     try:
-        return find_run(connection, row["run_id"])
-    except InputError:  # Some of its data was removed.
+        return verified_run(connection, root, row["run_id"], COMPARED, REPLAYED)
+    except InputError:  # Some of its data was removed, or is damaged.
         return None
 
 
@@ -162,17 +165,19 @@ def _number(connection: Connection, run: Run, before: State) -> int:
     return int(row["changes"]) if row else 0
 
 
-def compare(connection: Connection, before: Run, run: Run, number: int) -> Comparison:
+def compare(connection: Connection, root: Path, before: Run, run: Run, number: int) -> Comparison:
     """Compare a run with an earlier one.
 
     Args:
         connection: to the lineage, for reading.
+        root: the storage folder.
         before, run: the runs.
         number: how often this exact change has occurred.
     """
     files, pool = _pool(connection, before, run)
+    found = difference(connection, root, before, run, FEW_PAIRS)
     fresh = _fresh(connection, run)
-    yardstick = _other_yardstick(connection, before, run)
+    yardstick = _other_yardstick(found)
     return Comparison(
         number=number,
         runs={"before": before.run_id, "after": run.run_id},
@@ -180,8 +185,8 @@ def compare(connection: Connection, before: Run, run: Run, number: int) -> Compa
         after=_state(run),
         files=files,
         pool=pool,
-        picks=_picks(connection, before, run),
-        settings=changed_settings(before, run),
+        picks=_picks(found),
+        settings=found.settings,
         measures=tuple(_measures(connection, before, run, yardstick is None)),
         other_yardstick=yardstick,
         fresh=fresh and fresh["fresh"],
@@ -344,11 +349,10 @@ def _sources(connection: Connection, before: Run, run: Run) -> list[SourceSize]:
     return [SourceSize(**row, **{f"share_{name}": row[name] / totals[name] for name in totals}) for row in rows]
 
 
-def _picks(connection: Connection, before: Run, run: Run) -> PickChange:
-    found = difference(connection, before, run)
+def _picks(found: Difference) -> PickChange:
     return PickChange(
-        before=before.k,
-        after=run.k,
+        before=found.a.k,
+        after=found.b.k,
         entered=_of_picks(found.entered),
         left=_of_picks(found.left),
         stayed=found.stayed,
@@ -381,22 +385,17 @@ def _measures(connection: Connection, before: Run, run: Run, same_yardstick: boo
     return [MeasureChange(**row) for row in rows]
 
 
-def _other_yardstick(connection: Connection, before: Run, run: Run) -> str | None:
+def _other_yardstick(found: Difference) -> str | None:
     """Return why the values of two reports cannot be compared at all; None if they can."""
-    vectors = [
-        one_row(
-            connection, "SELECT model, revision, max_tokens, dtype FROM embeddings WHERE vectors = ?", [one.vectors]
-        )
-        for one in (before, run)
-    ]
-    if vectors[0] != vectors[1]:
-        return "the vectors differ in model, revision, max_tokens or dtype"
+    for one in found.inputs:
+        if one.code == VECTORS:
+            return f"the vectors differ: {phrase(one.code, one.facts)}"
     changed = [
         f"{section}.{name}"
         for section in ("novelsum", "measures")
-        for name, value in run.settings.get(section, {}).items()
+        for name, value in found.b.settings.get(section, {}).items()
         # A setting that the earlier version did not have does not count as changed.
-        if before.settings.get(section, {}).get(name, value) != value
+        if found.a.settings.get(section, {}).get(name, value) != value
     ]
     return f"settings of the measures changed ({', '.join(changed)})" if changed else None
 

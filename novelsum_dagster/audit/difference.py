@@ -1,37 +1,61 @@
 """Differences between two runs: `novelsum diff`.
 
-Belongs here: which samples entered, left and stayed, the cause of each, the measures of both. Does not: why a sample
-was picked (`explain`).
+Belongs here: which samples entered, left and stayed, the cause of each, the measures of both. Does not: which inputs
+differ (`changed_inputs`), the replays that find a cause (`attribution`), why a sample was picked (`explain`).
 """
 
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from novelsum_dagster.artifacts.provenance import flat
+from novelsum_dagster.audit.attribution import (
+    ADDED,
+    CODE,
+    IDS,
+    NEAR,
+    PAIRS,
+    REMOVED,
+    VECTORS,
+    Attribution,
+    Kind,
+    MovedSample,
+    NotKnown,
+    Replays,
+    attribute,
+    grows,
+    require_within,
+)
+from novelsum_dagster.audit.cause_words import cause_text
+from novelsum_dagster.audit.changed_inputs import Input, changed_inputs, data_facts
+from novelsum_dagster.audit.changed_settings import changed_settings
+from novelsum_dagster.audit.run_selection import RunSelection
+from novelsum_dagster.audit.run_states import states_of
+from novelsum_dagster.audit.verified import records_in
+from novelsum_dagster.common.devices import cuda_or_cpu
+from novelsum_dagster.common.errors import InputError
+from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.lineage.query import Connection, all_rows
 from novelsum_dagster.lineage.runs import Run
-from novelsum_dagster.selection.extension import EXTENDS
-from novelsum_dagster.settings import Settings
-
-_MODEL = ("model", "model_revision")
-_CODE = ("package_version", "git_revision")
-_SELECTION = ("strategy", "k", "seed", "density_power", "proximity_power", "options")
-_VECTORS = ("embedding.max_tokens", "embedding.dtype")
-"""Settings besides the model that change the vectors."""
-_SECTIONS = ("pool", "embedding", "novelsum", "selection")
 
 
 @dataclass(frozen=True)
 class Change:
-    """A sample that entered or left the subset: its rank in the run that has it, and the cause as text."""
+    """A sample that entered or left the subset.
+
+    Attributes:
+        id, source: the sample.
+        rank: in the run that has it.
+        cause: as text.
+        causes, kind: codes of the inputs, and how they caused it (`attribution.Cause`).
+    """
 
     id: str
     source: str
     rank: int
     cause: str
+    causes: tuple[str, ...]
+    kind: Kind
 
 
 @dataclass(frozen=True)
@@ -42,7 +66,10 @@ class Difference:
         entered, left: changes, by rank.
         stayed: samples in both subsets.
         settings: by key, the values in a and b, if they differ.
-        same_code, same_model: whether versions and git revision, and the embedding model, are equal.
+        inputs: those that differ and can change a pick.
+        data: `sources_renamed` and `files_moved`.
+        replayed: the number of selections replayed to find the causes.
+        not_replayed: why some causes are only possible; None if none is.
         measures: by set and measure, the values in a and b.
     """
 
@@ -52,90 +79,100 @@ class Difference:
     left: tuple[Change, ...]
     stayed: int
     settings: dict[str, tuple[Any, Any]]
-    same_code: bool
-    same_model: bool
+    inputs: tuple[Input, ...]
+    data: dict[str, list[dict[str, Any]]]
+    replayed: int
+    not_replayed: str | None
     measures: list[dict[str, Any]]
 
+    @property
+    def same_code(self) -> bool:
+        """Whether no step on which the subset depends had another version of its code."""
+        return not any(one.code == CODE for one in self.inputs)
 
-def difference(connection: Connection, a: Run, b: Run) -> Difference:
+    @property
+    def same_model(self) -> bool:
+        """Whether all parts of the model's key are equal."""
+        return not any(one.code == VECTORS for one in self.inputs)
+
+
+def difference(
+    connection: Connection, root: Path, a: Run, b: Run, pairs: int = PAIRS, progress: Progress = no_progress
+) -> Difference:
     """Compare the subsets of two runs.
 
     Args:
         connection: to the lineage, for reading.
+        root: the storage folder.
         a, b: runs with a subset, b against a.
+        pairs: the most pairs of samples that replays may score; over that, causes are only possible.
+        progress: called with the number of selections replayed.
+
+    Raises:
+        InputError: if a pool's files are missing or damaged.
     """
-    settings = changed_settings(a, b)
-    same_model = all(getattr(a, name) == getattr(b, name) for name in _MODEL)
-    same_code = all(getattr(a, name) == getattr(b, name) for name in _CODE)
-    general = _general_cause(a, b, settings, same_model, same_code)
-    entered = _only_in(connection, b, a)
-    left = _only_in(connection, a, b)
+    one, other = (RunSelection(connection, root, run) for run in (a, b))
+    records = records_in(connection, a.run_id), records_in(connection, b.run_id)
+    entered, left = _only_in(connection, b, a), _only_in(connection, a, b)
+    inputs = changed_inputs(connection, one, other, records)
+    changes = {
+        **{row["id"]: MovedSample(False, _outside(row, REMOVED)) for row in left},
+        **{row["id"]: MovedSample(True, _outside(row, ADDED)) for row in entered},
+    }
+
+    def replays() -> Replays:
+        try:
+            sizes = [(made.pool.kept, made.run.k, made.selection) for made in (one, other)]
+        except InputError as error:  # Settings of another version.
+            raise NotKnown(str(error)) from error
+        require_within(pairs, sizes)  # Before vectors are read.
+        return Replays(
+            *states_of(one, other),
+            [found.code for found in inputs],
+            pairs=pairs,
+            device=cuda_or_cpu("auto"),
+            progress=progress,
+        )
+
+    found = attribute(changes, [one.code for one in inputs], _grows(one, other), replays)
+    facts = {found.code: found.facts for found in inputs}
     return Difference(
         a=a,
         b=b,
-        entered=tuple(_change(row, _outside(row, "before"), general) for row in entered),
-        left=tuple(_change(row, _outside(row, "now"), general) for row in left),
+        entered=tuple(_change(row, changes[row["id"]], found, facts) for row in entered),
+        left=tuple(_change(row, changes[row["id"]], found, facts) for row in left),
         stayed=_shared(connection, a, b),
-        settings=settings,
-        same_code=same_code,
-        same_model=same_model,
+        settings=changed_settings(a, b),
+        inputs=inputs,
+        data=data_facts(connection, one, other),
+        replayed=found.replayed,
+        not_replayed=found.not_replayed,
         measures=_measures(connection, a, b),
     )
 
 
-def changed_settings(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that differ, by key, as given by the launchpad or the settings file."""
-    mine, theirs = (_settings_of(run) for run in (a, b))
-    keys = [*mine, *(key for key in theirs if key not in mine)]
-    return {key: (mine.get(key), theirs.get(key)) for key in keys if mine.get(key) != theirs.get(key)}
+def _grows(a: RunSelection, b: RunSelection) -> bool | None:
+    try:
+        return grows(a.selection, b.selection)
+    except InputError:  # Settings of another version.
+        return None
 
 
-def _settings_of(run: Run) -> dict[str, Any]:
-    """Return a run's settings by key, with defaults for those that the recording release did not have."""
-    settings = run.settings
-    with suppress(ValidationError):
-        settings = Settings.model_validate(settings).model_dump(mode="json")
-    found = {
-        key: value for key, value in flat({name: settings.get(name, {}) for name in _SECTIONS}).items() if value != {}
-    }
-    # The launchpad may have overridden the selection's settings of the file.
-    found |= {f"selection.{name}": getattr(run, name) for name in _SELECTION}
-    if EXTENDS in run.options:
-        # k includes the kept samples, which are not in the settings.
-        found["selection.k"] = run.settings["selection"]["k"]
-        found["selection.options"] = {name: value for name, value in run.options.items() if name != EXTENDS}
-    return found
-
-
-def _general_cause(a: Run, b: Run, settings: dict[str, tuple[Any, Any]], same_model: bool, same_code: bool) -> str:
-    """Return the possible causes of changed picks among samples in both pools, as text."""
-    causes = []
-    if EXTENDS in b.options:
-        causes.append(f"the subset {b.options[EXTENDS][:8]} was kept and extended")
-    if not same_model:
-        causes.append(f"changed model ({a.model} to {b.model})")
-    named = [key for key in settings if key.split(".")[0] in ("selection", "novelsum") or key in _VECTORS]
-    if named:
-        causes.append("changed settings (" + ", ".join(named) + ")")
-    if a.snapshot != b.snapshot:
-        causes.append("other samples were added to or removed from the pool")
-    if not same_code:
-        causes.append("changed code")
-    return "; ".join(causes) or "no recorded input changed"
-
-
-def _outside(row: dict[str, Any], when: str) -> str:
-    """Return why a sample is not in the other run's pool; `when` is "before" or "now"."""
+def _outside(row: Mapping[str, Any], code: str) -> str | None:
+    """Return the input because of which a sample is not in the other run's pool; None if it is."""
+    if row["in_other_pool"]:
+        return None
     if row["other_id"] is not None:
-        return "the same record under another id: since release 0.2 more of a record is read"
-    if row["near_duplicate_of"] is not None:
-        pool = "old" if when == "before" else "new"
-        return f"a near-duplicate of {row['near_duplicate_of'][:8]} in the {pool} pool"
-    return "new data: not in the pool before" if when == "before" else "removed data: no longer in the pool"
+        return IDS
+    return NEAR if row["near_duplicate_of"] is not None else code
 
 
-def _change(row: dict[str, Any], outside: str, general: str) -> Change:
-    return Change(row["id"], row["source"], row["rank"], general if row["in_other_pool"] else outside)
+def _change(
+    row: Mapping[str, Any], sample: MovedSample, found: Attribution, facts: Mapping[str, Mapping[str, Any]]
+) -> Change:
+    cause = found.causes[row["id"]]
+    text = cause_text(cause, facts, sample, row["near_duplicate_of"])
+    return Change(row["id"], row["source"], row["rank"], text, cause.codes, cause.kind)
 
 
 def _only_in(connection: Connection, run: Run, other: Run) -> list[dict[str, Any]]:

@@ -91,7 +91,8 @@ class AskedPlace:
     def is_of(self, place: Mapping[str, Any]) -> bool:
         """Return whether a record is there, given its file, line and position."""
         number = place["position"] if self.by_record or place["line"] is None else place["line"]
-        return number == self.number and (place["file"] == self.file or place["file"].endswith(f"/{self.file}"))
+        file = str(place["file"])
+        return bool(number == self.number) and (file == self.file or file.endswith(f"/{self.file}"))
 
 
 def asked_place(query: str) -> AskedPlace | None:

@@ -2,9 +2,11 @@
 
 Belongs here: what is rebuilt, from what, and the comparison. Does not: the record (`provenance`), how each step
 works.
+
+The sources must be unchanged. Stored files that are missing do no harm: they are compared by the hashes in the records,
+and vectors are computed again. Files that are damaged are named, and nothing is rebuilt.
 """
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,37 +14,41 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from novelsum_dagster.artifacts.provenance import (
-    MACHINE_DEPENDENT,
-    Provenance,
-    code_version,
-    damaged_files,
-    package_versions,
-)
+from novelsum_dagster.artifacts.artifact import Artifact
+from novelsum_dagster.artifacts.provenance import MACHINE_DEPENDENT, Provenance, code_version, package_versions
+from novelsum_dagster.audit.verified import described, records_in, state_of, stated
 from novelsum_dagster.common.devices import cuda_or_cpu
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import file_hash
-from novelsum_dagster.common.progress import Reporter
+from novelsum_dagster.common.progress import Reporter, counted
 from novelsum_dagster.diversity.distinct import distinct_pool
-from novelsum_dagster.diversity.tables import build_density
+from novelsum_dagster.diversity.tables import build_density, build_novelty
 from novelsum_dagster.embedding.encoder import token_counter
 from novelsum_dagster.embedding.own_vectors import PoolAt
 from novelsum_dagster.embedding.store import load_vectors, vectors_key
 from novelsum_dagster.embedding.vectors_of_pool import Work, vectors_of_pool
-from novelsum_dagster.lineage.query import Connection, all_rows
+from novelsum_dagster.lineage.query import Connection
 from novelsum_dagster.lineage.runs import Run
 from novelsum_dagster.pool.ingest import build_snapshot, hashed_sources
 from novelsum_dagster.selection.chosen import PoolSelection, with_config
 from novelsum_dagster.selection.extension import EXTENDS, earlier_subset
-from novelsum_dagster.selection.subset import Subset
 from novelsum_dagster.settings import Settings, problems
 
 _STEPS = ("raw_pool", "embeddings", "distinct_pool", "density", "selected_subset")
 """Assets from which a subset is built, in order."""
 _LATER = ("distinct_pool",)
 """Those of them that are missing in runs of earlier releases."""
+_NOVELTY = "sample_novelty"
+"""Rebuilt and compared, too; no subset depends on it."""
+_COMPARED = ("density", _NOVELTY, "selected_subset")
+"""Assets whose files are compared; of the others only the keys, which are hashes of the content."""
 _LATER_FILES = ("eligibility.parquet",)
 """Files that subsets of earlier releases lack."""
+_NOT_COMPARED = {
+    **dict.fromkeys(MACHINE_DEPENDENT, "its last digits depend on the processor"),
+    "nearest.parquet": "it only speeds up the density of a pool that grows; density.parquet is compared",
+}
+"""Files that are rebuilt and not compared, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +57,22 @@ class Reproduction:
 
     Attributes:
         run: whose subset was rebuilt.
+        checked: what had its hashes compared with the records before, by name: how much.
+        gone: by asset, the number of stored files that are missing.
         outputs: by asset, the keys recorded and rebuilt.
-        files: by name in the subset's folder, whether the bytes are equal; None for a file missing on one side.
+        files: by name in the folders of density, novelty and subset, whether the bytes are equal; None for a file
+            missing on one side.
+        not_checked: by name, why something of the run was not rebuilt or not compared.
         embedded_again: whether the vectors were recomputed.
         differences: versions and code that changed since the run, as text.
     """
 
     run: Run
+    checked: dict[str, str]
+    gone: dict[str, int]
     outputs: dict[str, tuple[str, str]]
     files: dict[str, bool | None]
+    not_checked: dict[str, str]
     embedded_again: bool
     differences: tuple[str, ...]
 
@@ -75,8 +88,7 @@ def records_of(connection: Connection, run: Run) -> dict[str, Provenance]:
     Raises:
         InputError: if the run has none, because it is of an earlier version.
     """
-    rows = all_rows(connection, "SELECT asset, record FROM provenance WHERE run_id = ?", [run.run_id])
-    found = {row["asset"]: Provenance.model_validate(json.loads(row["record"])) for row in rows}
+    found = records_in(connection, run.run_id)
     missing = [asset for asset in _STEPS if asset not in found and asset not in _LATER]
     if missing:
         raise InputError(f"run {run.short} has no record of {', '.join(missing)}: it is of an earlier version")
@@ -86,7 +98,7 @@ def records_of(connection: Connection, run: Run) -> dict[str, Provenance]:
 def reproduce(
     records: Mapping[str, Provenance], run: Run, root: Path, base: Path, reporter: Reporter, embed_again: bool = False
 ) -> Reproduction:
-    """Rebuild a run's subset in a temporary folder and compare it with the stored one.
+    """Rebuild a run's subset, density and novelty in a temporary folder and compare them with what was recorded.
 
     Args:
         records: of the run's outputs.
@@ -94,22 +106,30 @@ def reproduce(
         root: the storage folder, which is not changed.
         base: folder to which relative source paths refer.
         reporter: shows progress.
-        embed_again: recompute the vectors, too; otherwise the stored ones are used.
+        embed_again: recompute the vectors, too; otherwise the stored ones are used, unless some are missing.
 
     Raises:
-        InputError: naming every source, vector file and file of the subset that differs from its record.
+        InputError: naming every source that differs from its record or is missing, and every damaged file.
     """
     settings = _settings_then(run, base)
-    _require_unchanged(records, settings, root, embed_again)
+    checked, gone = _checked(records, run, settings, root, embed_again)
+    embed_again = embed_again or "embeddings" in gone
     with tempfile.TemporaryDirectory(prefix="novelsum-") as folder:
         scratch = Path(folder)
-        keys, subset = _build(run, settings, records, root, scratch, reporter, embed_again)
-        outputs = {**keys, "selected_subset": subset.key}
-        files = _compared(records["selected_subset"], run, scratch, subset)
+        outputs = _build(run, settings, records, root, scratch, reporter, embed_again)
+        files = {
+            name: is_equal
+            for asset in _COMPARED
+            if asset in records
+            for name, is_equal in _compared(records[asset], outputs[asset], scratch).items()
+        }
     return Reproduction(
         run=run,
-        outputs={asset: (records[asset].output, outputs[asset]) for asset in _STEPS if asset in records},
+        checked=checked,
+        gone=gone,
+        outputs={asset: (records[asset].output, made.key) for asset, made in outputs.items() if asset in records},
         files=files,
+        not_checked=_not_checked(records, outputs),
         embedded_again=embed_again,
         differences=tuple(_differences(records)),
     )
@@ -122,19 +142,36 @@ def _settings_then(run: Run, base: Path) -> Settings:
         raise InputError(f"run {run.short} has settings of another version: {problems(error)}") from None
 
 
-def _require_unchanged(records: Mapping[str, Provenance], settings: Settings, root: Path, embed_again: bool) -> None:
+def _checked(
+    records: Mapping[str, Provenance], run: Run, settings: Settings, root: Path, embed_again: bool
+) -> tuple[dict[str, str], dict[str, int]]:
+    """Compare sources and stored files with their records; return what was compared, and what is missing.
+
+    Raises:
+        InputError: naming every source that changed or is missing, and every stored file that is damaged.
+    """
     found = hashed_sources(settings.pool.sources, settings.base, settings.s3, root)
     then = records["raw_pool"].inputs
-    changed = [
+    wrong = [
         f"{name} has changed since" if name in found else f"{name} is missing"
         for name, sha256 in then.items()
         if found.get(name) != sha256
     ]
-    if not embed_again:
-        changed += damaged_files(root, records["embeddings"])
-    changed += damaged_files(root, records["selected_subset"])
-    if changed:
-        raise InputError("this run cannot be rebuilt:\n" + "\n".join(f"  {line}" for line in changed))
+    checked, gone = {"sources": counted(len(then), "file")}, {}
+    for asset, made in records.items():
+        if embed_again and asset == "embeddings":
+            continue
+        states = {name: state_of(root / name, files) for name, files in stated(root, made).items()}
+        wrong += [
+            described(made, root / name, "damaged", run.run_id) for name, one in states.items() if one == "damaged"
+        ]
+        missing = sum(one == "missing" for one in states.values())
+        checked[asset] = counted(len(states) - missing, "stored file")
+        if missing:
+            gone[asset] = missing
+    if wrong:
+        raise InputError("this run cannot be rebuilt:\n" + "\n".join(f"  {line}" for line in wrong))
+    return checked, gone
 
 
 def _build(
@@ -145,8 +182,8 @@ def _build(
     scratch: Path,
     reporter: Reporter,
     embed_again: bool,
-) -> tuple[dict[str, str], Subset]:
-    """Return the keys of the outputs from which the subset is built, and the subset."""
+) -> dict[str, Artifact]:
+    """Return the outputs from which the subset is built, the subset and the novelty, by asset."""
     with reporter.step("reading") as progress:
         snapshot = build_snapshot(
             settings.pool,
@@ -196,16 +233,40 @@ def _build(
     with reporter.step("selecting") as progress:
         options = replace(options, device=settings.device, progress=progress)
         subset = PoolSelection(scratch, distinct, vectors, chosen, options, earlier).subset(key, density)
-    return {"raw_pool": snapshot.key, "embeddings": key, "distinct_pool": distinct.key, "density": density.key}, subset
+    outputs: dict[str, Artifact] = {
+        "raw_pool": snapshot,
+        "embeddings": Artifact(key=key),
+        "distinct_pool": distinct,
+        "density": density,
+        "selected_subset": subset,
+    }
+    if _NOVELTY in records:
+        with reporter.step("novelty") as progress:
+            outputs[_NOVELTY] = build_novelty(
+                scratch, density, vectors, settings=settings.novelsum, device=device, progress=progress
+            )
+    return outputs
 
 
-def _compared(made: Provenance, run: Run, scratch: Path, subset: Subset) -> dict[str, bool | None]:
-    """Return by name whether the files are equal; those whose last digits depend on the processor are left out."""
-    then = {name.removeprefix(f"{run.folder}/"): file.sha256 for name, file in made.files.items()}
-    now = {name.removeprefix(f"{subset.folder}/"): file_hash(scratch / name) for name in subset.stored_files(scratch)}
-    left_out = {*MACHINE_DEPENDENT, *(name for name in _LATER_FILES if name not in then)}
+def _compared(made: Provenance, output: Artifact, scratch: Path) -> dict[str, bool | None]:
+    """Return by name whether the files of an output are equal."""
+    then = {_within(name): file.sha256 for name, file in made.files.items()}
+    now = {_within(name): file_hash(scratch / name) for name in output.stored_files(scratch)}
+    left_out = {*_NOT_COMPARED, *(name for name in _LATER_FILES if name not in then)}
     names = [name for name in dict.fromkeys([*then, *now]) if name not in left_out]
     return {name: then[name] == now[name] if name in then and name in now else None for name in names}
+
+
+def _within(name: str) -> str:
+    """Return the name of a stored file within the folder of its output."""
+    return name.split("/", 2)[2]
+
+
+def _not_checked(records: Mapping[str, Provenance], outputs: Mapping[str, Artifact]) -> dict[str, str]:
+    """Return what of a run was not rebuilt, and which files were not compared, with the reason."""
+    found = {asset: "not rebuilt; novelsum verify compares its files" for asset in records if asset not in outputs}
+    names = [_within(name) for asset in _COMPARED if asset in records for name in records[asset].files]
+    return found | {name: _NOT_COMPARED[name] for name in names if name in _NOT_COMPARED}
 
 
 def _differences(records: Mapping[str, Provenance]) -> list[str]:

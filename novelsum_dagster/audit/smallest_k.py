@@ -16,18 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from novelsum_dagster.audit.explain import Explanation
-from novelsum_dagster.audit.run_fields import can_read, pool_of
+from novelsum_dagster.audit.run_selection import RunSelection
 from novelsum_dagster.common.devices import cuda_or_cpu
 from novelsum_dagster.common.progress import Progress, no_progress
-from novelsum_dagster.diversity.density import density_factor
-from novelsum_dagster.embedding.store import load_vectors
 from novelsum_dagster.lineage.query import Connection
 from novelsum_dagster.lineage.runs import Run
-from novelsum_dagster.pool.fields import field_values, positive_numbers
-from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.selection.limits import Quota
 from novelsum_dagster.selection.novelselect import novelselect
-from novelsum_dagster.selection.scoring import Scoring
 
 _TIMES_K = 4
 """The selection is extended up to this multiple of its k."""
@@ -120,42 +115,26 @@ def smallest_k(
         return SmallestK(none_because="the settings exclude it (selection.must_exclude), whatever k is")
     if options.get("extends") and any(quota.get("floors") for quota in options.get("quotas", ())):
         return SmallestK(none_because="the run extends an earlier subset and has floors")
-    pool = pool_of(connection, root, run)
+    selection = RunSelection(connection, root, run)
     columns = [quota["column"] for quota in options.get("quotas", ())]
     for name in (*columns, *([options["quality"]] if options.get("quality") else [])):
-        if not can_read(pool, name):
+        if not selection.can_read(name):
             return SmallestK(none_because=f"{name} of records that are Arrow rows can be read for the newest pool only")
-    return _Selection(connection, root, run, pool, id_, progress).find(times_k * run.k)
+    return _Selection(selection, id_, progress).find(times_k * run.k)
 
 
 class _Selection:
     """A run's selection: its settings and its picks."""
 
-    def __init__(
-        self, connection: Connection, root: Path, run: Run, pool: PoolSnapshot, id_: str, progress: Progress
-    ) -> None:
-        ids = pool.samples(root, ["id"])["id"].to_pylist()
-        row_of = {one: row for row, one in enumerate(ids)}
-        rows = connection.execute("SELECT id FROM picks WHERE selection = ? ORDER BY rank", [run.selection]).fetchall()
-        self._picks = np.array([row_of[row[0]] for row in rows], np.int64)
-        self._sample = row_of[id_]
+    def __init__(self, made: RunSelection, id_: str, progress: Progress) -> None:
+        self._picks = np.array([made.row_of[pick] for pick in made.picks], np.int64)
+        self._sample = made.row_of[id_]
         self._progress = progress
-        self._excluded = [row_of[one] for one in run.options.get("must_exclude", ())]
-        self._quotas = [
-            Quota(
-                [str(value) for value in field_values(pool, root, quota["column"])],
-                quota.get("caps", {}),
-                quota.get("floors", {}),
-                quota["column"],
-            )
-            for quota in run.options.get("quotas", ())
-        ]
-        quality = run.options.get("quality")
-        self._quality = None if quality is None else np.array(positive_numbers(pool, root, quality))
-        self._factor = _factors(connection, run, row_of)
-        self._vectors = load_vectors(root / run.vectors_folder, ids)
-        self._scoring, self._seed = Scoring.recorded(run.options, run.proximity_power), run.seed
-        self._given = len(run.options.get("must_include", ()))
+        self._excluded = [made.row_of[one] for one in made.run.options.get("must_exclude", ())]
+        self._quotas, self._quality = made.quotas, made.quality
+        self._factor, self._vectors = made.factor, made.vectors
+        self._scoring, self._seed = made.scoring, made.run.seed
+        self._given = len(made.run.options.get("must_include", ()))
         self._device = cuda_or_cpu("auto")
 
     def find(self, bound: int) -> SmallestK:
@@ -283,13 +262,3 @@ class _Selection:
             progress=lambda done, _: self._progress(done, total),
             **self._scoring.options(),
         ).indices
-
-
-def _factors(connection: Connection, run: Run, row_of: dict[str, int]) -> NDArray[np.float64]:
-    """Return the density factors used by the selection, float64, (n,), in pool order."""
-    found = connection.execute(
-        "SELECT id, mean_squared_distance FROM density WHERE density = ?", [run.density]
-    ).fetchnumpy()
-    squared = np.empty(len(row_of))
-    squared[[row_of[id_] for id_ in found["id"].tolist()]] = found["mean_squared_distance"]
-    return density_factor(squared, run.density_power)

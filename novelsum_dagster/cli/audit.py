@@ -76,12 +76,12 @@ def diff(
     Example: [bold]novelsum diff 614f8acc 2dd77a51[/]
     """
     from novelsum_dagster.audit.difference import difference
-    from novelsum_dagster.audit.verified import COMPARED, verified_run
+    from novelsum_dagster.audit.verified import COMPARED, REPLAYED, verified_run
     from novelsum_dagster.workspace import Workspace
 
     workspace = Workspace(settings_in(settings))
     with workspace.lineage.reading() as connection:
-        a, b = (verified_run(connection, workspace.root, run, COMPARED) for run in (run_a, run_b))
+        a, b = (verified_run(connection, workspace.root, run, COMPARED, REPLAYED) for run in (run_a, run_b))
         with new_reporter().step("replaying selections") as progress:
             found = difference(connection, workspace.root, a, b, progress=progress)
     if as_json:

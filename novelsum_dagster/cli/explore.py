@@ -98,7 +98,6 @@ def streamlit_command(port: int) -> list[str]:
         "client.showErrorDetails": "none",
         "client.showErrorLinks": "false",
         "logger.hideWelcomeMessage": "true",
-        "theme.base": "light",
     }
     given = [f"--{name}={value}" for name, value in options.items()]
     page = str(files("novelsum_dagster").joinpath("explore", "page.py"))
@@ -114,13 +113,13 @@ def _run_id(root: Path, run: str) -> str:
 
 
 def _export(root: Path, run: str | None, path: Path) -> None:
+    from novelsum_dagster.audit.verified import verified_run
     from novelsum_dagster.explore.atlas import export
-    from novelsum_dagster.lineage.runs import find_run
     from novelsum_dagster.lineage.store import LineageStore
 
     if path.suffix != ".parquet":
         raise InputError(f"--export: {path} must end in .parquet")
     with LineageStore(root).reading() as connection:
-        count = export(connection, root, find_run(connection, run), path)
+        count = export(connection, root, verified_run(connection, root, run), path)
     say(f"{count:,} samples written to {path}")
     say(f"embedding-atlas {path} --x x --y y --text text --neighbors neighbors")

@@ -1,7 +1,7 @@
 """Atomic writes, so that a reader never sees half a file, and content hashes.
 
-Belongs here: atomic writes of bytes, JSON, Parquet and folders; content hashes; which names stay within a folder. Does
-not: the meaning of the content.
+Belongs here: atomic writes of bytes, JSON, Parquet and folders; content hashes, also within JSON files; which names
+stay within a folder. Does not: the meaning of the content.
 """
 
 import hashlib
@@ -21,12 +21,37 @@ import pyarrow.parquet as pq
 
 KEY_LENGTH = 32
 """Hexadecimal digits of a content key: 128 bits of SHA-256."""
+SEAL = "sha256"
+"""Key of a JSON object under which it has the SHA-256 of all its other keys and values."""
 
 
 def content_key(value: Any) -> str:
     """Return the key of a JSON-able value: the same for equal values, whatever the order of their keys."""
+    return _digest(value)[:KEY_LENGTH]
+
+
+def _digest(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with its own SHA-256, by which `unsealed` notices a change."""
+    return {**value, SEAL: _digest(value)}
+
+
+def unsealed(value: Any) -> Any:
+    """Return a JSON value without its own SHA-256; one that has none, as of earlier releases, is returned as it is.
+
+    Raises:
+        ValueError: if it was changed since `sealed` returned it.
+    """
+    if not isinstance(value, dict) or SEAL not in value:
+        return value
+    content = {name: inner for name, inner in value.items() if name != SEAL}
+    if _digest(content) != value[SEAL]:
+        raise ValueError("its content differs from the SHA-256 that it has of itself: it was edited")
+    return content
 
 
 def is_name(name: str) -> bool:

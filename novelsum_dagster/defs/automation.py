@@ -109,13 +109,7 @@ def recurate_schedule(settings: Settings, job: str) -> dg.ScheduleDefinition | N
     times = settings.automation.schedule
     if times is None:
         return None
-    try:
-        dg.ScheduleDefinition(name="recurate", job_name=job, cron_schedule=times)
-    except dg.DagsterInvalidDefinitionError:
-        raise InputError(
-            f"automation.schedule: {times!r} is not a cron schedule; expected five fields: minute, hour, day, month,"
-            ' weekday, as "0 3 * * *"'
-        ) from None
+    require_cron("automation.schedule", times)
     workspace = Workspace(settings)
 
     @dg.schedule(
@@ -141,6 +135,21 @@ def recurate_schedule(settings: Settings, job: str) -> dg.ScheduleDefinition | N
         return dg.RunRequest(tags={REASON_TAG: short(changes)})
 
     return recurate
+
+
+def require_cron(setting: str, times: str) -> None:
+    """Require that the times of a setting are a cron schedule.
+
+    Raises:
+        InputError: if they are not.
+    """
+    try:
+        dg.ScheduleDefinition(name="tried", job_name="tried", cron_schedule=times)
+    except dg.DagsterInvalidDefinitionError:
+        raise InputError(
+            f"{setting}: {times!r} is not a cron schedule; expected five fields: minute, hour, day, month, weekday, as"
+            ' "0 3 * * *"'
+        ) from None
 
 
 def carry_sensor(settings: Settings, assets: dg.AssetSelection) -> dg.AutomationConditionSensorDefinition:

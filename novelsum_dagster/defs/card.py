@@ -7,6 +7,7 @@ from novelsum_dagster.defs.automation import CARRY
 from novelsum_dagster.defs.steps import OWNERS, recorded
 from novelsum_dagster.diversity.tables import DensityTable, NoveltyTable
 from novelsum_dagster.embedding.store import StoredVectors, VectorSet
+from novelsum_dagster.lineage.runs import first_run_with
 from novelsum_dagster.pool.snapshot import PoolSnapshot
 from novelsum_dagster.quality.suites import Subject
 from novelsum_dagster.quality.validate import verdicts_of
@@ -54,13 +55,17 @@ def data_card(
             for name, output in used.items()
             for verdict in verdicts_of(name, of_pool.get(name, Subject(output, root, settings, distinct_pool)))
         ]
+        made = read_record(root, "selected_subset", selected_subset.key)
+        with workspace.lineage.reading() as connection:
+            first = first_run_with(connection, selected_subset.key)
         card = build_card(
             root,
             distinct_pool,
             embeddings,
             selected_subset,
             novelsum_report,
-            made=read_record(root, "selected_subset", selected_subset.key),
+            made=made,
+            run_id=first or made.run_id,
             verdicts=verdicts,
             settings=settings,
         )

@@ -15,7 +15,7 @@ from novelsum_dagster.artifacts.newest import AnyArtifact, read_newest
 from novelsum_dagster.artifacts.outputs import fetch_newest, fetch_output, publish
 from novelsum_dagster.artifacts.provenance import code_version, damaged_files, read_record
 from novelsum_dagster.common.errors import InputError
-from novelsum_dagster.common.files import write_bytes
+from novelsum_dagster.common.files import sealed, write_json
 from novelsum_dagster.remote.mirror import Mirror
 from novelsum_dagster.workspace import Workspace
 
@@ -75,7 +75,7 @@ class ArtifactIOManager(dg.IOManager):
         """Write an artifact."""
         partition = context.partition_key if context.has_partition_key else None
         name = newest_file(context.asset_key.to_user_string(), partition)
-        write_bytes((obj.model_dump_json(indent=2) + "\n").encode(), self._root / name)
+        write_json(sealed(obj.model_dump(mode="json")), self._root / name)
         publish(self._mirror, name)
 
     def load_input(self, context: dg.InputContext) -> Artifact | dict[str, Artifact]:

@@ -16,29 +16,31 @@ from pathlib import Path
 from typing import Any
 
 import duckdb  # noqa: TID253 - This module is only loaded by streamlit.
+import numpy as np
 import pyarrow as pa
 import streamlit as st  # noqa: TID253 - As above.
 
+from novelsum_dagster.audit.attribution import FEW_PAIRS
 from novelsum_dagster.audit.difference import Difference, difference
 from novelsum_dagster.audit.explain import Explanation, explain
+from novelsum_dagster.audit.verified import verified_run
 from novelsum_dagster.explore import RUN_VARIABLE
 from novelsum_dagster.explore.audit_tables import TABLES, as_csv, finished_runs, read_table
 from novelsum_dagster.explore.map_figure import Colour, drift_figure, map_figure, shares_figure
 from novelsum_dagster.explore.pool_map import DRAWN, HITS, PoolMap, fitting, load_map, search, thinned
-from novelsum_dagster.lineage.runs import Run, find_run
+from novelsum_dagster.lineage.runs import Run
 from novelsum_dagster.lineage.store import LineageStore
 from novelsum_dagster.settings import load_settings, settings_path
 
 # No docstrings below names here: streamlit may show them on the page.
 _DAMAGE = (ValueError, OSError, duckdb.Error, pa.ArrowException)
-_HINT = (
-    "This lineage has no table for this yet: the models of the audit are built at the end of a run. The next"
-    " `novelsum run` builds them."
-)
 _STYLE = """<style>
     .stMainBlockContainer, .block-container {padding: 1.2rem 2rem 1rem}
-    .stAppHeader {height: 0; min-height: 0}
-    [data-testid="stSidebar"] {min-width: 340px}
+    @media (min-width: 700px) {
+        .stAppHeader {height: 0; min-height: 0}
+        [data-testid="stSidebar"] {min-width: 340px}
+    }
+    @media (max-width: 700px) {.stMainBlockContainer, .block-container {padding: 3rem 0.8rem 1rem}}
     [data-testid="stSidebarHeader"] {height: 1.5rem; padding: 0.4rem}
     [data-testid="stMetricValue"] {font-size: 1.3rem}
     [data-testid="stText"] {white-space: pre-wrap; overflow-wrap: anywhere}
@@ -55,7 +57,7 @@ _Key = tuple[str, int, str]
 
 def main() -> None:
     """Draw the page."""
-    st.set_page_config(page_title="novelsum explore", layout="wide", initial_sidebar_state="expanded")
+    st.set_page_config(page_title="novelsum explore", layout="wide", initial_sidebar_state="auto")
     st.html(_STYLE)
     with _damage_told():
         key = _chosen_run()
@@ -113,38 +115,39 @@ def _runs(root: str, changed: int) -> list[dict[str, Any]]:
 @st.cache_data(max_entries=32, show_spinner=False)
 def _run(key: _Key) -> Run:
     with LineageStore(Path(key[0])).reading() as connection:
-        return find_run(connection, key[2])
+        return verified_run(connection, Path(key[0]), key[2])
 
 
 # A resource, because data would be copied at every rerun, and the map is never modified.
 @st.cache_resource(max_entries=2, show_spinner="Reading the map…")
 def _map(key: _Key) -> PoolMap:
     with LineageStore(Path(key[0])).reading() as connection:
-        return load_map(connection, Path(key[0]), find_run(connection, key[2]))
+        return load_map(connection, Path(key[0]), verified_run(connection, Path(key[0]), key[2]))
 
 
 @st.cache_data(max_entries=64, show_spinner="Reading the table…")
 def _read(key: _Key, name: str) -> pa.Table | None:
     with LineageStore(Path(key[0])).reading() as connection:
-        return read_table(connection, name, find_run(connection, key[2]))
+        return read_table(connection, Path(key[0]), name, verified_run(connection, Path(key[0]), key[2]))
 
 
 @st.cache_data(max_entries=256, show_spinner="Querying the lineage…")
 def _explained(key: _Key, sample: str) -> Explanation:
     with LineageStore(Path(key[0])).reading() as connection:
-        return explain(connection, Path(key[0]), find_run(connection, key[2]), sample)
+        return explain(connection, Path(key[0]), verified_run(connection, Path(key[0]), key[2]), sample)
 
 
 @st.cache_data(max_entries=64, show_spinner="Searching…")
 def _hits(key: _Key, query: str) -> list[dict[str, Any]]:
     with LineageStore(Path(key[0])).reading() as connection:
-        return search(connection, find_run(connection, key[2]), query)
+        return search(connection, verified_run(connection, Path(key[0]), key[2]), query)
 
 
 @st.cache_data(max_entries=16, show_spinner="Comparing…")
 def _compared(key: _Key, a: str, b: str) -> Difference:
     with LineageStore(Path(key[0])).reading() as connection:
-        return difference(connection, find_run(connection, a), find_run(connection, b))
+        one, other = (verified_run(connection, Path(key[0]), run) for run in (a, b))
+        return difference(connection, Path(key[0]), one, other, FEW_PAIRS)
 
 
 # The frame of the page.
@@ -188,20 +191,23 @@ def _filters(key: _Key) -> dict[str, Any]:
         # Keys by run, because another run's pool has different bounds.
         from_ = low.number_input("Tokens from", least, most, least, step=10, key=f"from {key[2]}")
         to = high.number_input("to", least, most, most, step=10, key=f"to {key[2]}")
+        k = int(pool.rank.max(initial=0))
+        after = st.slider("After how many picks", 0, k, k, key=f"after {key[2]}") if k > 1 else k
         colour = st.radio("Colour shows", ["picked or not", "source"], horizontal=True, key="colour")
         amounts = {DRAWN: f"at most {DRAWN:,} of the pool", 4 * DRAWN: f"at most {4 * DRAWN:,}", None: "all"}
         amount = st.selectbox("Points drawn, besides all picks", list(amounts), format_func=amounts.__getitem__)
-    return {"sources": tuple(sources), "picked": picked, "tokens": (from_, to), "colour": colour, "most": amount}
+    return {
+        "sources": tuple(sources), "picked": picked, "tokens": (from_, to), "colour": colour, "most": amount,
+        "after": after,
+    }  # fmt: skip
 
 
 def _header(key: _Key, run: Run) -> None:
-    places = st.columns([1.6, 1, 1, 1.2, 1.2, 2], vertical_alignment="bottom")
-    places[0].metric("Run", run.short)
-    places[1].metric("Picks", f"{run.k:,}")
-    places[2].metric("Seed", run.seed)
-    places[3].metric("Strategy", _plain(run.strategy))
-    places[4].metric("Snapshot", run.snapshot[:8])
-    places[5].metric("Model", _plain(run.model.rsplit("/", 1)[-1]))
+    places = st.container(horizontal=True, gap="large")
+    facts = {"Run": run.short, "Picks": f"{run.k:,}", "Seed": str(run.seed), "Strategy": _plain(run.strategy)}
+    facts |= {"Snapshot": run.snapshot[:8], "Model": _plain(run.model.rsplit("/", 1)[-1])}
+    for label, value in facts.items():
+        places.metric(label, value, width="content")
 
 
 # The map, and the sample that was chosen on it.
@@ -219,7 +225,7 @@ def _map_view(key: _Key, filters: dict[str, Any]) -> None:
 
 
 def _draw_map(key: _Key, filters: dict[str, Any]) -> None:
-    pool = _map(key)
+    pool = _map(key).after_picks(filters["after"])
     mask = fitting(pool, filters["sources"], filters["picked"], filters["tokens"])
     rows = thinned(mask, pool.rank, filters["most"])
     passing, picks = int(mask.sum()), int((mask & (pool.rank > 0)).sum())
@@ -228,18 +234,31 @@ def _draw_map(key: _Key, filters: dict[str, Any]) -> None:
     words = f"{passing:,} of {len(mask):,} samples pass the filters, {picks:,} of them picked."
     if len(rows) < passing:
         words += f" {len(rows):,} are drawn: all picks, and a random sample of the others."
-    st.caption(words + " Drag to move, wheel to zoom, click a point for its text.")
+    st.caption(words + " Drag to move, wheel to zoom, click a point for its text, draw a lasso to download its rows.")
     if not len(rows):
         st.info("No sample passes the filters.")
         return
     st.plotly_chart(
         figure,
-        theme=None,
+        theme="streamlit",
         key="map",
         on_select=_point_chosen,
-        selection_mode="points",
+        selection_mode=("points", "box", "lasso"),
         alt="Map of the pool's samples on its first two principal components; picks are diamonds",
-        config={"scrollZoom": True, "displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "toImage"]},
+        config={"scrollZoom": True, "displaylogo": False, "modeBarButtonsToRemove": ["toImage"]},
+    )
+    lassoed = np.unique(_selected())
+    chosen, what = (
+        (lassoed, "selected on the map") if len(lassoed) > 1 else (np.flatnonzero(mask), "that pass the filters")
+    )
+    st.download_button(
+        f"CSV of the {len(chosen):,} samples {what}",
+        lambda: as_csv(pool.rows(chosen)),
+        f"samples-{key[2][:8]}.csv",
+        "text/csv",
+        on_click="ignore",
+        type="tertiary",
+        icon=":material/download:",
     )
 
 
@@ -252,12 +271,21 @@ def _figure(key: _Key, _pool: PoolMap, filters: dict[str, Any], found: str | Non
     return map_figure(_pool, rows, colour, _pool.row_of(found) if found else None)
 
 
+def _selected() -> list[int]:
+    """Return the rows of the points selected on the map."""
+    points = st.session_state.get("map", {}).get("selection", {}).get("points", [])
+    curves = st.session_state.curves
+    return [
+        int(curves[point["curve_number"]][point["point_index"]])
+        for point in points
+        if point["curve_number"] < len(curves) and point["point_index"] < len(curves[point["curve_number"]])
+    ]
+
+
 def _point_chosen() -> None:
-    points = st.session_state.map["selection"]["points"]
-    if points:
-        row = int(st.session_state.curves[points[0]["curve_number"]][points[0]["point_index"]])
-        key = st.session_state.key
-        st.session_state.sample = _map(key).ids[row].as_py()
+    rows = _selected()
+    if len(rows) == 1:
+        st.session_state.sample = _map(st.session_state.key).ids[rows[0]].as_py()
 
 
 def _search(key: _Key) -> None:
@@ -348,7 +376,7 @@ def _table(key: _Key, name: str, **how: Any) -> pa.Table | None:
     st.caption(TABLES[name].about)
     table = _read(key, name)
     if table is None:
-        st.info(_HINT)
+        st.info(TABLES[name].if_missing)
         return None
     if not len(table):
         st.info("No rows.")
@@ -405,7 +433,7 @@ def _table_with_sample(key: _Key, name: str, column: str) -> None:
 def _sources_view(key: _Key) -> None:
     table = _table(key, "sources")
     if table is not None and len(table):
-        st.plotly_chart(shares_figure(table), theme=None, key="shares", config={"displayModeBar": False})
+        st.plotly_chart(shares_figure(table), theme="streamlit", key="shares", config={"displayModeBar": False})
 
 
 def _measures_view(key: _Key) -> None:
@@ -413,7 +441,7 @@ def _measures_view(key: _Key) -> None:
     if table is not None and len(table):
         known = sorted(set(table["measure"].to_pylist()), key=lambda name: (name != "novelsum", name))
         measure = st.selectbox("Measure", known, key="measure", width=300)
-        st.plotly_chart(drift_figure(table, measure), theme=None, key="drift", config={"displayModeBar": False})
+        st.plotly_chart(drift_figure(table, measure), theme="streamlit", key="drift", config={"displayModeBar": False})
     _table(key, "measures")
 
 
@@ -426,13 +454,17 @@ def _runs_view(key: _Key) -> None:
 
 
 def _compare_view(key: _Key) -> None:
-    runs = {run["run_id"]: _run_label(run) for run in _runs(key[0], key[1])}
+    known = _runs(key[0], key[1])
+    runs = {run["run_id"]: _run_label(run) for run in known}
     ids = list(runs)
     if len(ids) < 2:
         st.info("There is only one run with a subset; a comparison needs two.")
         return
     left, right = st.columns(2)
-    before = min(ids.index(key[2]) + 1, len(ids) - 1)
+    now = ids.index(key[2])
+    # The newest earlier run with another subset.
+    others = (at for at in range(now + 1, len(ids)) if known[at]["selection"] != known[now]["selection"])
+    before = next(others, min(now + 1, len(ids) - 1))
     a = left.selectbox("Run A", ids, index=before, format_func=runs.__getitem__)
     b = right.selectbox("Run B, against A", ids, index=ids.index(key[2]), format_func=runs.__getitem__)
     if a == b:

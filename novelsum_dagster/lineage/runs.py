@@ -63,15 +63,17 @@ _RUN = """
 """
 
 
-def find_run(connection: Connection, name: str | None) -> Run:
+def find_run(connection: Connection, name: str | None, without_data: bool = False) -> Run:
     """Return a run that ended with a subset.
 
     Args:
         connection: to the lineage.
         name: its id or a prefix of it; None takes the newest.
+        without_data: also return a run whose data gc removed.
 
     Raises:
-        InputError: if no run or several runs match, the run ended without a subset, or gc removed its data.
+        InputError: if no run or several runs match, the run ended without a subset, gc removed its data, or its run
+            file is damaged.
     """
     if name is None:
         found = all_rows(connection, f"{_RUN} ORDER BY runs.started_at DESC LIMIT 1", [])
@@ -79,7 +81,7 @@ def find_run(connection: Connection, name: str | None) -> Run:
             last = one_row(connection, "SELECT run_id FROM runs ORDER BY started_at DESC LIMIT 1")
             ended = f"; run {last['run_id']} has none: {_ending(connection, last['run_id'])}" if last else ""
             raise InputError(f"no run has ended with a subset yet{ended}. Run the pipeline: novelsum run")
-        return _run(found[0])
+        return _undamaged(connection, found[0])
     known = connection.execute(
         "SELECT run_id FROM runs WHERE starts_with(run_id, ?) ORDER BY started_at DESC", [name]
     ).fetchall()
@@ -92,12 +94,23 @@ def find_run(connection: Connection, name: str | None) -> Run:
     found = all_rows(connection, f"{_RUN} WHERE runs.run_id = ?", [run_id])
     if not found:
         raise InputError(f"run {run_id} has no subset: {_ending(connection, run_id)}")
-    if run_id in (gone := removed_runs(connection)):
+    if not without_data and run_id in (gone := removed_runs(connection)):
         raise InputError(
             f"the data of run {run_id} was removed by novelsum gc on {gone[run_id]:%Y-%m-%d %H:%M}; its settings, steps"
-            " and measures are still in the lineage"
+            " and measures are still in the lineage, and novelsum reproduce rebuilds its subset"
         )
-    return _run(found[0])
+    return _undamaged(connection, found[0])
+
+
+def first_run_with(connection: Connection, selection: str) -> str | None:
+    """Return the id of the first finished run that made a subset; None if no run that has finished did."""
+    row = one_row(
+        connection,
+        "SELECT runs.run_id FROM run_outputs AS outputs INNER JOIN runs ON runs.run_id = outputs.run_id"
+        " WHERE outputs.selection = ? ORDER BY runs.started_at, runs.run_id LIMIT 1",
+        [selection],
+    )
+    return str(row["run_id"]) if row else None
 
 
 def removed_runs(connection: Connection) -> dict[str, datetime]:
@@ -124,6 +137,14 @@ def _ending(connection: Connection, run_id: str) -> str:
     return f"its step {running[0]} is running, or was killed" if running else "it did not finish"
 
 
-def _run(row: dict[str, Any]) -> Run:
+def _undamaged(connection: Connection, row: dict[str, Any]) -> Run:
+    """Return the run of a row.
+
+    Raises:
+        InputError: if its run file is damaged: the rows are of before, and nothing confirms them.
+    """
+    found = one_row(connection, "SELECT damage FROM run_files WHERE run_id = ?", [row["run_id"]])
+    if found and found["damage"]:
+        raise InputError(found["damage"])
     # Rows of an earlier version have no options.
     return Run(**{**row, "settings": json.loads(row["settings"]), "options": json.loads(row["options"] or "{}")})

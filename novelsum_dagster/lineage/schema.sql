@@ -14,6 +14,14 @@ CREATE TABLE IF NOT EXISTS run_files (
     damage VARCHAR
 );
 
+-- What the last write left: a hash of each table's rows and of each view's SQL, by which a change by another program is
+-- noticed. Hashes of another version of DuckDB cannot be compared.
+CREATE TABLE IF NOT EXISTS contents (
+    name VARCHAR PRIMARY KEY,
+    content VARCHAR,
+    duckdb VARCHAR
+);
+
 CREATE TABLE IF NOT EXISTS runs (
     run_id VARCHAR PRIMARY KEY,
     started_at TIMESTAMPTZ NOT NULL,

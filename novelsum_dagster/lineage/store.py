@@ -28,7 +28,7 @@ from novelsum_dagster.artifacts.layout import outputs_glob, run_file
 from novelsum_dagster.artifacts.provenance import git_revision
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.common.files import read_json, replacing, sealed, unsealed, write_json, write_table
-from novelsum_dagster.lineage.query import all_rows
+from novelsum_dagster.lineage.query import Connection, all_rows
 from novelsum_dagster.lineage.runs import REMOVED, RUNNING
 
 if TYPE_CHECKING:
@@ -115,6 +115,10 @@ The folder names (`snapshot=...`, `selection=...`) become columns.
 """
 
 
+_OWN = {*TABLES, "run_files", *VIEWS}
+"""Tables and views whose contents are recorded, besides those of models."""
+
+
 class LineageStore:
     """The lineage database in a storage folder."""
 
@@ -185,6 +189,20 @@ class LineageStore:
                     pass
             with closing(_connect(self.path, read_only=True)) as connection:
                 yield connection
+
+    @contextmanager
+    def as_it_is(self) -> "Iterator[duckdb.DuckDBPyConnection | None]":
+        """Open the database for reading without importing or requiring anything; None if it cannot be opened."""
+        import duckdb
+
+        connection = None
+        try:
+            with suppress(duckdb.Error, InputError):
+                connection = _connect(self.path, read_only=True) if self.path.exists() else None
+            yield connection
+        finally:
+            if connection is not None:
+                connection.close()
 
     @contextmanager
     def writing(self, from_empty: bool = False) -> "Iterator[duckdb.DuckDBPyConnection]":
@@ -414,8 +432,7 @@ class LineageStore:
         Raises:
             InputError: naming the tables and views that differ.
         """
-        changed = ["rows that are not written yet"] if self._log_of_others.exists() else changed_contents(connection)
-        if changed:
+        if changed := changed_contents(connection) or self._log_of_others.exists() * ["its write-ahead log"]:
             raise InputError(
                 f"{self.path}: changed by another program ({', '.join(changed)}); run novelsum rebuild-lineage, which"
                 f" builds it from the run files and keeps this one as {FILE_NAME}.old"
@@ -423,7 +440,7 @@ class LineageStore:
 
     def _is_usable(self, connection: "duckdb.DuckDBPyConnection") -> bool:
         """Return whether a database has the current schema, and its views point into this folder."""
-        if _known_version(connection, self.path) < _VERSION or "run_files" not in _table_names(connection):
+        if _known_version(connection, self.path) < _VERSION or "run_files" not in table_names(connection):
             return False
         return connection.execute("SELECT root FROM schema_version").fetchone() == (str(self.root),)
 
@@ -442,23 +459,25 @@ class LineageStore:
             connection.execute(f"CREATE OR REPLACE VIEW {name} AS {source}")
 
 
-def changed_contents(connection: "duckdb.DuckDBPyConnection") -> list[str]:
+def changed_contents(connection: Connection) -> list[str] | None:
     """Return the tables and views that differ from what novelsum last wrote.
 
-    Empty for a database of an earlier version, and if another version of DuckDB wrote it: neither can be compared.
+    None if an earlier version of the schema, or another version of DuckDB, wrote them, so that they cannot be compared.
     """
     import duckdb
 
-    tables = _table_names(connection)
+    tables = table_names(connection)
     if not tables or _version(connection) < _VERSION:
-        return []
+        return None
     if "contents" not in tables:
         return ["contents"]
-    then = connection.execute("SELECT name, content, duckdb FROM contents").fetchall()
-    if any(version != duckdb.__version__ for *_, version in then):
-        return []
-    now = _contents(connection, [name for name, *_ in then])
-    return sorted(name for name, content, _ in then if now.get(name) != content)
+    rows = connection.execute("SELECT name, content, duckdb FROM contents").fetchall()
+    if any(version != duckdb.__version__ for *_, version in rows):
+        return None
+    then = {name: content for name, content, _ in rows}
+    names = then.keys() | _OWN
+    now = _contents(connection, names)
+    return sorted(name for name in names if now.get(name) != then.get(name))
 
 
 def _record_contents(connection: "duckdb.DuckDBPyConnection") -> None:
@@ -466,7 +485,7 @@ def _record_contents(connection: "duckdb.DuckDBPyConnection") -> None:
     import duckdb
 
     registered = connection.execute("SELECT name FROM contents").fetchall()
-    names = {*TABLES, "run_files", *VIEWS, *(row[0] for row in registered)}
+    names = _OWN | {row[0] for row in registered}
     connection.execute("DELETE FROM contents")
     connection.executemany(
         "INSERT INTO contents VALUES (?, ?, ?)",
@@ -474,11 +493,11 @@ def _record_contents(connection: "duckdb.DuckDBPyConnection") -> None:
     )
 
 
-def _contents(connection: "duckdb.DuckDBPyConnection", names: Collection[str]) -> dict[str, str]:
+def _contents(connection: Connection, names: Collection[str]) -> dict[str, str]:
     """Return a hash of the rows of tables, in any order, and of the SQL of views, for those that exist."""
     views = "SELECT view_name, hash(sql)::VARCHAR FROM duckdb_views() WHERE NOT internal"
     found = {name: content for name, content in connection.execute(views).fetchall() if name in names}
-    tables = sorted(_table_names(connection).intersection(names))
+    tables = sorted(table_names(connection).intersection(names))
     queries = [
         f"SELECT {quoted(name, chr(39))}, concat_ws(' ', count(*), sum(hash(one))) FROM {quoted(name)} AS one"
         for name in tables
@@ -568,13 +587,14 @@ def quoted(name: str, mark: str = '"') -> str:
     return f"{mark}{name.replace(mark, 2 * mark)}{mark}"
 
 
-def _table_names(connection: "duckdb.DuckDBPyConnection") -> set[str]:
+def table_names(connection: Connection) -> set[str]:
+    """Return the names of all tables of a database."""
     return {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
 
 
-def _version(connection: "duckdb.DuckDBPyConnection") -> int:
+def _version(connection: Connection) -> int:
     """Return the version of a database's schema; an empty database has the current one."""
-    tables = _table_names(connection)
+    tables = table_names(connection)
     if not tables:
         return _VERSION
     found = connection.execute("SELECT version FROM schema_version").fetchone() if "schema_version" in tables else None

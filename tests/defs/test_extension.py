@@ -57,7 +57,7 @@ def test_a_subset_grows_with_its_pool_once(curation: Curation) -> None:
         kept = explain(connection, curation.root, run, ids[3])
         assert f"earlier subset {first.key[:8]}" in " ".join(kept.words)
         base = connection.execute("SELECT run_id FROM run_outputs WHERE selection = ?", [first.key]).fetchall()
-        found = difference(connection, find_run(connection, base[0][0]), run)
+        found = difference(connection, curation.root, find_run(connection, base[0][0]), run)
     assert found.settings == {} and found.stayed == 12
     assert {change.id for change in found.entered} == set(grown[12:])
     there_before = [change.cause for change in found.entered if not change.cause.startswith("new data")]

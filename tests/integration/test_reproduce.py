@@ -125,9 +125,12 @@ def test_a_run_comes_out_equal(ran: Ran, name: str) -> None:
     found = ran.made_again(ran.runs[name])
     assert (found["run"], found["equal"], found["embedded_again"]) == (ran.runs[name], True, False)
     assert found["differences"] == []
-    assert list(found["outputs"]) == ["raw_pool", "embeddings", "distinct_pool", "density", "selected_subset"]
+    outputs = ["raw_pool", "embeddings", "distinct_pool", "density", "selected_subset", "sample_novelty"]
+    assert list(found["outputs"]) == outputs
+    assert (found["gone"], found["checked"]["sources"]) == ({}, "2 files")
+    assert set(found["checked"]) == {"sources", *outputs, "novelsum_report"}
     with LineageStore(ran.root).reading() as connection:
-        query = "SELECT snapshot, vectors, density, selection FROM run_outputs WHERE run_id = ?"
+        query = "SELECT snapshot, vectors, density, selection, novelty FROM run_outputs WHERE run_id = ?"
         [keys] = connection.execute(query, [ran.runs[name]]).fetchall()
         picked = connection.execute("SELECT count(*) FROM picks WHERE selection = ?", [keys[3]]).fetchone()
         [(near, kept)] = connection.execute("SELECT near_duplicates, kept FROM snapshots").fetchall()
@@ -139,7 +142,10 @@ def test_a_run_comes_out_equal(ran: Ran, name: str) -> None:
     assert near >= 2 and kept == 31 - near
     folder = ran.root / "selections" / f"selection={keys[3]}"
     there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert set(found["files"]) == there - set(MACHINE_DEPENDENT)
+    tables = {"density.parquet", "novelty.parquet"}
+    assert set(found["files"]) == there - set(MACHINE_DEPENDENT) | tables
+    left_out = there & set(MACHINE_DEPENDENT) | {"nearest.parquet", "novelsum_report"}
+    assert set(found["not_checked"]) == left_out and all(found["not_checked"].values())
     assert set(found["files"].values()) == {True}
     assert {"picks.parquet", "subset.jsonl", "manifest.json"} <= set(found["files"])
 
@@ -209,24 +215,47 @@ def test_what_is_damaged_or_gone_is_named(copied: Ran, pattern: str) -> None:
     write_wrong(path)
     assert f"{path} is damaged" in copied.refused(copied.runs["base"])
     path.unlink()
-    assert f"{path} is missing" in copied.refused(copied.runs["base"])
-    if pattern.startswith("vectors"):
-        # They can be made again; nothing is put back into the storage.
-        before = hashes(copied.root)
-        assert copied.made_again(copied.runs["base"], "--embed-again")["equal"]
-        assert hashes(copied.root) == before
-    else:  # The other runs have their own subset.
-        assert copied.made_again(copied.runs["random"])["equal"]
+    # What is gone is made again; nothing is put back into the storage.
+    before = hashes(copied.root)
+    found = copied.made_again(copied.runs["base"])
+    asset = "embeddings" if pattern.startswith("vectors") else "selected_subset"
+    assert found["equal"] and found["gone"] == {asset: 1}
+    assert found["embedded_again"] == pattern.startswith("vectors")
+    assert "picks.parquet" in found["files"]
+    assert (
+        f"Missing here, so compared by their recorded hashes alone: {asset} (1)" in copied.ask(copied.runs["base"]).out
+    )
+    assert hashes(copied.root) == before
+    assert copied.made_again(copied.runs["random"])["equal"]
+
+
+@pytest.mark.parametrize("pattern", ["density/*/density.parquet", "pool/*/samples.parquet", "novelty/*/*.parquet"])
+def test_damage_of_any_output_is_named(copied: Ran, pattern: str) -> None:
+    for path in copied.root.glob(pattern):
+        write_wrong(path)
+        assert f"{path} is damaged" in copied.refused(copied.runs["base"])
+
+
+def test_a_run_whose_data_was_removed_is_rebuilt_from_its_sources(copied: Ran) -> None:
+    """All of it: from the sources, the record, and the model."""
+    with LineageStore(copied.root).removing([copied.runs["base"]]):
+        for name in ("pool", "vectors", "density", "novelty", "selections", "reports"):
+            shutil.rmtree(copied.root / name)
+    done = called(copied.folder, "why", "numpy", "--run", copied.runs["base"])
+    assert done.code == 2 and "was removed by novelsum gc" in done.err and "novelsum reproduce" in done.err
+    found = copied.made_again(copied.runs["base"])
+    assert found["equal"] and found["embedded_again"]
+    assert {"raw_pool", "embeddings", "density", "selected_subset"} <= set(found["gone"])
 
 
 def test_everything_that_is_wrong_is_said_at_once(copied: Ran) -> None:
     [vectors] = copied.root.glob("vectors/*/*.parquet")
-    vectors.unlink()
+    write_wrong(vectors)
     for path in copied.root.glob("selections/*/picks.parquet"):
-        path.unlink()
+        write_wrong(path)
     (copied.folder / "pool" / "one.jsonl").unlink()
     said = copied.refused(copied.runs["base"])
-    assert said.count("is missing") == 3
+    assert said.count("is damaged") == 2 and "one.jsonl is missing" in said
 
 
 def test_another_outcome_is_told(copied: Ran) -> None:
@@ -254,9 +283,7 @@ def test_another_outcome_is_told(copied: Ran) -> None:
     assert any(line.startswith("the code of selected_subset was 0, is ") for line in found["differences"])
     done = copied.ask(copied.runs["random"])
     assert done.code == 1
-    assert (
-        "The rebuilt subset differs." in done.out and "differs" in done.out and "Since then: numpy was 1.0" in done.out
-    )
+    assert "What was rebuilt differs: selected_subset, " in done.out and "Since then: numpy was 1.0" in done.out
 
 
 def test_a_model_that_changed_writes_nothing(copied: Ran) -> None:

@@ -104,8 +104,8 @@ class Storage:
             ],
             "embeddings": [
                 {
-                    "vectors": keys["vectors"], "snapshot": pool, "folder": "", "model": model, "revision": "r",
-                    "max_tokens": 256, "dtype": "float32", "dimension": 2, "samples": 0,
+                    "vectors": keys["vectors"], "snapshot": pool, "folder": f"vectors/{model}", "model": model,
+                    "revision": "r", "max_tokens": 256, "dtype": "float32", "dimension": 2, "samples": 0,
                 }
             ],
             "selections": [
@@ -288,7 +288,7 @@ def test_measures_move_only_where_they_compare(storage: Storage) -> None:
 @pytest.mark.parametrize(
     ("later", "why"),
     [
-        ({"model": "another"}, "model, revision"),
+        ({"model": "another"}, "changed model (m to another)"),
         ({"settings": {"novelsum": {"neighbors": 5}}}, None),
     ],
 )

@@ -31,7 +31,7 @@ from novelsum_dagster.common.progress import LogReporter
 from novelsum_dagster.lineage.models import build, models
 from novelsum_dagster.lineage.query import all_rows
 from novelsum_dagster.lineage.runs import find_run
-from novelsum_dagster.lineage.store import _VIEWS, LineageStore
+from novelsum_dagster.lineage.store import VIEWS, LineageStore
 from novelsum_dagster.settings import Retention, load_settings
 from tests.defs.conftest import Curation
 from tests.instances import in_memory
@@ -138,7 +138,7 @@ def require_sound(storage: Storage, run_id: str) -> None:
     """Require that a run has everything: files as recorded, the answers to `why`, handles and records."""
     root = storage.root
     with storage.store.reading() as connection:
-        for view in (*_VIEWS, *(model.name for model in models())):
+        for view in (*VIEWS, *(model.name for model in models())):
             connection.execute(f"SELECT count(*) FROM {view}").fetchone()
         run = find_run(connection, run_id)
         records = records_of(connection, run)

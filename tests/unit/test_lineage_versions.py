@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from novelsum_dagster.common.errors import InputError
-from novelsum_dagster.common.files import file_hash, write_table
+from novelsum_dagster.common.files import SEAL, file_hash, write_table
 from novelsum_dagster.lineage.runs import find_run
 from novelsum_dagster.lineage.store import LineageStore
 
@@ -200,7 +200,7 @@ def test_a_database_of_version_1_is_brought_up_to_date_and_kept(tmp_path: Path, 
     kept = store.path.with_name("lineage.duckdb.v1")
     assert kept.read_bytes() == before
     assert _names(store) == ["lineage.duckdb", "lineage.duckdb.v1", "lineage.lock"] + ["runs"] * (by == "writing")
-    assert _version(store.path) == [(4,)]
+    assert _version(store.path) == [(5,)]
     with store.reading() as connection:
         run = find_run(connection, "old-run")
         assert (run.strategy, run.k, run.options, run.settings) == ("random", 3, {}, {"k": 3})
@@ -218,7 +218,7 @@ def test_a_database_without_a_version_table_keeps_all_its_rows(store: LineageSto
     before = file_hash(store.path)
     assert _rows(store) == expected
     assert file_hash(store.path.with_name("lineage.duckdb.v1")) == before
-    assert _version(store.path) == [(4,)]
+    assert _version(store.path) == [(5,)]
 
 
 def test_a_database_of_version_3_shows_how_near_duplicates_were_found(store: LineageStore) -> None:
@@ -236,7 +236,7 @@ def test_a_database_of_version_3_shows_how_near_duplicates_were_found(store: Lin
     query = "SELECT id, partner_id, score, found_by, snapshot FROM near_duplicates"
     with store.reading() as connection:
         assert connection.execute(query).fetchall() == expected
-    assert _version(store.path) == [(4,)]
+    assert _version(store.path) == [(5,)]
     assert store.path.with_name("lineage.duckdb.v3").exists()
 
 
@@ -244,7 +244,7 @@ def test_a_newer_database_is_refused_and_left_untouched(store: LineageStore) -> 
     with duckdb.connect(str(store.path)) as connection:
         connection.execute("UPDATE schema_version SET version = 7")
     before, names = file_hash(store.path), _names(store)
-    with pytest.raises(InputError, match=r"newer version of novelsum \(schema 7 > 4\)"):
+    with pytest.raises(InputError, match=r"newer version of novelsum \(schema 7 > 5\)"):
         _rows(store)
     with pytest.raises(InputError, match="newer version of novelsum"):
         store.start_run("r9", "{}")
@@ -341,7 +341,7 @@ def test_a_step_that_ends_later_is_in_the_run_file(store: LineageStore) -> None:
     assert {(row["step"], row["attempt"], row["status"]) for row in kept["steps"]} == {
         ("raw_pool", 1, "failed"), ("raw_pool", 2, "done"), ("lineage", 1, "done"), ("audit", 1, "done"),
     }  # fmt: skip
-    assert set(kept) == set(TABLES)
+    assert set(kept) == {*TABLES, SEAL}
     path.write_text("half a fi")
     with pytest.raises(InputError, match=re.escape(f"{path}: damaged")):
         store.start_step("aaaa-1", "more")

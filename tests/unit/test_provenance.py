@@ -28,7 +28,7 @@ from novelsum_dagster.artifacts.provenance import (
 )
 from novelsum_dagster.common import files
 from novelsum_dagster.common.errors import InputError
-from novelsum_dagster.common.files import file_hash
+from novelsum_dagster.common.files import file_hash, sealed, unsealed
 from novelsum_dagster.settings import Settings
 from tests.curated import RUN, Curated, curate, short, write_wrong
 from tests.pools import write_jsonl, write_settings
@@ -263,8 +263,8 @@ def test_a_record_cut_off_or_of_another_output_is_found(curated: Curated) -> Non
     text = path.read_text()
     path.write_text(text[: len(text) // 2])
     assert [line for line in _found(curated) if "damaged" in line]
-    other = json.loads(text) | {"output": "0" * 32}
-    path.write_text(json.dumps(other))
+    other = unsealed(json.loads(text)) | {"output": "0" * 32}
+    path.write_text(json.dumps(sealed(other)))
     [line] = _found(curated)
     assert f"damaged (it is the record of density {'0' * 32})" in line
     path.unlink()
