@@ -15,7 +15,8 @@ from novelsum_dagster.selection import novelselect
 from novelsum_dagster.settings import Settings
 
 DATA = [
-    "dagster.yaml", "dbt_like_sql/marts/run_costs.sql", "dbt_like_sql/marts/sources.yml", "dbt_like_sql/marts/columns.md",
+    "dagster.yaml", "dbt_like_sql/dbt_project.yml", "dbt_like_sql/marts/run_costs.sql",
+    "dbt_like_sql/marts/sources.yml", "dbt_like_sql/marts/columns.md",
     "lineage/schema.sql", "py.typed", "report/card.md", "report/page.css", "report/page.html",
 ]  # fmt: skip
 """Files beside the code that it reads."""

@@ -425,7 +425,7 @@ def test_limits_are_named(audited: Audited, before: tuple[Path, str, list[Done]]
             for made in range(1, len(picks))
         ]
         for made, reason in enumerate(reasons, 1):
-            expected = set()
+            expected: set[tuple[str, str | None, int | None]] = set()
             if tokens > left[made]:
                 expected.add(("budget", None, None))
             if its_form == "messages" and messages[made] == 3:

@@ -161,8 +161,10 @@ def test_the_record_names_what_differs_from_the_defaults() -> None:
 def test_every_sample_has_its_last_score_or_bound(snapshot: PoolSnapshot, root: Path) -> None:
     picks = _choose(snapshot, root, k=20)
     assert picks.remaining is not None
-    table = remaining_table(snapshot.samples(root / "storage", ["id"])["id"], picks.remaining)
-    assert table.column_names == ["id", "score", "after_picks", "is_exact"]
+    table = remaining_table(snapshot.samples(root / "storage", ["id"])["id"], picks.remaining, picks.eligibility)
+    assert table.column_names == ["id", "score", "after_picks", "is_exact", "eligible_picks", "barred_by"]
+    assert table["eligible_picks"].to_pylist()[picks.indices[7]] == 7
+    assert set(table["barred_by"].to_pylist()) == {None}
     assert len(table) == 60
     at_first = table["score"].to_pylist()[picks.indices[0]]
     assert at_first is None

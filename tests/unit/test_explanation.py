@@ -36,7 +36,7 @@ from tests.plain import PlainLimits, PlainQuota
 from tests.pools import write_jsonl, write_settings
 
 RUN = "0b3c8a52-8f5c-4d0e-9a59-0a4ed4d1f5b7"
-CLOSE = {"rel": 1e-5, "abs": 1e-9}
+CLOSE: dict[str, Any] = {"rel": 1e-5, "abs": 1e-9}
 """Distances are kept in float32 by the selection."""
 
 
@@ -232,7 +232,7 @@ def _again(made: Made, quality: NDArray[np.float64] | None = None, more: int = 0
     )
     options = replace(options, seed=selection.seed)
     found: Picks = novelselect_by(made.vectors, wanted, options, made.factor, quality)
-    return found.indices.tolist()
+    return [int(row) for row in found.indices]
 
 
 def _check_pick(made: Made, rank: int, found: Explanation) -> None:

@@ -205,7 +205,8 @@ def test_descriptions_are_in_the_database(store: LineageStore) -> None:
     with store.reading() as connection:
         said = dict(
             connection.execute(
-                "SELECT view_name, comment FROM duckdb_views() UNION ALL SELECT table_name, comment FROM duckdb_tables()"
+                "SELECT view_name, comment FROM duckdb_views()"
+                " UNION ALL SELECT table_name, comment FROM duckdb_tables()"
             ).fetchall()
         )
         columns = {

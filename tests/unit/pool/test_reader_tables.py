@@ -12,7 +12,8 @@ import pytest
 
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.pool import json_reader, table_reader
-from novelsum_dagster.pool.readers import file_format, read_file
+from novelsum_dagster.pool.formats import file_format
+from novelsum_dagster.pool.readers import read_file
 from novelsum_dagster.pool.records import Record
 from novelsum_dagster.pool.samples import Reject
 from novelsum_dagster.pool.table_reader import arrow_row, arrow_schema, arrow_table, json_record, read_rows

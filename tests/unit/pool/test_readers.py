@@ -14,7 +14,8 @@ import pytest
 
 from novelsum_dagster.common.errors import InputError
 from novelsum_dagster.pool.datasets_reader import dataset_batches
-from novelsum_dagster.pool.readers import file_format, find_files, read_file
+from novelsum_dagster.pool.formats import file_format
+from novelsum_dagster.pool.readers import find_files, read_file
 from novelsum_dagster.pool.records import MAX_RECORD_BYTES, Record
 from novelsum_dagster.pool.samples import Reject
 from novelsum_dagster.pool.table_reader import arrow_row, arrow_schema, arrow_table, json_record, read_rows
