@@ -17,6 +17,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*
 
 _BLOCK = re.compile(r"((?:^<!--.*?-->\n)?)^( *)```([^\n]*)\n(.*?)^\2```$", re.MULTILINE | re.DOTALL)
 _MARKER = re.compile(r"<!-- not run(?: \((?P<parts>(?:`[^`]+`(?:, )?)+)\))?: (?P<reason>.+) -->\n")
+_COMMENT = re.compile(r"(^|\s)#.*")
 _SEPARATORS = set("();<>|&")
 
 
@@ -80,7 +81,9 @@ def commands(code: str) -> list[list[str]]:
     """Return the words of each command of a shell block, without redirections; variables stay as they are."""
     found: list[list[str]] = []
     for line in code.replace("\\\n", " ").splitlines():
-        words = shlex.shlex(line, posix=True, punctuation_chars=True)
+        # In a shell, # begins a comment only at the start of a word.
+        words = shlex.shlex(_COMMENT.sub("", line), posix=True, punctuation_chars=True)
+        words.commenters = ""
         words.whitespace_split = True
         command: list[str] = []
         is_target = False

@@ -40,6 +40,6 @@ def eligibility(limits: Limits, picks: NDArray[np.int64], given: int) -> Eligibi
         eligible_picks[picks[made]] -= stop - 1 - made
         start = stop
     barred = np.full(n, -1, np.int64)
-    for bar, mask in reversed((bars if given < k else limits.bars()).items()):
+    for bar, mask in reversed((bars if given < k else {}).items()):
         barred[mask] = BARS.index(bar)
     return Eligibility(eligible, ruled_out, eligible_picks, barred)

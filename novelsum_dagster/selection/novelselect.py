@@ -358,7 +358,7 @@ def _of_all(remaining: Remaining, picks: PickLog, eligible: Eligibility | None) 
     """Return the last score or bound of every sample; for picks, the score by which they won; NaN if never eligible."""
     score, at, is_exact = remaining.score.copy(), remaining.at.copy(), remaining.is_exact.copy()
     if eligible is not None:
-        never = eligible.eligible_picks == 0
+        never = (eligible.eligible_picks == 0) & (eligible.barred >= 0)
         score[never], at[never], is_exact[never] = np.nan, 0, False
     score[picks.indices], at[picks.indices], is_exact[picks.indices] = picks.score, np.arange(len(picks.indices)), True
     return Remaining(score, at, is_exact)

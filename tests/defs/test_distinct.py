@@ -188,7 +188,7 @@ def test_gc_keeps_what_it_names_and_reproduce_makes_it_again(curation: Curation)
         records = records_of(connection, run)
     found = reproduce(records, run, curation.root, curation.folder, LogReporter(lambda line: None))
     assert found.is_equal and list(found.outputs) == [
-        "raw_pool", "embeddings", "distinct_pool", "density", "selected_subset",
+        "raw_pool", "embeddings", "distinct_pool", "density", "selected_subset", "sample_novelty",
     ]  # fmt: skip
     old = {asset: made for asset, made in records.items() if asset != "distinct_pool"}
     assert "distinct_pool" not in reproduce(old, run, curation.root, curation.folder, LogReporter(print)).outputs

@@ -90,8 +90,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
 def curated_twice(folder: Path) -> Ran:
     """Curate twice, with what the tables are made of: duplicates, rejects and near-duplicates."""
     near = " ".join(f"word{number}" for number in range(60))
-    told = [{"instruction": f"Say this, {name}.", "input": "", "output": near} for name in ("Ann", "Bob", "Cid")]
-    write_jsonl(folder / "pool" / "one.jsonl", [*short(22), short(3)[2], *told, {"instruction": 5}])
+    repeats = [{"instruction": f"Say this, {name}.", "input": "", "output": near} for name in ("Ann", "Bob", "Cid")]
+    write_jsonl(folder / "pool" / "one.jsonl", [*short(22), short(3)[2], *repeats, {"instruction": 5}])
     pool = {"sources": [{"path": "pool/*.jsonl"}], "max_reject_fraction": 0.5}
     done = []
     with in_memory() as instance:

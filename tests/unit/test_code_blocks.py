@@ -39,8 +39,8 @@ TESTED = {"bash", "python", "sql", "yaml"}
 K = 20
 """Samples that `-k` chooses here, where the pools are small, instead of more."""
 ROWS = 6500
-_SHELL = {"cd", "cp", "echo", "export", "mkdir", "mv", "od", "source", "tr", "umask"}
-"""Commands of the shell and of any Unix, which nothing here parses."""
+_SHELL = {"dbt", "cd", "cp", "echo", "export", "mkdir", "mv", "od", "source", "tr", "umask"}
+"""Commands of the shell and of any Unix, which nothing here parses, and dbt, which `test_dbt` runs."""
 _NO_EFFECT = {"export", "source"}
 """Commands that only prepare the shell."""
 
@@ -97,6 +97,7 @@ def curated(tmp_path_factory: pytest.TempPathFactory) -> Curated:
             "4f0c91": picked[:8],
             "8bb29fbe": picked[:8],
             "codegen.jsonl:341": f"codegen.jsonl:{picked_line}",
+            "chat.json#151": f"codegen.jsonl#{picked_line}",
             "codegen.jsonl:2610": f"codegen.jsonl:{left_out_line}",
             "quicksort algorithm": alpaca(60)[picked_line - 1]["instruction"],
             "RUN_A": runs[0],
