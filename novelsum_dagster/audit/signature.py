@@ -3,8 +3,9 @@
 Belongs here: which manifests are signed, calling `ssh-keygen`. Does not: what a manifest states (`selection.subset`,
 `report.card`), other comparisons (`verify`).
 
-A manifest has the SHA-256 of every other file of its folder, so its signature covers them all. Signatures are in a
-folder of their own, `signatures/<folder of the manifest>/manifest.json.sig`: the signed folders never change.
+A manifest has the SHA-256 of files of its folder, which its signature covers: of a data card all, of a subset
+`picks.parquet`, `subset.jsonl` and `original/`. Signatures are in a folder of their own,
+`signatures/<folder of the manifest>/manifest.json.sig`: the signed folders never change.
 """
 
 import shutil
