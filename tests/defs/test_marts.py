@@ -182,7 +182,7 @@ def test_dagster_shows_columns_lineage_rows_and_sql(finished: list[Run]) -> None
         ("picked_samples", "score"),
         ("lineage", "remaining.score"),
     }
-    assert audit["sql"].value.startswith("```sql\n-- A sample of a finished run")
+    assert audit["sql"].value.startswith("```sql\nCREATE OR REPLACE VIEW selection_audit AS")
 
 
 def test_selection_audit(curation: Curation, finished: list[Run]) -> None:
@@ -218,8 +218,13 @@ def test_scores_and_reasons(curation: Curation, finished: list[Run]) -> None:
         assert (row["after_picks"], row["score_is_exact"]) == (pick["rank"] - 1, True)
         suffix = {1: "st", 2: "nd", 3: "rd"}.get(pick["rank"], "th")
         short = pick["runner_up_id"][:8]
-        assert row["reason"] == f"picked {pick['rank']}{suffix}; {short} came second by {pick['margin']:.3g}"
-    assert rows[run.picks[0]["id"]]["reason"] == "picked 1st; no score is recorded (novelselect)"
+        eligible = len(run.kept) - pick["rank"] + 1
+        assert (row["chosen_by"], row["eligible"]) == ("score", eligible)
+        assert row["reason"] == (
+            f"picked {pick['rank']}{suffix} with a score of {pick['score']:.5g}; {short} came second by"
+            f" {pick['margin']:.3g}; {eligible} samples were eligible"
+        )
+    assert rows[run.picks[0]["id"]]["reason"] == "picked 1st: the first pick is drawn at random"
     for id_, left in run.remaining.items():
         if id_ in run.ranks:
             continue
