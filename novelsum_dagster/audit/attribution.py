@@ -20,12 +20,11 @@ from novelsum_dagster.common.memory import NotEnoughMemory
 from novelsum_dagster.common.progress import Progress, no_progress
 from novelsum_dagster.diversity.density import Search, densities, density_factor
 from novelsum_dagster.diversity.growth import Nearest, nearest_in_pool
+from novelsum_dagster.selection.chosen import picks_by
 from novelsum_dagster.selection.inputs import check_quality
 from novelsum_dagster.selection.limits import Quota, Wanted
-from novelsum_dagster.selection.novelselect import NovelSelectOptions, novelselect_by
-from novelsum_dagster.selection.partitioned import partitioned
+from novelsum_dagster.selection.novelselect import NovelSelectOptions
 from novelsum_dagster.selection.scoring import Scoring
-from novelsum_dagster.selection.strategies import select
 from novelsum_dagster.settings import NovelSum, Selection
 
 Kind = Literal["attributed", "together", "possible"]
@@ -366,16 +365,15 @@ class Replays:
         kept = (b if EXTENDS in changed else a).kept
         self.made += 1
         self._progress(self.made, 0)
-        rows = _selected(
+        picks = picks_by(
+            selection,
+            NovelSelectOptions(Scoring.of(selection, novelsum), seed=selection.seed, device=self._device),
             vectors,
             density_factor(squared, novelsum.density_power),
             quality,
-            selection,
-            novelsum,
             lambda: self._wanted(changed, ids, selection, kept),
-            self._device,
         )
-        return [ids[row] for row in rows]
+        return [ids[row] for row in picks.indices]
 
     def _wanted(
         self, changed: frozenset[str], ids: list[str], selection: Selection, kept: tuple[str, ...] | None
@@ -501,39 +499,6 @@ def _pairs_scored(n: int, k: int, selection: Selection) -> int:
 
 def _too_many(pairs: int) -> str:
     return f"replays may score {pairs:,} pairs of samples, and these would score more"
-
-
-def _selected(
-    vectors: NDArray[np.float32],
-    factor: NDArray[np.float64],
-    quality: NDArray[np.float64] | None,
-    selection: Selection,
-    novelsum: NovelSum,
-    wanted: Callable[[], Wanted],
-    device: str,
-) -> NDArray[np.int64]:
-    """Return the rows that a selection picks, in order; `wanted` is for NovelSelect."""
-    if selection.strategy != "novelselect":
-        return select(
-            selection.strategy,
-            vectors,
-            selection.k,
-            density_factor=factor,
-            quality=quality,
-            seed=selection.seed,
-            **selection.options,
-        ).indices
-    options = NovelSelectOptions(Scoring.of(selection, novelsum), seed=selection.seed, device=device)
-    if selection.k is not None and selection.partitions is not None:
-        return partitioned(
-            vectors,
-            selection.k,
-            partitions=selection.partitions,
-            density_factor=factor,
-            quality=quality,
-            options=options,
-        ).indices
-    return novelselect_by(vectors, wanted(), options, factor, quality).indices
 
 
 def _merged(first: Sequence[str], second: Sequence[str]) -> list[str]:

@@ -50,7 +50,7 @@ class PoolMap:
     snippets: pa.Array
 
     def after_picks(self, count: int) -> "PoolMap":
-        """Return the map as it was after so many picks: later ones count as not picked."""
+        """Return the map after the first `count` picks: later picks count as not picked."""
         return replace(self, rank=np.where(self.rank <= count, self.rank, 0))
 
     def rows(self, chosen: NDArray[np.int64]) -> pa.Table:

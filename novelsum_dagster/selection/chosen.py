@@ -4,7 +4,7 @@ Belongs here: from settings to the call of a strategy, and to a subset. Does not
 (`subset`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,34 +67,17 @@ class PoolSelection:
         selection, quality = self.selection, None
         if selection.quality is not None:
             quality = np.array(positive_numbers(self.snapshot, self.root, selection.quality))
-        if selection.strategy != "novelselect":
-            return select(
-                selection.strategy,
-                self.vectors,
-                selection.k,
-                density_factor=density_factor,
-                quality=quality,
-                seed=selection.seed,
-                progress=self.options.progress,
-                **selection.options,
-            )
         options = replace(self.options, seed=selection.seed, verify=selection.verify, checkpoint=checkpoint)
-        if selection.k is not None and selection.partitions is not None:
-            return partitioned(
-                self.vectors,
-                selection.k,
-                partitions=selection.partitions,
-                density_factor=density_factor,
-                quality=quality,
-                options=options,
-                spread=self.spread,
-            )
-        wanted = _wanted(self.snapshot, self.root, selection)
-        if self.earlier is not None and selection.extend_by is not None:
-            row_of = _row_of(self.snapshot, self.root)
-            kept = [row_of[id_] for id_ in self.earlier.kept]
-            wanted = replace(wanted, k=len(kept) + selection.extend_by, initial=kept)
-        return novelselect_by(self.vectors, wanted, options, density_factor, quality)
+        return picks_by(selection, options, self.vectors, density_factor, quality, self._wanted, self.spread)
+
+    def _wanted(self) -> Wanted:
+        """Return which samples NovelSelect may and must pick, those of the extended subset first."""
+        wanted = _wanted(self.snapshot, self.root, self.selection)
+        if self.earlier is None or self.selection.extend_by is None:
+            return wanted
+        row_of = _row_of(self.snapshot, self.root)
+        kept = [row_of[id_] for id_ in self.earlier.kept]
+        return replace(wanted, k=len(kept) + self.selection.extend_by, initial=kept)
 
     def reached(self, picks: Picks, density_factor: NDArray[np.float64]) -> dict[str, Any]:
         """Return the outcome of a selection by density_side `objective` (`objective_facts`); empty for other sides.
@@ -134,6 +117,53 @@ class PoolSelection:
         picks = self.picks(factor, self.root / "checkpoints" / f"{content_key(described)}.parquet")
         reached = self.reached(picks, factor)
         return write_subset(self.snapshot, self.root, picks, self.vectors, described, reached)
+
+
+def picks_by(
+    selection: Selection,
+    options: NovelSelectOptions,
+    vectors: NDArray[np.float32],
+    density_factor: NDArray[np.float64],
+    quality: NDArray[np.float64] | None,
+    wanted: Callable[[], Wanted],
+    spread: Spread = in_turn,
+) -> Picks:
+    """Return the picks of a selection from vectors: by another strategy, by NovelSelect in parts or as a whole.
+
+    Args:
+        selection: the settings.
+        options: of NovelSelect, with the seed of the settings; progress is that of every strategy.
+        vectors: float32, (n, d).
+        density_factor: float64, (n,).
+        quality: float64, (n,), or None.
+        wanted: returns which samples NovelSelect as a whole may and must pick.
+        spread: of an engine, for parts; default: this process.
+
+    Raises:
+        ValueError: as the strategy does.
+    """
+    if selection.strategy != "novelselect":
+        return select(
+            selection.strategy,
+            vectors,
+            selection.k,
+            density_factor=density_factor,
+            quality=quality,
+            seed=selection.seed,
+            progress=options.progress,
+            **selection.options,
+        )
+    if selection.k is not None and selection.partitions is not None:
+        return partitioned(
+            vectors,
+            selection.k,
+            partitions=selection.partitions,
+            density_factor=density_factor,
+            quality=quality,
+            options=options,
+            spread=spread,
+        )
+    return novelselect_by(vectors, wanted(), options, density_factor, quality)
 
 
 def with_config(settings: Settings, config: Mapping[str, Any]) -> tuple[Selection, NovelSelectOptions]:
